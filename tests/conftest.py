@@ -1,0 +1,26 @@
+"""Hostile settings: shapes are checked, promotions are explicit, ranks are not promoted, warnings are errors."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jaxtyping
+
+# Before anything imports xentlab, so that every annotated function of it is checked.
+HOOK = jaxtyping.install_import_hook("xentlab", "checker.check")
+
+import hypothesis
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+hypothesis.settings.register_profile("lab", deadline=None, max_examples=25, derandomize=True)
+hypothesis.settings.load_profile("lab")
+
+
+@pytest.fixture(autouse=True)
+def _runs_in_a_folder_of_its_own(tmp_path, monkeypatch, request):
+    """Nothing that a test writes by a relative path lands in the checkout."""
+    if "doctest" not in type(request.node).__name__.lower():
+        monkeypatch.chdir(tmp_path)

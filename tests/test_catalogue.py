@@ -1,0 +1,122 @@
+"""Names, settings, files and packages, and what a user reads when one of them is wrong."""
+
+import functools
+import importlib.metadata
+import inspect
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import xentlab.losses
+from xentlab import LOSSES, LabError, facts_of, link_of, name_of, resolve
+from xentlab.catalogue import resolve_all
+
+MINE = """
+import jax, jax.numpy as jnp
+def my_loss(logits, targets, *, power=1.0):
+    return -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0] ** power
+def averaged(logits, targets):
+    return my_loss(logits, targets).mean()
+def needs_three(logits, targets, prior):
+    return my_loss(logits, targets)
+CONSTANT = 3
+"""
+
+
+@pytest.fixture
+def mine(tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    return tmp_path / "mine.py"
+
+
+def test_every_decorated_function_of_the_folder_is_in_the_catalogue_under_its_own_name():
+    folder = pathlib.Path(inspect.getfile(xentlab.losses)).parent
+    decorated = sum(path.read_text().count("\n@loss(") for path in folder.glob("*.py"))
+    assert decorated == len(LOSSES)
+    assert all(name == function.__name__ for name, function in LOSSES.items())
+    with pytest.raises(TypeError):
+        LOSSES["nll"] = None
+
+
+def test_decoration_hands_back_the_same_function():
+    def plain(logits, targets): ...
+
+    assert xentlab.loss(source="x")(plain) is plain
+
+
+def test_settings_in_the_name_equal_settings_by_keyword():
+    z, y = jnp.array([[0.1, 2.0, -1.0]]), jnp.array([1])
+    np.testing.assert_array_equal(resolve("focal(gamma=1)")(z, y), LOSSES["focal"](z, y, gamma=1))
+    assert name_of(resolve("tsallis(alpha=3.0)")) == "tsallis(alpha=3.0)"
+
+
+def test_a_link_gets_the_settings_of_its_loss():
+    tempered = link_of(resolve("generalized_cross_entropy(q=.5)"))(jnp.array([2.0, 0.0]))
+    np.testing.assert_allclose(tempered, np.exp([1.0, 0]) / np.exp([1.0, 0]).sum(), rtol=1e-6)
+
+
+def test_a_file_a_module_and_a_callable(mine):
+    z, y = jnp.array([[0.1, 2.0, -1.0]]), jnp.array([1])
+    expected = LOSSES["nll"](z, y)
+    for name in (f"{mine}:my_loss", "xentlab.losses.likelihood:nll", LOSSES["nll"]):
+        np.testing.assert_allclose(resolve(name)(z, y), expected, rtol=1e-6)
+    squared = resolve(f"{mine}:my_loss(power=2)")
+    assert name_of(squared) == "my_loss(power=2)"
+    np.testing.assert_allclose(resolve(optax.softmax_cross_entropy_with_integer_labels)(z, y), expected, rtol=1e-6)
+
+
+def test_an_edited_file_is_read_again(mine):
+    first = resolve(f"{mine}:my_loss")
+    mine.write_text(MINE.replace("** power", "* 2 ** power"))
+    assert resolve(f"{mine}:my_loss") is not first
+
+
+def test_an_installed_package_offers_a_loss(monkeypatch):
+    point = importlib.metadata.EntryPoint("theirs", "xentlab.losses.squared:brier", "xentlab.losses")
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [point] if group == "xentlab.losses" else [])
+    assert resolve("theirs") is LOSSES["brier"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("entmax", "did you mean .*entmax15"),
+        ("fokal", "did you mean focal"),
+        ("qqqqqq", "known: .*nll"),
+        ("focal(gama=1)", "no setting 'gama'; its settings: gamma"),
+        ("nll(gamma=1)", "it has no settings"),
+        ("focal(1)", "settings by keyword"),
+        ("focal(gamma=1", "settings by keyword"),
+        ("focal(gamma=open)", "settings by keyword"),
+        ("tsallis(alpha=1)", "alpha above 1"),
+        ("./none.py:f", "no file none.py"),
+        ("no.such.module:f", "cannot import no.such.module: ModuleNotFoundError"),
+        ("mine.py:my_los", "did you mean my_loss"),
+        ("mine.py:CONSTANT", "int, not a function"),
+        ("mine.py:averaged", r"returned float32 of shape \[\].*leave the mean to the lab"),
+        ("mine.py:needs_three", "TypeError.*prior"),
+        ("broken.py:f", "broken.py fails to import: ZeroDivisionError"),
+    ],
+)
+def test_each_mistake_has_one_clear_line(mine, name, message):
+    (mine.parent / "broken.py").write_text("1 / 0")
+    with pytest.raises(LabError, match=message) as caught:
+        resolve(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_losses_of_one_name_are_refused(mine):
+    (mine.parent / "other.py").write_text(MINE)
+    with pytest.raises(LabError, match="two different losses"):
+        resolve_all([f"{mine}:my_loss", f"{mine.parent}/other.py:my_loss"])
+    with pytest.raises(LabError, match="no losses"):
+        resolve_all([])
+    assert list(resolve_all(["nll", "nll", functools.partial(LOSSES["focal"], gamma=1)])) == ["nll", "focal(gamma=1)"]
+
+
+def test_targets_of_the_wrong_shape_say_so():
+    with pytest.raises(LabError, match="class indices, not one-hot"):
+        xentlab.at_target(jnp.zeros((2, 3)), jnp.zeros((2, 3), jnp.int32))

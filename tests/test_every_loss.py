@@ -1,0 +1,379 @@
+"""Laws that every loss of the catalogue keeps, at each of its settings. A new loss enters by existing."""
+
+import ast
+import functools
+import inspect
+import itertools
+
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+
+from xentlab import LOSSES, facts_of, link_of, name_of
+
+VOCAB, TOKENS = 5, 7
+CASES = [
+    functools.partial(loss, **setting) if setting else loss
+    for loss in LOSSES.values()
+    for setting in facts_of(loss).settings
+]
+every_loss = pytest.mark.parametrize("loss", CASES, ids=name_of)
+
+
+@functools.cache
+def compiled(loss, what="value", x64=True):
+    """One compiled function a loss and kind; the tests below share them and the shape [TOKENS, VOCAB]."""
+    total = lambda logits, targets: jnp.sum(loss(logits, targets))
+    return jax.jit({"value": loss, "gradient": jax.grad(total)}[what])
+
+
+def batch(seed=0, scale=3.0, dtype=np.float64):
+    rng = np.random.default_rng(seed)
+    return (scale * rng.standard_normal((TOKENS, VOCAB))).astype(dtype), rng.integers(0, VOCAB, TOKENS).astype(np.int32)
+
+
+def call(loss, logits, targets, what="value"):
+    x64 = np.asarray(logits).dtype == np.float64
+    with jax.enable_x64(x64):
+        return np.asarray(compiled(loss, what, x64)(jnp.asarray(logits), jnp.asarray(targets)))
+
+
+def test_the_batch_is_not_degenerate():
+    logits, targets = batch()
+    assert len(np.unique(targets)) > 2
+    hit = np.argmax(logits, -1) == targets
+    assert 0 < hit.sum() < TOKENS
+    assert np.ptp(logits) > 6
+
+
+@every_loss
+def test_values_are_one_a_token_and_in_the_input_dtype(loss):
+    for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
+        logits = jax.ShapeDtypeStruct((2, 3, VOCAB), dtype)
+        targets = jax.ShapeDtypeStruct((2, 3), jnp.int32)
+        value = jax.eval_shape(loss, logits, targets)
+        assert (value.shape, value.dtype) == ((2, 3), dtype)
+
+
+@every_loss
+def test_batching_equals_one_at_a_time(loss):
+    logits, targets = batch()
+    with jax.enable_x64(True):
+        singles = [loss(jnp.asarray(z), jnp.asarray(y)) for z, y in zip(logits, targets, strict=True)]
+    np.testing.assert_allclose(call(loss, logits, targets), singles, rtol=1e-12, atol=1e-14)
+
+
+@every_loss
+def test_gradient_reads_its_own_token_alone(loss):
+    logits, targets = batch()
+    moved = logits.copy()
+    moved[1:] += 0.7 * np.arange(VOCAB)
+    here, there = call(loss, logits, targets, "gradient"), call(loss, moved, targets, "gradient")
+    np.testing.assert_array_equal(here[0], there[0])
+    assert not np.array_equal(here[1:], there[1:])
+
+
+@every_loss
+def test_gradient_equals_finite_differences(loss):
+    logits, targets = batch(seed=3)
+    gradient = call(loss, logits, targets, "gradient")
+    step = 1e-6
+    for c in range(VOCAB):
+        nudge = step * np.eye(VOCAB)[c]
+        difference = _field(loss, logits, targets, nudge)
+        # Central differences in float64 err by step^2 plus 1e-16 * |L| / step: 1e-8 with room for both.
+        np.testing.assert_allclose(
+            gradient[:, c], difference / (2 * step), rtol=1e-6, atol=2e-8 * (1 + np.abs(gradient).max())
+        )
+
+
+def _field(loss, logits, targets, nudge):
+    """L(z + nudge) - L(z - nudge), with what the loss does not differentiate held at z."""
+    if facts_of(loss).stops_gradient:
+        held = np.exp(logits - np.logaddexp.reduce(logits, -1, keepdims=True))[np.arange(TOKENS), targets]
+        eta = getattr(loss, "keywords", {}).get("eta", 0.5)
+        log_p = lambda z: (z - np.logaddexp.reduce(z, -1, keepdims=True))[np.arange(TOKENS), targets]
+        return (eta + (1 - eta) * held) * (log_p(logits - nudge) - log_p(logits + nudge))
+    return call(loss, logits + nudge, targets) - call(loss, logits - nudge, targets)
+
+
+@every_loss
+def test_renaming_the_classes_changes_nothing(loss):
+    if "prior" in inspect.signature(loss).parameters:
+        prior = getattr(loss, "keywords", {}).get("prior")
+        prior = np.asarray(prior) if prior else 1 / np.arange(1, VOCAB + 1) / np.sum(1 / np.arange(1, VOCAB + 1))
+        renamed = lambda order: functools.partial(loss, prior=tuple(prior[order]))
+    else:
+        renamed = lambda order: loss
+    logits, targets = batch()
+    order = np.array([3, 0, 4, 1, 2])
+    place = np.argsort(order)
+    np.testing.assert_allclose(
+        call(renamed(order), logits[:, order], place[targets].astype(np.int32)), call(loss, logits, targets), rtol=1e-9
+    )
+
+
+@every_loss
+def test_the_target_is_what_the_target_says(loss):
+    """Raising the target's own logit, far from the margin, lowers the loss; a wrong class's does not."""
+    z = np.zeros((TOKENS, VOCAB))
+    targets = np.arange(TOKENS, dtype=np.int32) % VOCAB
+    z[np.arange(TOKENS), (targets + 1) % VOCAB] = 0.3
+    gradient = call(loss, z, targets, "gradient")
+    assert (gradient[np.arange(TOKENS), targets] < 0).all()
+    assert (gradient[np.arange(TOKENS), (targets + 1) % VOCAB] > 0).all()
+
+
+@every_loss
+def test_shift_fact(loss):
+    logits, targets = batch()
+    same = np.allclose(call(loss, logits + 1.7, targets), call(loss, logits, targets), rtol=1e-9, atol=1e-11)
+    assert same == facts_of(loss).shift
+
+
+@every_loss
+def test_local_fact(loss):
+    """A local loss does not see how the wrong classes share the rest."""
+    logits, targets = batch()
+    rest = np.ones((TOKENS, VOCAB), bool)
+    rest[np.arange(TOKENS), targets] = False
+    rolled = logits.copy()
+    log_rest = np.logaddexp.reduce(np.where(rest, logits, -np.inf), axis=-1, keepdims=True)
+    rolled = np.where(rest, log_rest - np.log(VOCAB - 1), logits) + 0.9
+    same = np.allclose(call(loss, rolled, targets), call(loss, logits, targets), rtol=1e-9, atol=1e-11)
+    assert same == facts_of(loss).local
+
+
+@every_loss
+def test_convex_fact_along_random_chords(loss):
+    """Where convexity is claimed, no chord lies below the curve; where it is denied, a chord that does is found."""
+    if facts_of(loss).stops_gradient:
+        _field_is_monotone_on_chords(loss)
+        return
+    worst = -np.inf
+    for seed, scale in itertools.product(range(40), (1.0, 4.0, 12.0)):
+        (a, targets), (b, _) = batch(seed, scale), batch(seed + 1000, scale)
+        ends = (call(loss, a, targets) + call(loss, b, targets)) / 2
+        middle = call(loss, (a + b) / 2, targets)
+        worst = max(worst, ((middle - ends) / (1e-9 + np.abs(ends) + np.abs(middle))).max())
+    if facts_of(loss).convex:
+        assert worst < 1e-10
+    else:
+        # confidence_penalty is non-convex by the third digit at most.
+        assert worst > 1e-6 or _two_class_gap_is_concave(loss)
+
+
+def _field_is_monotone_on_chords(loss):
+    for seed in range(40):
+        (a, targets), (b, _) = batch(seed, 4.0), batch(seed + 1000, 4.0)
+        along = np.sum((call(loss, a, targets, "gradient") - call(loss, b, targets, "gradient")) * (a - b), -1)
+        assert (along >= -1e-10).all() == facts_of(loss).convex
+
+
+def _two_class_gap_is_concave(loss):
+    gap = np.linspace(2, 20, 400)
+    z = np.stack([gap, np.zeros_like(gap)], -1)
+    with jax.enable_x64(True):
+        value = np.asarray(loss(jnp.asarray(z), jnp.ones(len(gap), jnp.int32)))
+    return np.diff(value, 2).min() < -1e-9
+
+
+@every_loss
+def test_bounded_fact(loss):
+    logits = np.zeros((TOKENS, VOCAB))
+    targets = np.zeros(TOKENS, np.int32)
+    logits[:, 1] = [0, 1, 3, 10, 100, 300, 600]
+    value = call(loss, logits, targets)
+    assert (value[-1] < 1.01 * value[-2]) == facts_of(loss).bounded
+
+
+@every_loss
+def test_low_probability_facts(loss):
+    """|dL/dz_y| at p = 1e-9 is near its stated limit on both paths; an infinite limit is passing 4 and still rising."""
+    facts, settings = facts_of(loss), getattr(loss, "keywords", {})
+    for claim, path in ((facts.low_p_even, "even"), (facts.low_p_one, "one")):
+        known = {k: v for k, v in settings.items() if callable(claim) and k in inspect.signature(claim).parameters}
+        limit = claim(VOCAB, **known) if callable(claim) else claim
+        found = []
+        for gap in (20.0, 40.0, 200.0):
+            z = np.zeros((TOKENS, VOCAB))
+            z[:, 0 if path == "even" else 1] = -gap if path == "even" else gap
+            found.append(abs(call(loss, z, np.zeros(TOKENS, np.int32), "gradient")[0, 0]))
+        if limit == np.inf:
+            assert 4 < found[0] < found[1] < found[2]
+        else:
+            assert found[-1] == pytest.approx(limit, abs=1e-6)
+
+
+@every_loss
+def test_proper_fact_at_a_known_law(loss):
+    """Where the loss is proper, its expected gradient vanishes at the logits whose link is P, and not at a neighbour.
+
+    The link is inverted by descent on the convex conjugate's stand-in: P is taken *from* logits, so no inverse is needed.
+    """
+    facts = facts_of(loss)
+    z = np.log(np.array([0.4, 0.25, 0.2, 0.1, 0.05]))
+    if facts.proper == "link" and not facts.shift:
+        z = np.exp(z) if "sigmoid" not in facts.link_name else np.array([-0.2, -0.7, -1.1, -1.9, -2.5])
+    with jax.enable_x64(True):
+        link = link_of(loss)
+        law = np.asarray(link(jnp.asarray(z)))
+        if "sigmoid" in facts.link_name:  # the classes' own probabilities must already sum to 1
+            z = np.log(law / (1 - law))
+            law = np.asarray(link(jnp.asarray(z)))
+        if facts.link_name.startswith("z /"):
+            k, m = (getattr(loss, "keywords", {}).get(name, 1.0) for name in ("k", "M"))
+            z = k * m * law / (1 - law + k * law)
+        if name_of(loss).startswith("z_loss"):
+            z = z - np.logaddexp.reduce(z)
+
+        def expected_gradient(logits):
+            rows = jnp.broadcast_to(jnp.asarray(logits), (VOCAB, VOCAB))
+            each = jax.grad(lambda rows: jnp.sum(loss(rows, jnp.arange(VOCAB, dtype=jnp.int32))))(rows)
+            return np.abs(np.asarray(law @ np.asarray(each))).max()
+
+        at_law = expected_gradient(z)
+        off_law = expected_gradient(z + np.array([0.2, -0.1, 0, 0.05, 0]))
+    if facts.proper == "no":
+        assert at_law > 1e-3
+    else:
+        assert at_law < 1e-12
+        assert off_law > 1e-3
+
+
+@every_loss
+def test_link_gives_a_distribution(loss):
+    logits, _ = batch(scale=4.0, dtype=np.float32)
+    with jax.numpy_dtype_promotion("standard"):
+        p = np.asarray(jax.jit(link_of(loss))(jnp.asarray(logits)))
+    assert (p >= 0).all()
+    np.testing.assert_allclose(p.sum(-1), 1, rtol=2e-6)
+
+
+def _hostile():
+    """float32 rows at +-1e4 in every arrangement of sign, with each class as the target, and the same with a -inf rival."""
+    signs = np.array(list(itertools.product((-1e4, 1e4, 0.0), repeat=VOCAB)), np.float32)
+    targets = np.arange(len(signs), dtype=np.int32) % VOCAB
+    masked = signs.copy()
+    masked[np.arange(len(signs)), (targets + 1) % VOCAB] = -np.inf
+    ordinary = np.random.default_rng(0).standard_normal(signs.shape).astype(np.float32)
+    all_masked = np.full_like(signs, -np.inf)
+    all_masked[np.arange(len(signs)), targets] = ordinary[:, 0]
+    only = ordinary.copy()
+    only[np.arange(len(signs)), (targets + 1) % VOCAB] = -np.inf
+    return signs, masked, only, all_masked, targets
+
+
+@every_loss
+def test_finite_at_huge_logits_and_beside_a_masked_class(loss):
+    huge, masked, ordinary_masked, all_masked, targets = _hostile()
+    value, gradient = compiled(loss, "value", False), compiled(loss, "gradient", False)
+    infinite = facts_of(loss).infinite
+    exempt = {"large gaps": (huge, masked), "-inf rival": (masked, ordinary_masked, all_masked)}
+    excused = [id(rows) for fact in infinite for rows in exempt[fact]]
+    for rows in (huge, masked, ordinary_masked, all_masked):
+        v = np.asarray(value(jnp.asarray(rows), jnp.asarray(targets)))
+        if id(rows) in excused:
+            assert np.isposinf(v).any(), "declared infinite, and is not: drop the fact"
+            assert not np.isnan(v).any()
+        else:
+            assert np.isfinite(v).all()
+            assert np.isfinite(np.asarray(gradient(jnp.asarray(rows), jnp.asarray(targets)))).all()
+
+
+@every_loss
+def test_a_bad_target_is_nan_for_its_token_alone(loss):
+    logits, targets = batch(dtype=np.float32)
+    for bad in (-1, VOCAB, VOCAB + 300, -VOCAB, 2**31 - 1, -(2**31)):
+        spoiled = targets.copy()
+        spoiled[2] = bad
+        value = call(loss, logits, spoiled)
+        assert np.isnan(value[2])
+        np.testing.assert_array_equal(np.delete(value, 2), np.delete(call(loss, logits, targets), 2))
+
+
+@every_loss
+def test_target_dtypes_agree(loss):
+    logits, targets = batch(dtype=np.float32)
+    for dtype in (np.int8, np.uint8, np.int16, np.uint32):
+        np.testing.assert_array_equal(call(loss, logits, targets.astype(dtype)), call(loss, logits, targets))
+
+
+@every_loss
+def test_second_derivatives_exist_and_are_finite(loss):
+    logits, targets = batch()
+    with jax.enable_x64(True):
+        z, y = jnp.asarray(logits[0]), jnp.asarray(targets[0])
+        hessian = np.asarray(jax.hessian(lambda z: loss(z, y))(z))
+        step = 1e-5
+        gradient = jax.grad(lambda z: loss(z, y))
+        if facts_of(loss).stops_gradient:  # its field's own derivative is not what a second autodiff gives
+            assert np.isfinite(hessian).all()
+            return
+        by_difference = np.stack(
+            [
+                (np.asarray(gradient(z + step * e)) - np.asarray(gradient(z - step * e))) / (2 * step)
+                for e in jnp.eye(VOCAB)
+            ],
+            1,
+        )
+    assert np.isfinite(hessian).all()
+    # Hinges have no curvature between their kinks, and a difference may straddle one: sizes are compared, not exact zeros.
+    np.testing.assert_allclose(hessian, by_difference, rtol=1e-4, atol=1e-6 * (1 + np.abs(hessian).max()))
+
+
+@every_loss
+def test_gradients_work_in_bfloat16(loss):
+    logits, targets = batch(dtype=np.float32)
+    low = jnp.asarray(logits, jnp.bfloat16)
+    with jax.enable_x64(False):
+        gradient = compiled(loss, "gradient", False)
+        exact = np.asarray(gradient(low.astype(jnp.float32), jnp.asarray(targets)))
+        rounded = gradient(low, jnp.asarray(targets))
+    assert rounded.dtype == jnp.bfloat16
+    # bfloat16 keeps 8 bits; some thirty roundings of the largest intermediate, the exponential's sum apart.
+    scale = np.abs(exact).max(axis=-1, keepdims=True) + 1
+    assert (np.abs(np.asarray(rounded, np.float32) - exact) / scale).max() < 0.15
+
+
+@every_loss
+@given(
+    logits=hnp.arrays(np.float64, (TOKENS, VOCAB), elements=st.floats(-30, 30, allow_subnormal=False)),
+    targets=hnp.arrays(np.int32, TOKENS, elements=st.integers(0, VOCAB - 1)),
+)
+def test_losses_are_finite_and_agree_with_float32(loss, logits, targets):
+    logits = logits.astype(np.float32)
+    exact = call(loss, logits.astype(np.float64), targets)
+    rough = call(loss, logits, targets)
+    assert np.isfinite(exact).all()
+    # Errors of size eps * |z|^2 come with squares of logits, and eps * exp(gap) with the exponential: relative to the value.
+    np.testing.assert_allclose(rough, exact, rtol=2e-4, atol=1e-4)
+
+
+@every_loss
+def test_facts_are_complete(loss):
+    facts = facts_of(loss)
+    for field in ("source", "formula", "gradient", "link_name"):
+        assert getattr(facts, field), field
+    for field in ("proper", "calibrated", "convex", "bounded", "shift", "local", "low_p_even", "low_p_one"):
+        assert getattr(facts, field) is not None, field
+    assert any(character.isdigit() for character in facts.source), "a source has a year"
+    settings = [name for name in inspect.signature(loss).parameters if name not in ("logits", "targets")]
+    parameters = inspect.signature(loss).parameters
+    assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in settings)
+    assert all(parameters[name].default is not inspect.Parameter.empty for name in settings)
+
+
+@every_loss
+def test_docstring_has_an_example_that_is_not_the_function_itself(loss):
+    function = getattr(loss, "func", loss)
+    doc = inspect.getdoc(function)
+    assert ">>>" in doc
+    assert "[..., V]" in doc
+    example = doc.split(">>>")[1]
+    assert function.__name__ in example
+    ast.parse(example.split("\n")[0].strip())

@@ -1,0 +1,20 @@
+"""xentlab: a differentiable loss lab for next-token models, in JAX."""
+
+from xentlab.catalogue import LOSSES, resolve
+from xentlab.contract import Facts, LabError, at_target, facts_of, link_of, loss, name_of, off_target
+from xentlab.losses.likelihood import cross_entropy
+
+__version__ = "0.1.0"
+__all__ = [
+    "LOSSES",
+    "Facts",
+    "LabError",
+    "at_target",
+    "cross_entropy",
+    "facts_of",
+    "link_of",
+    "loss",
+    "name_of",
+    "off_target",
+    "resolve",
+]

@@ -1,0 +1,202 @@
+"""The losses by name: those of this package, those of installed packages, and those in a user's own file.
+
+A loss enters the catalogue by standing in a file of `xentlab.losses` under `@loss`: nothing else lists it.
+"""
+
+import ast
+import difflib
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import pathlib
+import pkgutil
+import sys
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType, ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import xentlab.losses
+from xentlab.contract import Facts, LabError, Loss, name_of, unwrapped
+
+ENTRY_POINTS = "xentlab.losses"
+
+
+def _scan(package: ModuleType) -> dict[str, Loss]:
+    found = {}
+    for module_info in sorted(pkgutil.iter_modules(package.__path__), key=lambda info: info.name):
+        module = importlib.import_module(f"{package.__name__}.{module_info.name}")
+        for name, value in vars(module).items():
+            if isinstance(getattr(value, "facts", None), Facts) and value.__module__ == module.__name__:
+                found[name] = value
+    return found
+
+
+LOSSES: Mapping[str, Loss] = MappingProxyType(_scan(xentlab.losses))
+"""Every loss of the package by its function's name, read-only."""
+
+
+def installed_losses() -> dict[str, importlib.metadata.EntryPoint]:
+    """The losses that installed packages offer under the entry point group `xentlab.losses`, not imported yet."""
+    return {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+
+
+def parse_call(text: str, what: str = "loss") -> tuple[str, dict[str, Any]]:
+    """Splits a name with settings into the name and the settings, which are Python literals.
+
+    >>> parse_call("focal(gamma=1)")
+    ('focal', {'gamma': 1})
+    >>> parse_call("adamw")
+    ('adamw', {})
+    """
+    text = text.strip()
+    if "(" not in text:
+        return text, {}
+    name, _, rest = text.partition("(")
+    try:
+        call = ast.parse(f"f({rest}", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
+            raise ValueError
+        settings = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (ValueError, SyntaxError):
+        raise LabError(
+            f"cannot read the {what} {text!r}. Write it as name(setting=1.5), settings by keyword."
+        ) from None
+    return name.strip(), settings
+
+
+def near_names(name: str, names: Iterable[str]) -> str:
+    """A clause for an error message that lists the names near to a wrong one."""
+    names = sorted(names)
+    near = difflib.get_close_matches(name, names, n=4, cutoff=0.5) or [n for n in names if name and name in n][:4]
+    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}."
+
+
+def with_settings(loss: Loss, settings: Mapping[str, Any]) -> Loss:
+    """The loss with keyword settings bound. Raises `LabError` for a keyword that it does not know."""
+    if not settings:
+        return loss
+    parameters = inspect.signature(loss).parameters.values()
+    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        known = [parameter.name for parameter in list(parameters)[2:]]
+        for key in settings:
+            if key not in known:
+                allowed = f"its settings: {', '.join(known)}" if known else "it has no settings"
+                raise LabError(f"{name_of(loss)} has no setting {key!r}; {allowed}.")
+    return functools.partial(loss, **settings)
+
+
+def _module_at(path: pathlib.Path) -> ModuleType:
+    if not path.is_file():
+        raise LabError(f"no file {path}. A loss in a file is named ./file.py:function.")
+    name = f"xentlab_user_{path.stem}_{abs(hash(str(path.resolve()))):x}"
+    if name in sys.modules and getattr(sys.modules[name], "__xentlab_mtime__", None) == path.stat().st_mtime_ns:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    module.__xentlab_mtime__ = path.stat().st_mtime_ns
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise LabError(f"{path} fails to import: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _member(module: ModuleType, name: str, where: str) -> Loss:
+    member = getattr(module, name, None)
+    if member is None:
+        functions = [
+            key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")
+        ]
+        raise LabError(f"{where} has no function {name!r}; {near_names(name, functions)}")
+    if not callable(member):
+        raise LabError(f"{where}:{name} is {type(member).__name__}, not a function of (logits, targets).")
+    return member
+
+
+def checked(loss: Loss) -> Loss:
+    """The loss itself, once one abstract call has shown that it keeps the contract. Raises `LabError` if not."""
+    logits = jax.ShapeDtypeStruct((2, 3, 5), jnp.float32)
+    targets = jax.ShapeDtypeStruct((2, 3), jnp.int32)
+    try:
+        value = jax.eval_shape(loss, logits, targets)
+    except LabError:
+        raise
+    except Exception as error:
+        first = str(error).strip().split("\n")[0]
+        raise LabError(
+            f"{name_of(loss)} fails on logits [2, 3, 5] and targets [2, 3]: {type(error).__name__}: {first} "
+            "A loss takes (logits [..., V], targets [...]) and keyword settings with defaults."
+        ) from error
+    shape = getattr(value, "shape", None)
+    if shape != (2, 3) or not jnp.issubdtype(value.dtype, jnp.floating):
+        got = f"{value.dtype} of shape {list(shape)}" if shape is not None else type(value).__name__
+        raise LabError(
+            f"{name_of(loss)} returned {got} for logits [2, 3, 5] and targets [2, 3]; a loss returns one floating value "
+            "a token, [2, 3]. Take the vocabulary as the last axis, and leave the mean to the lab."
+        )
+    return loss
+
+
+def resolve(loss: str | Loss) -> Loss:
+    """The loss that a name or a callable stands for.
+
+    - `"focal"`, `"focal(gamma=1)"`: of this package, or of an installed one's entry point;
+    - `"./mine.py:my_loss"`: a function in a file; `"package.module:my_loss"`: in an importable module;
+    - a callable is checked and handed back.
+
+    Raises `LabError` for an unknown name (listing the near ones), a file that does not import, a missing function,
+    an unknown setting, and a function that does not return one value a token.
+
+    >>> name_of(resolve("focal(gamma=1)"))
+    'focal(gamma=1)'
+    """
+    if callable(loss):
+        return checked(loss)
+    name, settings = parse_call(loss)
+    if name in LOSSES:
+        return checked(with_settings(LOSSES[name], settings)) if settings else LOSSES[name]
+    if ":" in name:
+        where, _, function = name.rpartition(":")
+        if where.endswith(".py") or "/" in where:
+            module = _module_at(pathlib.Path(where).expanduser())
+        else:
+            try:
+                module = importlib.import_module(where)
+            except Exception as error:
+                raise LabError(f"cannot import {where}: {type(error).__name__}: {error}") from error
+        return checked(with_settings(_member(module, function, where), settings))
+    installed = installed_losses()
+    if name in installed:
+        try:
+            function = installed[name].load()
+        except Exception as error:
+            raise LabError(
+                f"the installed loss {name} ({installed[name].value}) fails to import: {type(error).__name__}: {error}"
+            ) from error
+        return checked(with_settings(function, settings))
+    raise LabError(
+        f"no loss named {name!r}; {near_names(name, [*LOSSES, *installed])} A loss of your own: ./file.py:function."
+    )
+
+
+def resolve_all(losses: Iterable[str | Loss]) -> dict[str, Loss]:
+    """Losses by the names they are shown under, in order. Raises `LabError` for none, and for two of one name."""
+    if isinstance(losses, str) or callable(losses):
+        losses = [losses]
+    found: dict[str, Loss] = {}
+    for item in losses:
+        function = resolve(item)
+        name = name_of(function)
+        if name in found and unwrapped(found[name])[0] is not unwrapped(function)[0]:
+            raise LabError(f"two different losses are called {name!r}; rename one of the functions.")
+        found[name] = function
+    if not found:
+        raise LabError("no losses given; name at least one, for example nll.")
+    return found

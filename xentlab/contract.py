@@ -1,0 +1,174 @@
+"""What a loss is: a plain function, the facts attached to it, and the target's logit.
+
+A loss takes logits [..., V] and integer targets [...] and returns one value a token [...], unreduced, in nats where it
+has a unit. Its hyperparameters are keywords with defaults. That is optax's signature too, so optax's losses are losses.
+"""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Integer
+
+Logits = Float[Array, "*tokens vocab"]
+Targets = Integer[Array, "*tokens"]
+PerToken = Float[Array, "*tokens"]
+Loss = Callable[..., Any]
+# A limit is a number, or a function of the vocabulary's size and the loss's settings.
+Limit = float | Callable[..., float]
+
+
+class LabError(ValueError):
+    """A mistake in what the user gave. The command line prints it as one line and exits with code 2."""
+
+
+def softmax_link(logits: Logits) -> Logits:
+    """The softmax, the link of a loss that names no other: logits [..., V] -> probabilities [..., V]."""
+    return jax.nn.softmax(logits)
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What the literature says of a loss. Tests check every fact; `None` means that nobody has said.
+
+    - `source`: where it comes from; `formula` and `gradient` (with respect to the logits) in LaTeX.
+    - `link`: logits -> distribution, with the loss's settings as keywords; `link_name` says it in words.
+    - `proper`: "softmax" if the expected loss is minimised by softmax = P alone, "link" if so through `link`, else "no".
+    - `calibrated`: the argmax of the minimiser is the argmax of P. `convex`: in the logits. `bounded`: sup L < infinity.
+    - `shift`: L(z + c) = L(z). `local`: L depends on z through p_y alone.
+    - `low_p_even`, `low_p_one`: the limit of |dL/dz_y| as p_y -> 0, where z_y falls with the rest equal, and where one
+      rival rises from z = 0. Numbers, or functions of `vocab` and the settings.
+    - `stops_gradient`: something in it is held constant, so that its gradient is a field and not its value's slope.
+    - `infinite`: where infinity is the right value in float32: "large gaps", "-inf rival", both, or nowhere.
+    - `settings`: keyword settings that the laws are tested at.
+    """
+
+    source: str = ""
+    formula: str = ""
+    gradient: str = ""
+    link: Callable[..., Any] = softmax_link
+    link_name: str = "softmax(z)"
+    proper: Literal["softmax", "link", "no"] | None = None
+    calibrated: bool | None = None
+    convex: bool | None = None
+    bounded: bool | None = None
+    shift: bool | None = None
+    local: bool | None = None
+    low_p_even: Limit | None = None
+    low_p_one: Limit | None = None
+    stops_gradient: bool = False
+    infinite: tuple[Literal["large gaps", "-inf rival"], ...] = ()
+    settings: tuple[Mapping[str, Any], ...] = ({},)
+    note: str = ""
+
+
+def loss(**facts: Any) -> Callable[[Loss], Loss]:
+    """Attaches `Facts` to a loss and hands back the same function.
+
+    >>> @loss(source="a notebook, 1999", formula="1 - p_y")
+    ... def miss(logits, targets):
+    ...     return 1 - at_target(jax.nn.softmax(logits), targets)
+    >>> facts_of(miss).source
+    'a notebook, 1999'
+    """
+
+    def attach(function: Loss) -> Loss:
+        function.facts = Facts(**facts)
+        return function
+
+    return attach
+
+
+def unwrapped(loss: Loss) -> tuple[Loss, dict[str, Any]]:
+    """The function under any `functools.partial`, and the settings that the partials hold."""
+    settings: dict[str, Any] = {}
+    while isinstance(loss, functools.partial):
+        settings = {**loss.keywords, **settings}
+        loss = loss.func
+    return loss, settings
+
+
+def facts_of(loss: Loss) -> Facts:
+    """The facts of a loss, or empty ones."""
+    return getattr(unwrapped(loss)[0], "facts", Facts())
+
+
+def settings_of(loss: Loss) -> dict[str, Any]:
+    """The keyword settings that a `functools.partial` of a loss holds."""
+    return unwrapped(loss)[1]
+
+
+def name_of(loss: Loss) -> str:
+    """The name of a loss as a user would write it.
+
+    >>> def focal(logits, targets, *, gamma=2.0): ...
+    >>> name_of(focal), name_of(functools.partial(focal, gamma=1))
+    ('focal', 'focal(gamma=1)')
+    """
+    function, settings = unwrapped(loss)
+    name = getattr(function, "__name__", type(function).__name__)
+    inside = ", ".join(f"{key}={value!r}" for key, value in settings.items())
+    return f"{name}({inside})" if inside else name
+
+
+def link_of(loss: Loss) -> Callable[[Logits], Logits]:
+    """The link of a loss, logits [..., V] -> probabilities [..., V], with those settings bound that the link knows."""
+    function, settings = unwrapped(loss)
+    link = facts_of(function).link
+    known = inspect.signature(link).parameters
+    bound = {key: value for key, value in settings.items() if key in known}
+    return functools.partial(link, **bound) if bound else link
+
+
+def is_at_target(values: Float[Array, "... vocab"], targets: Integer[Array, "..."]) -> Bool[Array, "... vocab"]:
+    """Where each token's target lies, as a mask [..., V]; all False for a target outside [0, V)."""
+    if values.shape[:-1] != targets.shape:
+        raise LabError(
+            f"logits of shape {values.shape} need targets of shape {values.shape[:-1]}; got {targets.shape}. "
+            "The vocabulary is the last axis of the logits, and targets are class indices, not one-hot."
+        )
+    if jnp.dtype(targets.dtype).itemsize < 4:
+        targets = targets.astype(jnp.int32)  # an int8 cannot count to V
+    classes = jax.lax.broadcasted_iota(targets.dtype, values.shape, values.ndim - 1)
+    return classes == targets[..., None]
+
+
+def _nan_without(hit: Bool[Array, "... vocab"], dtype) -> Float[Array, "... 1"]:
+    """0 for a row that has a target, NaN for one that has none, [..., V] -> [..., 1].
+
+    A square root, for its NaN must not be seen at compile time: given `where(found, x, nan)` before an exp, XLA's CPU
+    compiler of jaxlib 0.10 takes the NaN for something that cannot happen, and a bad target scores like a good one.
+    """
+    found = jnp.sum(hit, axis=-1, keepdims=True, dtype=jnp.int32)
+    return jnp.sqrt((found - 1).astype(dtype))
+
+
+def at_target(values: Float[Array, "... vocab"], targets: Integer[Array, "..."]) -> Float[Array, "..."]:
+    """Each token's value at its target: values [..., V], targets [...] -> [...]. NaN for a target outside [0, V).
+
+    A comparison and a sum, not a gather: it fuses into what made `values`, needs no scatter on the way back, and splits
+    over a sharded vocabulary. A gather would also wrap -1 to the last class, and score it.
+
+    >>> at_target(jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), jnp.array([2, 0]))
+    Array([3., 4.], dtype=float32)
+    >>> at_target(jnp.array([1.0, 2.0, 3.0]), jnp.array(-1))
+    Array(nan, dtype=float32)
+    """
+    hit = is_at_target(values, targets)
+    return jnp.sum(jnp.where(hit, values, 0), axis=-1) + _nan_without(hit, values.dtype)[..., 0]
+
+
+def off_target(
+    values: Float[Array, "... vocab"], targets: Integer[Array, "..."], fill: float = 0.0
+) -> Float[Array, "... vocab"]:
+    """`values` [..., V] with `fill` in the target's place; a whole row of NaN for a target outside [0, V).
+
+    >>> off_target(jnp.array([1.0, 2.0, 3.0]), jnp.array(2))
+    Array([1., 2., 0.], dtype=float32)
+    """
+    hit = is_at_target(values, targets)
+    return jnp.where(hit, fill, values) + jnp.broadcast_to(_nan_without(hit, values.dtype), values.shape)

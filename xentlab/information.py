@@ -1,0 +1,124 @@
+"""Entropy, cross entropy, divergence, perplexity, and the one mean that the lab takes. In nats unless the name says bits.
+
+Distributions are arrays [..., V] of probabilities. 0 log 0 is 0; mass on what the other calls impossible costs +inf.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Integer
+
+from xentlab.contract import LabError, at_target
+from xentlab.losses.numerics import log_softmax
+
+Distribution = Float[Array, "*batch vocab"]
+PerDistribution = Float[Array, "*batch"]
+
+
+def self_information(p: Float[Array, "..."]) -> Float[Array, "..."]:
+    """-log p of each probability, in nats; +inf at 0. Shannon 1948.
+
+    >>> self_information(jnp.array([1.0, 0.5]))
+    Array([0.       , 0.6931472], dtype=float32)
+    """
+    return jnp.abs(-jnp.log(p))  # abs: no -0.0 at p = 1
+
+
+def cross_entropy(p: Distribution, q: Distribution) -> PerDistribution:
+    """H(P, Q) = -sum P log Q in nats, [..., V], [..., V] -> [...]: the mean length of P's news in Q's code.
+
+    +inf where P has mass on what Q calls impossible. Shannon 1948.
+
+    >>> float(cross_entropy(jnp.array([0.5, 0.5]), jnp.array([1.0, 0.0])))
+    inf
+    """
+    _same_shape(p, q)
+    present = p > 0
+    return jnp.sum(jnp.where(present, p * -jnp.log(jnp.where(present, q, 1)), 0), axis=-1)
+
+
+def entropy(p: Distribution) -> PerDistribution:
+    """H(P) = -sum P log P in nats, [..., V] -> [...]. Shannon 1948.
+
+    >>> print(f"{entropy(jnp.array([0.1, 0.4, 0.5])):.5f}")  # 1.36096 bits
+    0.94335
+    """
+    return cross_entropy(p, p)
+
+
+def kl_divergence(p: Distribution, q: Distribution) -> PerDistribution:
+    """KL(P || Q) = sum P log(P / Q) in nats, [..., V], [..., V] -> [...]; +inf on a support mismatch, never NaN.
+
+    Kullback & Leibler 1951.
+
+    >>> kl_divergence(jnp.array([1.0, 0.0]), jnp.array([0.5, 0.5])) / jnp.log(2.0)
+    Array(1., dtype=float32)
+    """
+    _same_shape(p, q)
+    present = p > 0
+    ratio = jnp.log(jnp.where(present, p, 1)) - jnp.log(jnp.where(present, q, 1))
+    return jnp.sum(jnp.where(present, p * ratio, 0), axis=-1)
+
+
+def bits(nats):
+    """Nats as bits: divided by log 2.
+
+    >>> bits(math.log(8))
+    3.0
+    """
+    return nats / math.log(2)
+
+
+def perplexity(mean_nll):
+    """exp of a mean negative log likelihood in nats: the size of the uniform choice that is as hard.
+
+    >>> round(float(perplexity(math.log(10))), 4)
+    10.0
+    """
+    return jnp.exp(mean_nll)
+
+
+def sequence_log_prob(
+    logits: Float[Array, "*batch time vocab"],
+    tokens: Integer[Array, "*batch time"],
+    mask: Float[Array, "*batch time"] | None = None,
+) -> PerDistribution:
+    """log P(tokens) = sum_i log p(token_i | what came before), in nats: logits [..., T, V], tokens [..., T] -> [...].
+
+    logits[..., i, :] is the prediction *of* tokens[..., i]. mask: 1 where a token counts, 0 where it does not. A sum of
+    logarithms: a hundred tokens at 0.1 are -230.26, where their product is 0 in float32.
+
+    >>> sequence_log_prob(jnp.zeros((2, 4)), jnp.array([3, 0])) / jnp.log(2.0)  # 1/4 * 1/4
+    Array(-4., dtype=float32)
+    """
+    each = at_target(log_softmax(logits), tokens)
+    return jnp.sum(each if mask is None else jnp.where(mask == 0, 0, each * mask), axis=-1)
+
+
+def weighted_mean(
+    values: Float[Array, "..."], weights: Float[Array, "..."] | None = None
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The mean of values [...] under weights [...], and the sum of the weights: (mean, weight), two scalars.
+
+    A value of weight 0 is out, even if it is NaN or infinite. Where every weight is 0 the mean is 0 and so is its
+    gradient: a batch with nothing in it teaches nothing. Means of parts combine by their weights, never as a mean of
+    means: (m1 w1 + m2 w2) / (w1 + w2). Raises `LabError` where the shapes differ.
+
+    >>> weighted_mean(jnp.array([1.0, 5.0, jnp.nan]), jnp.array([3.0, 1.0, 0.0]))
+    (Array(2., dtype=float32), Array(4., dtype=float32))
+    """
+    if weights is None:
+        weights = jnp.ones_like(values)
+    if weights.shape != values.shape:
+        raise LabError(f"weighted_mean needs one weight a value: values are {values.shape}, weights {weights.shape}.")
+    counts = weights != 0
+    total = jnp.sum(weights)
+    # Both wheres: the inner one keeps a NaN of weight 0 out of the gradient as well.
+    inner = jnp.sum(jnp.where(counts, weights * jnp.where(counts, values, 0), 0))
+    return inner / jnp.where(total == 0, 1, total), total
+
+
+def _same_shape(p: jax.Array, q: jax.Array) -> None:
+    if p.shape != q.shape:
+        raise LabError(f"two distributions over one vocabulary have one shape; got {p.shape} and {q.shape}.")

@@ -1,0 +1,1 @@
+"""The catalogue's losses, a family a file. `xentlab.catalogue` finds them by scanning this package."""

@@ -1,0 +1,66 @@
+"""What the losses share so that their values and gradients keep their digits at both ends, p -> 0 and p -> 1."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from xentlab.contract import Logits
+
+
+def log_softmax(logits: Logits) -> Logits:
+    """log softmax over the last axis, [..., V] -> [..., V], relatively right at certainty too.
+
+    `jax.nn.log_softmax` takes log(1 + s) of the rivals' share s, which is 0 once s < 1e-7 in float32; here it is
+    log1p(s), and the greatest logit itself is a constant 0 after the shift, so that the gradient 1 - p keeps its digits.
+
+    >>> print("{:.4e} {:.4f}".format(*log_softmax(jnp.array([30.0, 0.0]))))  # -exp(-30), and -30 less that
+    -9.3576e-14 -30.0000
+    """
+    top = jnp.argmax(logits, axis=-1, keepdims=True)
+    is_top = jax.lax.broadcasted_iota(top.dtype, logits.shape, logits.ndim - 1) == top
+    greatest = jnp.sum(jnp.where(is_top, logits, 0), axis=-1, keepdims=True)
+    below = jnp.where(is_top, 0, logits - greatest)
+    rivals = jnp.sum(jnp.where(is_top, 0, jnp.exp(below)), axis=-1, keepdims=True)
+    return below - jnp.log1p(rivals)
+
+
+def softmax(logits: Logits) -> Logits:
+    """exp(log_softmax): probabilities [..., V]."""
+    return jnp.exp(log_softmax(logits))
+
+
+@jax.custom_jvp
+def one_minus_exp(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """1 - exp(x), relatively right for small x, and so is its derivative for great -x.
+
+    `-expm1` has the value right, but JAX's derivative of expm1 is ans + 1, which has lost every digit by exp(x) = 1e-16.
+
+    >>> float(jax.grad(one_minus_exp)(jnp.array(-40.0))) == -float(jnp.exp(-40.0))
+    True
+    """
+    return -jnp.expm1(x)
+
+
+@one_minus_exp.defjvp
+def _(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    return one_minus_exp(x), -jnp.exp(x) * dx
+
+
+def log_one_minus_softmax(logits: Logits) -> Logits:
+    """log(1 - softmax), [..., V] -> [..., V], without taking 1 - p where p is near 1.
+
+    For the class with the greatest logit 1 - p is the sum of the rivals' probabilities; every other p is at most 1/2.
+
+    >>> print("{:.4f} {:.4e}".format(*log_one_minus_softmax(jnp.array([50.0, 0.0]))))  # -50, and -exp(-50)
+    -50.0000 -1.9287e-22
+    """
+    log_p = log_softmax(logits)
+    top = jnp.argmax(logits, axis=-1, keepdims=True)
+    is_top = jax.lax.broadcasted_iota(top.dtype, logits.shape, logits.ndim - 1) == top
+    rivals = jnp.where(is_top, -jnp.inf, log_p)
+    # A safe stand-in where every rival is at -inf: the logsumexp of nothing has a NaN gradient even where it is unused.
+    empty = jnp.max(rivals, axis=-1, keepdims=True) == -jnp.inf
+    log_rivals = jnp.where(empty, -jnp.inf, jax.nn.logsumexp(jnp.where(empty, 0, rivals), axis=-1, keepdims=True))
+    p = jnp.exp(jnp.where(is_top, -jnp.inf, log_p))
+    return jnp.where(is_top, log_rivals, jnp.log1p(-p))

@@ -1,0 +1,117 @@
+"""Cross entropy with something added: to the target, to the logits' size, to the prediction's entropy."""
+
+import jax
+import jax.numpy as jnp
+
+from xentlab.contract import LabError, Logits, PerToken, Targets, at_target, loss, off_target
+from xentlab.losses.likelihood import nll
+from xentlab.losses.numerics import log_softmax
+
+
+def _smoothed(vocab, *, epsilon=0.1):
+    return 1 - epsilon + epsilon / vocab
+
+
+@loss(
+    source="Szegedy et al. 2016, Rethinking the Inception architecture, arXiv:1512.00567, section 7",
+    formula=r"-\sum_j t_j \log p_j,\quad t = (1 - \epsilon) e + \epsilon / V",
+    gradient=r"p - t",
+    proper="no",
+    calibrated=True,
+    convex=True,
+    bounded=False,
+    shift=True,
+    local=False,
+    low_p_even=_smoothed,
+    low_p_one=_smoothed,
+    infinite=("-inf rival",),
+    settings=({}, {"epsilon": 0.4}),
+)
+def label_smoothing(logits: Logits, targets: Targets, *, epsilon: float = 0.1) -> PerToken:
+    """Cross entropy to the target mixed with the uniform: logits [..., V], targets [...] -> [...], in nats.
+
+    epsilon: in [0, 1). A class at a logit of -inf costs infinity, since the smoothed target still asks for it.
+
+    >>> value = label_smoothing(jnp.log(jnp.array([0.8, 0.2])), jnp.array(0), epsilon=0.5)
+    >>> print(f"{value:.5f}")  # .75 log 1.25 + .25 log 5 = .16736 + .40236
+    0.56972
+    """
+    if not 0 <= epsilon < 1:
+        raise LabError(f"label_smoothing needs epsilon in [0, 1); got {epsilon}.")
+    log_p = log_softmax(logits)
+    return -(1 - epsilon) * at_target(log_p, targets) - epsilon * jnp.mean(log_p, axis=-1)
+
+
+@loss(
+    source="Chowdhery et al. 2022, PaLM, arXiv:2204.02311, section 5 (coefficient 1e-4)",
+    formula=r"-\log p_y + c \operatorname{lse}(z)^2",
+    gradient=r"p (1 + 2 c \operatorname{lse}(z)) - e",
+    proper="softmax",
+    calibrated=True,
+    convex=True,
+    bounded=False,
+    shift=False,
+    local=False,
+    low_p_even=1.0,
+    low_p_one=1.0,
+    settings=({}, {"coefficient": 0.01}),
+    note="Pins lse near 0. Not convex where lse < -1 / (2c).",
+)
+def z_loss(logits: Logits, targets: Targets, *, coefficient: float = 1e-4) -> PerToken:
+    """`nll` plus coefficient * logsumexp(z)^2, which keeps the normaliser near 1: logits [..., V], targets [...] -> [...].
+
+    >>> print(f"{z_loss(jnp.log(jnp.array([1.0, 3.0])), jnp.array(0), coefficient=1.0):.5f}")  # log 4 + (log 4)^2
+    3.30811
+    """
+    return nll(logits, targets) + coefficient * jax.nn.logsumexp(logits, axis=-1) ** 2
+
+
+@loss(
+    source="Pereyra et al. 2017, Regularizing neural networks by penalizing confident output distributions, arXiv:1701.06548",
+    formula=r"-\log p_y - \beta H(p)",
+    gradient=r"p - e + \beta\, p \circ (\log p + H(p))",
+    proper="no",
+    calibrated=True,
+    convex=False,
+    bounded=False,
+    shift=True,
+    local=False,
+    low_p_even=1.0,
+    low_p_one=1.0,
+    settings=({}, {"beta": 0.5}),
+    note="Convexity fails barely, for every beta > 0: at V = 2 from the gap s with s tanh(s/2) > 1 + 1/beta on.",
+)
+def confidence_penalty(logits: Logits, targets: Targets, *, beta: float = 0.1) -> PerToken:
+    """`nll` minus beta times the prediction's entropy: logits [..., V], targets [...] -> [...], in nats.
+
+    >>> confidence_penalty(jnp.zeros(2), jnp.array(0), beta=0.5) / jnp.log(2.0)  # log 2 - 1/2 log 2
+    Array(0.5, dtype=float32)
+    """
+    log_p = log_softmax(logits)
+    p = jnp.exp(log_p)
+    entropy = -jnp.sum(p * jnp.where(p > 0, log_p, 0), axis=-1)  # 0 log 0 is 0
+    return -at_target(log_p, targets) - beta * entropy
+
+
+@loss(
+    source="Hui, Belkin & Wright 2023, Cut your losses with squentropy, arXiv:2302.03952, eq. 1",
+    formula=r"-\log p_y + \tfrac{1}{V - 1} \sum_{j \ne y} z_j^2",
+    gradient=r"p - e, \text{ plus } 2 z_j / (V - 1) \text{ off the target}",
+    proper="no",
+    calibrated=True,
+    convex=True,
+    bounded=False,
+    shift=False,
+    local=False,
+    low_p_even=1.0,
+    low_p_one=1.0,
+    infinite=("-inf rival",),
+)
+def squentropy(logits: Logits, targets: Targets) -> PerToken:
+    """`nll` plus the mean square of the wrong classes' logits: logits [..., V], targets [...] -> [...].
+
+    >>> squentropy(jnp.array([3.0, 3.0]), jnp.array(0)) - jnp.log(2.0)  # 3^2 / 1
+    Array(9., dtype=float32)
+    """
+    rivals = off_target(logits, targets)
+    return nll(logits, targets) + jnp.sum(rivals**2, axis=-1) / (logits.shape[-1] - 1)

@@ -1,0 +1,175 @@
+"""Losses that turn the log score up or down at low probability: local ones, functions of p_y alone."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from xentlab.contract import LabError, Logits, PerToken, Targets, at_target, loss
+from xentlab.losses.numerics import log_softmax, one_minus_exp
+
+
+@loss(
+    source="Lin et al. 2017, Focal loss for dense object detection, arXiv:1708.02002, eq. 4",
+    formula=r"-(1 - p_y)^\gamma \log p_y",
+    gradient=r"\ell'(p_y)\, p_y (e - p),\quad \ell'(p) = \gamma (1 - p)^{\gamma - 1} \log p - (1 - p)^\gamma / p",
+    proper="no",
+    calibrated=True,
+    convex=False,
+    bounded=False,
+    shift=True,
+    local=True,
+    low_p_even=1.0,
+    low_p_one=1.0,
+    settings=({}, {"gamma": 1.0}, {"gamma": 0.5}),
+    note="Not proper: Charoenphakdee et al. 2021, arXiv:2011.09172. |dL/dz_y| overshoots to 1.13 on its way to 1.",
+)
+def focal(logits: Logits, targets: Targets, *, gamma: float = 2.0) -> PerToken:
+    """The log score, damped where the model is already right: logits [..., V], targets [...] -> [...], in nats.
+
+    gamma: at least 0; at 0 it is `nll`.
+
+    >>> focal(jnp.zeros(2), jnp.array(0)) / jnp.log(2.0)  # (1/2)^2 log 2
+    Array(0.25, dtype=float32)
+    """
+    log_p = at_target(log_softmax(logits), targets)
+    # At p = 1 exactly a power below 1 has an infinite slope; there the loss and its gradient are 0.
+    certain = log_p == 0
+    log_p = jnp.where(certain, -1, log_p)
+    return jnp.where(certain, 0, -(one_minus_exp(log_p) ** gamma) * log_p)
+
+
+@loss(
+    source="Leng et al. 2022, PolyLoss, arXiv:2204.12511, eq. 5",
+    formula=r"-\log p_y + \epsilon (1 - p_y)",
+    gradient=r"(1 + \epsilon p_y)(p - e)",
+    proper="no",
+    calibrated=True,
+    convex=True,
+    bounded=False,
+    shift=True,
+    local=True,
+    low_p_even=1.0,
+    low_p_one=1.0,
+    settings=({}, {"epsilon": -0.5}),
+    note="Convex only for -1 <= epsilon <= 1.",
+)
+def poly1(logits: Logits, targets: Targets, *, epsilon: float = 1.0) -> PerToken:
+    """The log score with its first polynomial coefficient moved by epsilon: logits [..., V], targets [...] -> [...].
+
+    >>> float(poly1(jnp.zeros(2), jnp.array(0)) - jnp.log(2.0))  # epsilon / 2
+    0.5
+    """
+    log_p = at_target(log_softmax(logits), targets)
+    return -log_p + epsilon * one_minus_exp(log_p)
+
+
+def _tempered_link(logits, *, q=0.7):
+    return jax.nn.softmax((1 - q) * logits)
+
+
+@loss(
+    source="Zhang & Sabuncu 2018, Generalized cross entropy loss, arXiv:1805.07836, eq. 6",
+    formula=r"(1 - p_y^q) / q",
+    gradient=r"-p_y^q (e - p)",
+    link=_tempered_link,
+    link_name="softmax((1 - q) z)",
+    proper="link",
+    calibrated=True,
+    convex=False,
+    bounded=True,
+    shift=True,
+    local=True,
+    low_p_even=0.0,
+    low_p_one=0.0,
+    settings=({}, {"q": 0.3}),
+)
+def generalized_cross_entropy(logits: Logits, targets: Targets, *, q: float = 0.7) -> PerToken:
+    """Between `nll` (q -> 0) and half of `mae` (q = 1): logits [..., V], targets [...] -> [...], in [0, 1/q].
+
+    q: in (0, 1]. The gradient at low p vanishes like p^q.
+
+    >>> generalized_cross_entropy(jnp.log(jnp.array([0.25, 0.75])), jnp.array(0), q=0.5)  # (1 - 1/2) / (1/2)
+    Array(1., dtype=float32)
+    """
+    if not 0 < q <= 1:
+        raise LabError(f"generalized_cross_entropy needs q in (0, 1]; got {q}. For q = 0 use nll, its limit.")
+    return one_minus_exp(q * at_target(log_softmax(logits), targets)) / q
+
+
+@loss(
+    source="Ghosh et al. 2017, Robust loss functions under label noise, arXiv:1712.09482",
+    formula=r"\sum_j |p_j - e_j| = 2 (1 - p_y)",
+    gradient=r"-2 p_y (e - p)",
+    proper="no",
+    calibrated=True,
+    convex=False,
+    bounded=True,
+    shift=True,
+    local=True,
+    low_p_even=0.0,
+    low_p_one=0.0,
+    note="Its minimiser is one-hot: it learns the likeliest class and nothing of the others.",
+)
+def mae(logits: Logits, targets: Targets) -> PerToken:
+    """Absolute error on probabilities: logits [..., V], targets [...] -> [...], in [0, 2].
+
+    >>> mae(jnp.zeros(4), jnp.array(0))  # 3/4 + 3 * 1/4
+    Array(1.5, dtype=float32)
+    """
+    return 2 * one_minus_exp(at_target(log_softmax(logits), targets))
+
+
+@loss(
+    source="Englesson & Azizpour 2021, Generalized Jensen-Shannon divergence loss, arXiv:2105.04522, at pi = 1/2",
+    formula=r"\operatorname{JS}(e, p) = \log 2 + \tfrac12 p_y \log p_y - \tfrac12 (1 + p_y) \log(1 + p_y)",
+    gradient=r"\tfrac12 \log\tfrac{p_y}{1 + p_y}\; p_y (e - p)",
+    proper="no",
+    calibrated=True,
+    convex=False,
+    bounded=True,
+    shift=True,
+    local=True,
+    low_p_even=0.0,
+    low_p_one=0.0,
+)
+def jensen_shannon(logits: Logits, targets: Targets) -> PerToken:
+    """Jensen-Shannon divergence between p and the one-hot target, in nats: logits [..., V], targets [...] -> [...].
+
+    >>> jensen_shannon(jnp.array([0.0, 200.0]), jnp.array(0)) / jnp.log(2.0)  # its supremum
+    Array(1., dtype=float32)
+    """
+    log_p = at_target(log_softmax(logits), targets)
+    miss = one_minus_exp(log_p)
+    # The formula with 1 + p = 2 - miss, in which the log 2 terms cancel on paper instead of in floating point.
+    return (miss * math.log(2) - (2 - miss) * jnp.log1p(-miss / 2) + jnp.exp(log_p) * log_p) / 2
+
+
+def _eta(vocab, *, eta=0.5):
+    return eta
+
+
+@loss(
+    source="Zhang et al. 2023, MixCE: mixing forward and reverse cross-entropies, arXiv:2305.16958, eq. 7",
+    formula=r"-(\eta + (1 - \eta)\operatorname{stop}(p_y)) \log p_y",
+    gradient=r"-(\eta + (1 - \eta) p_y)(e - p)",
+    proper="no",
+    calibrated=True,
+    convex=True,
+    bounded=False,
+    shift=True,
+    local=True,
+    stops_gradient=True,
+    low_p_even=_eta,
+    low_p_one=_eta,
+    settings=({}, {"eta": 0.75}),
+    note="Judged by its gradient field, not its value. The field is monotone for eta >= 1/2; at 1/2 it is half poly1's.",
+)
+def mixce(logits: Logits, targets: Targets, *, eta: float = 0.5) -> PerToken:
+    """Cross entropy mixed with its reverse, by a weight that is not differentiated: logits [..., V], targets [...] -> [...].
+
+    >>> mixce(jnp.zeros(2), jnp.array(0)) / jnp.log(2.0)  # 1/2 + 1/2 * 1/2
+    Array(0.75, dtype=float32)
+    """
+    log_p = at_target(log_softmax(logits), targets)
+    return -(eta + (1 - eta) * jax.lax.stop_gradient(jnp.exp(log_p))) * log_p

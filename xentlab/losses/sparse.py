@@ -1,0 +1,158 @@
+"""Fenchel-Young losses whose links give exact zeros: sparsemax and 1.5-entmax."""
+
+import jax
+import jax.numpy as jnp
+
+from xentlab.contract import Logits, PerToken, Targets, at_target, loss
+
+
+def _below_top(logits):
+    """z minus its maximum, [..., V], at no less than float32: running sums need the digits."""
+    x = logits.astype(jnp.float32) if logits.dtype.itemsize < 4 else logits
+    return x - jnp.max(x, axis=-1, keepdims=True)
+
+
+def _sorted_from_top(logits):
+    """`_below_top` from the greatest on; and the counts 1, 2, .. V beside them."""
+    x = -jnp.sort(-_below_top(logits), axis=-1)
+    return x, jax.lax.broadcasted_iota(x.dtype, x.shape, x.ndim - 1) + 1
+
+
+def _at_last(values, support):
+    """The value of `values` at the last place of the support, which is a run from the front."""
+    size = jnp.sum(support, axis=-1, keepdims=True)
+    place = jax.lax.broadcasted_iota(size.dtype, values.shape, values.ndim - 1)
+    return jnp.sum(jnp.where(place == size - 1, values, 0), axis=-1, keepdims=True)
+
+
+@jax.custom_jvp
+def sparsemax_link(logits: Logits) -> Logits:
+    """The Euclidean projection of z onto the simplex, [..., V] -> [..., V]. Martins & Astudillo 2016, algorithm 1.
+
+    >>> sparsemax_link(jnp.array([1.0, 0.5, -2.0]))  # minus 1/4, what falls below 0 cut off
+    Array([0.75, 0.25, 0.  ], dtype=float32)
+    """
+    x, counts = _sorted_from_top(logits)
+    # No place further than 1 below the top is in the support; there any number will do, so keep the sums exact.
+    x = jnp.maximum(x, -2)
+    thresholds = (jnp.cumsum(x, axis=-1) - 1) / counts
+    threshold = _at_last(thresholds, x > thresholds)
+    return jax.nn.relu(_below_top(logits) - threshold).astype(logits.dtype)
+
+
+@sparsemax_link.defjvp
+def _(primals, tangents):
+    (logits,), (dz,) = primals, tangents
+    p = sparsemax_link(logits)
+    support = (p > 0).astype(p.dtype)
+    mean = jnp.sum(support * dz, axis=-1, keepdims=True) / jnp.sum(support, axis=-1, keepdims=True)
+    return p, support * (dz - mean)
+
+
+@jax.custom_jvp
+def entmax15_link(logits: Logits) -> Logits:
+    """1.5-entmax, p = relu(z/2 - tau)^2, [..., V] -> [..., V]. Peters et al. 2019, algorithm 2.
+
+    >>> entmax15_link(jnp.array([2.0, 0.0, -9.0]))  # relu(1 - 0)^2, relu(0 - 0)^2
+    Array([1., 0., 0.], dtype=float32)
+    """
+    x, counts = _sorted_from_top(logits)
+    x = jnp.maximum(x / 2, -2)  # as for sparsemax, the support ends within 1 of the top
+    mean = jnp.cumsum(x, axis=-1) / counts
+    spread = jnp.cumsum(x**2, axis=-1) - counts * mean**2
+    thresholds = mean - jnp.sqrt(jax.nn.relu((1 - spread) / counts))
+    threshold = _at_last(thresholds, thresholds <= x)
+    return (jax.nn.relu(_below_top(logits) / 2 - threshold) ** 2).astype(logits.dtype)
+
+
+@entmax15_link.defjvp
+def _(primals, tangents):
+    (logits,), (dz,) = primals, tangents
+    p = entmax15_link(logits)
+    root = jnp.sqrt(p)
+    mean = jnp.sum(root * dz, axis=-1, keepdims=True) / jnp.sum(root, axis=-1, keepdims=True)
+    return p, root * (dz - mean)
+
+
+def _conjugate(link, entropy):
+    """max_p z.p - entropy(p), by its maximiser `link`; its derivative is the link, and the second is the link's own.
+
+    A stop_gradient around the maximiser would have the gradient right and the Hessian 0.
+    """
+
+    @jax.custom_jvp
+    def conjugate(logits):
+        p = link(logits)
+        shifted = _below_top(logits).astype(logits.dtype)
+        # z.p from the top down, and without 0 * -inf; the top is added back at the end.
+        aligned = jnp.sum(jnp.where(p > 0, p * jnp.where(p > 0, shifted, 0), 0), axis=-1)
+        return aligned - entropy(p), jnp.max(logits, axis=-1)
+
+    @conjugate.defjvp
+    def _(primals, tangents):
+        (logits,), (dz,) = primals, tangents
+        top = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
+        below, _ = conjugate(logits)
+        slope = jnp.sum(link(logits) * dz, axis=-1)
+        # The top is a constant of the representation: value = below + top, and the whole slope is booked on `below`.
+        return (below, top), (slope, jnp.zeros_like(top))
+
+    return conjugate
+
+
+_sparsemax_conjugate = _conjugate(sparsemax_link, lambda p: (jnp.sum(p**2, axis=-1) - 1) / 2)
+_entmax15_conjugate = _conjugate(entmax15_link, lambda p: (jnp.sum(p * jnp.sqrt(p), axis=-1) - 1) / 0.75)
+
+
+def _fenchel_young(conjugate, logits, targets):
+    below, top = conjugate(logits)
+    # z_y and the top are of one size: their difference is exact where the loss is small.
+    return below + (top - at_target(logits, targets))
+
+
+@loss(
+    source="Martins & Astudillo 2016, From softmax to sparsemax, arXiv:1602.02068, section 3",
+    formula=r"\max_{p \in \Delta} \big(z^\top p - \tfrac12 \lVert p \rVert^2\big) + \tfrac12 - z_y",
+    gradient=r"\operatorname{sparsemax}(z) - e",
+    link=sparsemax_link,
+    link_name="sparsemax(z)",
+    proper="link",
+    calibrated=True,
+    convex=True,
+    bounded=False,
+    shift=True,
+    local=False,
+    low_p_even=1.0,
+    low_p_one=1.0,
+)
+def sparsemax(logits: Logits, targets: Targets) -> PerToken:
+    """The Fenchel-Young loss of the simplex projection: logits [..., V], targets [...] -> [...]. 0 from a lead of 1 on.
+
+    >>> sparsemax(jnp.array([0.5, 0.0]), jnp.array(0))  # p = (3/4, 1/4): 3/8 - 5/16 + 1/2 - 1/2
+    Array(0.0625, dtype=float32)
+    """
+    return _fenchel_young(_sparsemax_conjugate, logits, targets)
+
+
+@loss(
+    source="Peters et al. 2019, Sparse sequence-to-sequence models, arXiv:1905.05702; Roulet et al. 2025, arXiv:2501.18537",
+    formula=r"\max_{p \in \Delta} \big(z^\top p - \tfrac43 (\textstyle\sum_j p_j^{3/2} - 1)\big) - z_y",
+    gradient=r"\operatorname{entmax}_{1.5}(z) - e",
+    link=entmax15_link,
+    link_name="entmax15(z)",
+    proper="link",
+    calibrated=True,
+    convex=True,
+    bounded=False,
+    shift=True,
+    local=False,
+    low_p_even=1.0,
+    low_p_one=1.0,
+)
+def entmax15(logits: Logits, targets: Targets) -> PerToken:
+    """The Fenchel-Young loss between `nll` and `sparsemax`: logits [..., V], targets [...] -> [...]. 0 from a lead of 2 on.
+
+    >>> round(float(entmax15(jnp.zeros(4), jnp.array(0))), 4)  # p = 1/4 each: 4/3 (1 - 4/8)
+    0.6667
+    """
+    return _fenchel_young(_entmax15_conjugate, logits, targets)
