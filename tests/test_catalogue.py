@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import xentlab.losses
-from xentlab import LOSSES, LabError, facts_of, link_of, name_of, resolve
+from xentlab import LOSSES, LabError, link_of, name_of, resolve
 from xentlab.catalogue import resolve_all
 
 MINE = """

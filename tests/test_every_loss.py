@@ -17,9 +17,7 @@ from xentlab import LOSSES, facts_of, link_of, name_of
 
 VOCAB, TOKENS = 5, 7
 CASES = [
-    functools.partial(loss, **setting) if setting else loss
-    for loss in LOSSES.values()
-    for setting in facts_of(loss).settings
+    functools.partial(loss, **setting) if setting else loss for loss in LOSSES.values() for setting in facts_of(loss).settings
 ]
 every_loss = pytest.mark.parametrize("loss", CASES, ids=name_of)
 
@@ -86,9 +84,7 @@ def test_gradient_equals_finite_differences(loss):
         nudge = step * np.eye(VOCAB)[c]
         difference = _field(loss, logits, targets, nudge)
         # Central differences in float64 err by step^2 plus 1e-16 * |L| / step: 1e-8 with room for both.
-        np.testing.assert_allclose(
-            gradient[:, c], difference / (2 * step), rtol=1e-6, atol=2e-8 * (1 + np.abs(gradient).max())
-        )
+        np.testing.assert_allclose(gradient[:, c], difference / (2 * step), rtol=1e-6, atol=2e-8 * (1 + np.abs(gradient).max()))
 
 
 def _field(loss, logits, targets, nudge):
@@ -315,10 +311,7 @@ def test_second_derivatives_exist_and_are_finite(loss):
             assert np.isfinite(hessian).all()
             return
         by_difference = np.stack(
-            [
-                (np.asarray(gradient(z + step * e)) - np.asarray(gradient(z - step * e))) / (2 * step)
-                for e in jnp.eye(VOCAB)
-            ],
+            [(np.asarray(gradient(z + step * e)) - np.asarray(gradient(z - step * e))) / (2 * step) for e in jnp.eye(VOCAB)],
             1,
         )
     assert np.isfinite(hessian).all()

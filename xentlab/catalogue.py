@@ -63,9 +63,7 @@ def parse_call(text: str, what: str = "loss") -> tuple[str, dict[str, Any]]:
             raise ValueError
         settings = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
     except (ValueError, SyntaxError):
-        raise LabError(
-            f"cannot read the {what} {text!r}. Write it as name(setting=1.5), settings by keyword."
-        ) from None
+        raise LabError(f"cannot read the {what} {text!r}. Write it as name(setting=1.5), settings by keyword.") from None
     return name.strip(), settings
 
 
@@ -111,9 +109,7 @@ def _module_at(path: pathlib.Path) -> ModuleType:
 def _member(module: ModuleType, name: str, where: str) -> Loss:
     member = getattr(module, name, None)
     if member is None:
-        functions = [
-            key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")
-        ]
+        functions = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
         raise LabError(f"{where} has no function {name!r}; {near_names(name, functions)}")
     if not callable(member):
         raise LabError(f"{where}:{name} is {type(member).__name__}, not a function of (logits, targets).")
@@ -181,9 +177,7 @@ def resolve(loss: str | Loss) -> Loss:
                 f"the installed loss {name} ({installed[name].value}) fails to import: {type(error).__name__}: {error}"
             ) from error
         return checked(with_settings(function, settings))
-    raise LabError(
-        f"no loss named {name!r}; {near_names(name, [*LOSSES, *installed])} A loss of your own: ./file.py:function."
-    )
+    raise LabError(f"no loss named {name!r}; {near_names(name, [*LOSSES, *installed])} A loss of your own: ./file.py:function.")
 
 
 def resolve_all(losses: Iterable[str | Loss]) -> dict[str, Loss]:

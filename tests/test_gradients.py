@@ -1,0 +1,204 @@
+"""Profiles against closed forms in high precision, budgets against arithmetic, and files that are wrong."""
+
+import decimal
+
+import numpy as np
+import pytest
+
+from xentlab import LOSSES, LabError
+from xentlab.gradients import PATHS, gradient_budget, gradient_profile, load_batch, path_logits
+
+PROBABILITIES = [0.99, 0.5, 0.05, 1e-3, 1e-6, 1e-9, 1e-12]
+VOCAB = 4
+
+
+def others(p, rivals):
+    """The wrong classes' probabilities along a path, in 60 digits."""
+    share = (1 - p) / (VOCAB - 1)
+    return [share] * (VOCAB - 1) if rivals == "even" else [1 - (VOCAB - 1) * p] + [p] * (VOCAB - 2)
+
+
+def exact_dlogit(name, p, rivals):
+    """dL/dz_y by the table's closed forms, in 60 decimal digits."""
+    decimal.getcontext().prec = 60
+    p = decimal.Decimal(p)
+    q = others(p, rivals)
+    norm2 = p * p + sum(x * x for x in q)
+    return {
+        "nll": lambda: p - 1,
+        "brier": lambda: 2 * p * ((p - 1) - (p * (p - 1) + sum(x * x for x in q))),
+        "spherical": lambda: p / norm2.sqrt() * (p * p / norm2 - 1),
+        "mae": lambda: -2 * p * (1 - p),
+        "generalized_cross_entropy": lambda: -(p ** decimal.Decimal("0.7")) * (1 - p),
+        "focal": lambda: (2 * (1 - p) * p.ln() * p - (1 - p) ** 2) * (1 - p),
+        "poly1": lambda: (1 + p) * (p - 1),
+        "jensen_shannon": lambda: (p / (1 + p)).ln() / 2 * p * (1 - p),
+        "mixce": lambda: -(1 + p) / 2 * (1 - p),
+        "exponential": lambda: -(1 / p - 1),
+        "tsallis": lambda: (
+            decimal.Decimal("0.75")
+            * (p ** decimal.Decimal("1.5") - p * sum(x ** decimal.Decimal("1.5") for x in [p, *q]) - p.sqrt() * (1 - p))
+        ),
+    }[name]()
+
+
+@pytest.mark.parametrize("rivals", PATHS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nll",
+        "brier",
+        "spherical",
+        "mae",
+        "generalized_cross_entropy",
+        "focal",
+        "poly1",
+        "jensen_shannon",
+        "mixce",
+        "exponential",
+        "tsallis",
+    ],
+)
+def test_profile_equals_sixty_digits(name, rivals):
+    profile = gradient_profile([name], PROBABILITIES, VOCAB, rivals).dropna()
+    assert len(profile) == (7 if rivals == "even" else 5)
+    for row in profile.itertuples():
+        # float64 keeps 2e-16; the logit of p = 1e-12 rounds by 27 * 1e-16, and so does p itself: 1e-13 leaves room for ten.
+        assert row.dvalue_dlogit == pytest.approx(float(exact_dlogit(name, row.p, rivals)), rel=1e-13 if row.p < 0.9 else 1e-12)
+
+
+@pytest.mark.parametrize("rivals", PATHS)
+def test_slope_in_p_is_the_total_derivative_along_the_path(rivals):
+    """Against differences of the value along the path itself, for every loss of the catalogue."""
+    p = np.array([0.2, 0.01, 1e-4])
+    low, high = p * (1 - 1e-6), p * (1 + 1e-6)
+    names = [name for name in LOSSES if name != "mixce"]  # its value is not what it differentiates
+    middle = gradient_profile(names, p, VOCAB, rivals)
+    rise = gradient_profile(names, high, VOCAB, rivals).value - gradient_profile(names, low, VOCAB, rivals).value
+    slope = rise / np.tile(high - low, len(names))
+    np.testing.assert_allclose(middle.dvalue_dp, slope, rtol=1e-5, atol=1e-6)
+
+
+def test_paths_have_the_probabilities_they_are_named_by():
+    p = np.array([0.3, 1e-3, 1e-12])
+    for rivals in PATHS:
+        z, _ = path_logits(p, VOCAB, rivals)
+        share = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
+        np.testing.assert_allclose(share[:, 0], p, rtol=1e-12)
+    assert np.isnan(path_logits(np.array([0.5]), VOCAB, "one")[0]).all()
+    assert not np.isnan(path_logits(np.array([0.5]), 2, "one")[0]).any()
+
+
+def test_headline_numbers():
+    """CLAIMS 9: 1/p in p, 1 - p in the logit; what vanishes is the square loss on probabilities."""
+    profile = gradient_profile(["nll", "brier", "hinge", "mse_logits"], [0.9, 0.1, 0.01, 1e-6, 1e-9]).set_index(["loss", "p"])
+    for p in (0.9, 0.1, 0.01):
+        assert profile.dvalue_dlogit["nll", p] == pytest.approx(-(1 - p), rel=1e-12)
+        assert profile.dvalue_dp["nll", p] == pytest.approx(-1 / p, rel=1e-12)
+    ratio = profile.dvalue_dlogit["brier", 1e-6] / profile.dvalue_dlogit["brier", 1e-9]
+    assert ratio == pytest.approx(1e3, rel=1e-5)
+    assert profile.dvalue_dlogit["hinge", 1e-9] == pytest.approx(-1)
+    assert profile.dvalue_dlogit["mse_logits", 1e-9] < -30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"probabilities": [0.0]}, "strictly between"),
+        ({"probabilities": []}, "strictly between"),
+        ({"probabilities": [float("nan")]}, "strictly between"),
+        ({"vocab": 1}, "at least 2"),
+        ({"rivals": "two"}, "even, one"),
+    ],
+)
+def test_profile_refuses(arguments, message):
+    with pytest.raises(LabError, match=message):
+        gradient_profile(["nll"], **arguments)
+
+
+def make_batch(tokens=200, vocab=11, seed=0):
+    rng = np.random.default_rng(seed)
+    return (4 * rng.standard_normal((tokens, vocab))).astype(np.float32), rng.integers(0, vocab, tokens)
+
+
+def test_budget_equals_numpy():
+    logits, targets = make_batch()
+    bins = [0, 0.01, 0.1, 0.5, 1]
+    p = np.exp(logits.astype(float))
+    p /= p.sum(-1, keepdims=True)
+    error = p - np.eye(11)[targets]
+    right = p[np.arange(200), targets]
+    assert len(np.unique(np.digitize(right, bins))) == 4
+    norms = np.linalg.norm(error, axis=-1)
+    budget = gradient_budget(["nll"], logits, targets, bins)
+    for row in budget.itertuples():
+        inside = (right >= row.p_low) & (right < row.p_high)
+        assert row.tokens == inside.sum()
+        assert row.share_of_tokens == pytest.approx(inside.mean())
+        assert row.gradient == pytest.approx(norms[inside].mean(), rel=1e-5)
+        assert row.share_of_gradient == pytest.approx(norms[inside].sum() / norms.sum(), rel=1e-5)
+
+
+def test_shares_sum_to_one_for_every_loss():
+    budget = gradient_budget(LOSSES, *make_batch()).groupby("loss")[["share_of_tokens", "share_of_gradient"]].sum()
+    np.testing.assert_allclose(budget, 1, rtol=1e-9)
+
+
+def test_budget_does_not_depend_on_the_chunks(monkeypatch):
+    """A batch of more than one chunk with a ragged tail: here 2^23 / 70,000 = 119 tokens a chunk."""
+    rng = np.random.default_rng(1)
+    logits, targets = rng.standard_normal((125, 70_000)).astype(np.float32), rng.integers(0, 70_000, 125)
+    whole = gradient_budget(["nll"], logits, targets, [0, 1e-5, 1])
+    parts = [gradient_budget(["nll"], logits[s], targets[s], [0, 1e-5, 1]) for s in (slice(0, 60), slice(60, 125))]
+    assert whole.tokens.tolist() == (parts[0].tokens + parts[1].tokens).tolist()
+    total = sum((part.gradient.fillna(0) * part.tokens).to_numpy() for part in parts)
+    np.testing.assert_allclose(whole.gradient.fillna(0) * whole.tokens, total, rtol=1e-5)
+
+
+def test_budget_reads_files(tmp_path):
+    logits, targets = make_batch()
+    np.savez(tmp_path / "both.npz", logits=logits.reshape(20, 10, 11), targets=targets.reshape(20, 10))
+    np.save(tmp_path / "logits.npy", logits)
+    np.save(tmp_path / "targets.npy", targets)
+    direct = gradient_budget(["nll"], logits, targets)
+    assert gradient_budget(["nll"], tmp_path / "both.npz").equals(direct)
+    assert gradient_budget(["nll"], "logits.npy", "targets.npy").equals(direct)
+
+
+def _save(tmp_path, **arrays):
+    np.savez(tmp_path / "bad.npz", **arrays)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"z": np.zeros((2, 3))}, "holds z; it needs arrays named logits and targets"),
+        ({"logits": np.zeros((2, 3), int), "targets": np.zeros(2, int)}, "floating"),
+        ({"logits": np.zeros((2, 3)), "targets": np.zeros(2)}, "targets are integers"),
+        ({"logits": np.zeros((2, 3)), "targets": np.zeros(3, int)}, r"\[2, 3\] and \[3\]"),
+        ({"logits": np.zeros((0, 3)), "targets": np.zeros(0, int)}, "at least one token"),
+        ({"logits": np.zeros((2, 3)), "targets": np.array([0, 7])}, r"\[0, 3\); got 7 at token 1 .*tokenizer"),
+        ({"logits": np.zeros((2, 3)), "targets": np.array([0, -100])}, "got -100 at token 1"),
+        ({"logits": np.full((2, 3), np.nan), "targets": np.array([0, 1])}, "NaN or .inf; they are at token 0"),
+    ],
+)
+def test_budget_refuses_files(tmp_path, arrays, message):
+    _save(tmp_path, **arrays)
+    with pytest.raises(LabError, match=message):
+        load_batch(tmp_path / "bad.npz")
+
+
+def test_budget_refuses_what_is_no_array(tmp_path):
+    (tmp_path / "text.npz").write_text("hello")
+    with pytest.raises(LabError, match="plain arrays"):
+        load_batch(tmp_path / "text.npz")
+    with pytest.raises(LabError, match="no file"):
+        load_batch(tmp_path / "none.npz")
+    np.save(tmp_path / "pickled.npy", np.array([{}], object), allow_pickle=True)
+    with pytest.raises(LabError, match="plain arrays"):
+        load_batch(tmp_path / "pickled.npy")
+    np.save(tmp_path / "logits.npy", np.zeros((2, 3)))
+    with pytest.raises(LabError, match="give the targets too"):
+        load_batch(tmp_path / "logits.npy")
+    with pytest.raises(LabError, match="from 0 to 1"):
+        gradient_budget(["nll"], np.zeros((2, 3)), np.zeros(2, int), bins=[0, 0.5])

@@ -1,0 +1,240 @@
+"""What a loss teaches: its gradient as a function of the target's probability, and where a batch's gradient goes."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xentlab.catalogue import resolve_all
+from xentlab.contract import LabError, Loss, at_target
+from xentlab.losses.numerics import log_softmax
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Rivals = Literal["even", "one"]
+PATHS: tuple[Rivals, ...] = get_args(Rivals)
+PROBABILITIES = (0.99, 0.9, 0.5, 0.1, 0.01, 1e-3, 1e-4, 1e-6, 1e-9, 1e-12)
+BINS = (0.0, 1e-4, 1e-3, 1e-2, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
+
+
+def path_logits(p: np.ndarray, vocab: int, rivals: str) -> tuple[np.ndarray, np.ndarray]:
+    """The logits [P, V] whose softmax gives class 0 each p [P], and their derivative along the path dz/dp [P, V].
+
+    - "even": z_0 moves and the rest stay at 0, so that the rivals share 1 - p evenly;
+    - "one": class 1 rises and the rest, the target too, stay at 0. It starts at p = 1/(V - 1), with class 1 at -inf:
+      the logits of a greater p are NaN.
+    """
+    z, dz = np.zeros((len(p), vocab)), np.zeros((len(p), vocab))
+    if rivals == "even":
+        z[:, 0] = np.log(p) - np.log1p(-p) + np.log(vocab - 1)
+        dz[:, 0] = 1 / (p * (1 - p))
+    else:
+        odds = 1 / p - (vocab - 1)  # e^z of the rival
+        with np.errstate(invalid="ignore", divide="ignore"):
+            z[:, 1] = np.where(odds > 0, np.log(odds), np.nan)
+            dz[:, 1] = np.where(odds > 0, -1 / (p**2 * odds), np.nan)
+        z[~(odds > 0)] = np.nan
+    return z, dz
+
+
+def gradient_profile(
+    losses: Iterable[str | Loss],
+    probabilities: Sequence[float] | np.ndarray = PROBABILITIES,
+    vocab: int = 16,
+    rivals: str = "even",
+) -> pd.DataFrame:
+    """A loss's value and gradient at chosen probabilities of the target, in float64 down to p = 1e-12 and below.
+
+    losses: names or callables; probabilities: in (0, 1); vocab: V >= 2; rivals: the path that p takes down.
+    "even" moves the target's logit with the rest equal; "one" lets one rival rise and leaves the target where it is.
+
+    Returns one row a loss and p, columns loss, rivals, p, value, dvalue_dp (the total derivative along the path),
+    dvalue_dlogit (the partial derivative dL/dz_y), gradient_norm (the length of the whole gradient in z). On "one" a p of
+    1/(V - 1) and above cannot be reached: NaN. Raises `LabError` for bad arguments.
+
+    >>> profile = gradient_profile(["nll", "brier"], [0.1], vocab=2)
+    >>> profile[["loss", "dvalue_dp", "dvalue_dlogit"]].round(6).values.tolist()  # -1/p, -(1-p); -4(1-p), -4p(1-p)^2
+    [['nll', -10.0, -0.9], ['brier', -3.6, -0.324]]
+    """
+    import pandas as pd
+
+    found = resolve_all(losses)
+    p = np.asarray(probabilities, np.float64).reshape(-1)
+    if len(p) == 0 or not ((p > 0) & (p < 1)).all():
+        raise LabError(f"probabilities lie strictly between 0 and 1; got {list(probabilities)}.")
+    if vocab < 2:
+        raise LabError(f"a profile needs a vocabulary of at least 2; got {vocab}.")
+    if rivals not in PATHS:
+        raise LabError(f"rivals is one of {', '.join(PATHS)}; got {rivals!r}.")
+    z, dz = path_logits(p, vocab, rivals)
+    frames = []
+    for name, loss in found.items():
+        value, gradient = _value_and_gradient(loss, z)
+        frames.append(
+            pd.DataFrame(
+                {
+                    "loss": name,
+                    "rivals": rivals,
+                    "p": p,
+                    "value": value,
+                    "dvalue_dp": np.sum(gradient * dz, axis=-1),
+                    "dvalue_dlogit": gradient[:, 0],
+                    "gradient_norm": np.linalg.norm(gradient, axis=-1),
+                }
+            )
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def _value_and_gradient(loss: Loss, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Value [P] and gradient [P, V] at target 0, in float64."""
+
+    @jax.jit
+    def both(z):
+        targets = jnp.zeros(z.shape[:-1], jnp.int32)
+        value, back = jax.vjp(lambda z: loss(z, targets), z)
+        return value, back(jnp.ones_like(value))[0]
+
+    with jax.enable_x64(True):
+        value, gradient = both(jnp.asarray(logits, jnp.float64))
+        return np.asarray(value, np.float64), np.asarray(gradient, np.float64)
+
+
+def gradient_budget(
+    losses: Iterable[str | Loss],
+    logits: np.ndarray | str | pathlib.Path,
+    targets: np.ndarray | str | pathlib.Path | None = None,
+    bins: Sequence[float] | np.ndarray = BINS,
+) -> pd.DataFrame:
+    """Where a batch's gradient goes: by the probability that the model, by softmax, gave each right token.
+
+    logits [..., V] and targets [...], arrays or .npy files; or one .npz that holds both as `logits` and `targets`.
+    bins: rising edges of p from 0 to 1; a token with p on an edge falls into the bin above it.
+
+    Returns one row a loss and bin, columns loss, p_low, p_high, tokens, share_of_tokens, gradient (the mean length of
+    dL/dz over the bin's tokens, NaN if it has none), share_of_gradient (of the lengths' sum, 0 if that is 0).
+    Raises `LabError` for shapes that do not fit, targets outside [0, V), and logits that are NaN or +inf.
+
+    >>> even = np.zeros((4, 2), np.float32)
+    >>> budget = gradient_budget(["nll"], even, np.zeros(4, int), bins=[0, 0.4, 1])
+    >>> budget[["tokens", "gradient", "share_of_gradient"]].round(4).values.tolist()  # |(-1/2, 1/2)|
+    [[0.0, nan, 0.0], [4.0, 0.7071, 1.0]]
+    """
+    import pandas as pd
+
+    found = resolve_all(losses)
+    logits, targets = load_batch(logits, targets)
+    edges = np.asarray(bins, np.float64)
+    if len(edges) < 2 or edges[0] != 0 or edges[-1] != 1 or (np.diff(edges) <= 0).any():
+        raise LabError(f"bins are rising edges from 0 to 1; got {list(bins)}.")
+    p = _in_chunks(lambda z, y: jnp.exp(at_target(log_softmax(z), y)), logits, targets)
+    place = np.clip(np.searchsorted(edges, p, side="right") - 1, 0, len(edges) - 2)
+    tokens = np.bincount(place, minlength=len(edges) - 1)
+    frames = []
+    for name, loss in found.items():
+        norms = _in_chunks(_gradient_norms(loss), logits, targets).astype(np.float64)
+        sums = np.bincount(place, weights=norms, minlength=len(edges) - 1)
+        frames.append(
+            pd.DataFrame(
+                {
+                    "loss": name,
+                    "p_low": edges[:-1],
+                    "p_high": edges[1:],
+                    "tokens": tokens,
+                    "share_of_tokens": tokens / len(p),
+                    "gradient": np.where(tokens > 0, sums / np.maximum(tokens, 1), np.nan),
+                    "share_of_gradient": sums / sums.sum() if sums.sum() > 0 else 0 * sums,
+                }
+            )
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def _gradient_norms(loss: Loss):
+    def norms(logits, targets):
+        gradient = jax.grad(lambda z: jnp.sum(loss(z, targets)))(logits)
+        # Scaled by the greatest entry first: squares of 1e-30 and of 1e30 both leave float32.
+        top = jnp.max(jnp.abs(gradient), axis=-1, keepdims=True)
+        scale = jnp.where(top > 0, top, 1)
+        return scale[..., 0] * jnp.linalg.norm(gradient / scale, axis=-1)
+
+    return norms
+
+
+def _in_chunks(function, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """`function` of [N, V] logits and [N] targets by chunks of at most 2^23 logits; compiled once, the tail padded."""
+    tokens, vocab = logits.shape
+    size = max(1, min(tokens, 2**23 // vocab))
+    compiled = jax.jit(function)
+    parts = []
+    for start in range(0, tokens, size):
+        z, y = logits[start : start + size], targets[start : start + size]
+        missing = size - len(y)
+        z, y = np.pad(z, ((0, missing), (0, 0))), np.pad(y, (0, missing))
+        parts.append(np.asarray(compiled(jnp.asarray(z), jnp.asarray(y)))[: size - missing])
+    return np.concatenate(parts)
+
+
+def load_batch(
+    logits: np.ndarray | str | pathlib.Path, targets: np.ndarray | str | pathlib.Path | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits [N, V] in float32 and targets [N] in int32 from arrays or files, checked. Raises `LabError`."""
+    where = "the logits"
+    if isinstance(logits, str | pathlib.Path):
+        where = str(logits)
+        loaded = _load(pathlib.Path(logits))
+        if isinstance(loaded, dict):
+            missing = {"logits", "targets"} - loaded.keys() if targets is None else {"logits"} - loaded.keys()
+            if missing:
+                raise LabError(
+                    f"{where} holds {', '.join(sorted(loaded)) or 'nothing'}; it needs arrays named logits and targets. "
+                    "Write it with numpy.savez(file, logits=..., targets=...)."
+                )
+            logits = loaded["logits"]
+            targets = loaded["targets"] if targets is None else targets
+        else:
+            logits = loaded
+    if targets is None:
+        raise LabError(f"{where} holds logits alone; give the targets too, or one .npz with logits and targets.")
+    if isinstance(targets, str | pathlib.Path):
+        targets = _load(pathlib.Path(targets))
+        if isinstance(targets, dict):
+            raise LabError("the targets' file is one array: a .npy, not a .npz.")
+    logits, targets = np.asarray(logits), np.asarray(targets)
+    # bfloat16 arrays have numpy's kind V: their values still are floating numbers.
+    if logits.dtype.kind != "f" and not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise LabError(f"{where}: logits are floating numbers; got {logits.dtype}.")
+    if targets.dtype.kind not in "iu":
+        raise LabError(f"targets are integers; got {targets.dtype}.")
+    if logits.ndim < 1 or logits.shape[:-1] != targets.shape or logits.size == 0:
+        raise LabError(
+            f"logits [..., V] go with targets [...], at least one token; got {list(logits.shape)} and {list(targets.shape)}."
+        )
+    vocab = logits.shape[-1]
+    logits, targets = logits.reshape(-1, vocab).astype(np.float32), targets.reshape(-1)
+    bad = np.flatnonzero((targets < 0) | (targets >= vocab))
+    if len(bad):
+        raise LabError(
+            f"targets must lie in [0, {vocab}); got {targets[bad[0]]} at token {bad[0]} ({len(bad)} such). "
+            "Did the tokenizer's vocabulary change? Leave ignored tokens out."
+        )
+    broken = np.flatnonzero(np.isnan(logits).any(-1) | np.isposinf(logits).any(-1))
+    if len(broken):
+        raise LabError(f"logits must not be NaN or +inf; they are at token {broken[0]} ({len(broken)} such).")
+    return logits, targets.astype(np.int32)
+
+
+def _load(path: pathlib.Path):
+    if not path.is_file():
+        raise LabError(f"no file {path}. Logits come as .npz (logits, targets) or .npy.")
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
+    except (ValueError, OSError, EOFError) as error:
+        raise LabError(f"{path} is not an .npz or .npy of plain arrays: {error}") from error
