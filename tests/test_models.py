@@ -1,0 +1,96 @@
+"""Every model reads the past alone, and fits any head."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from xentlab import LabError
+from xentlab.models import MODELS, checked_model, logits, resolve_model
+
+NAMES = ["bigram", "bigram(features=3)", "mlp(context=3)", "transformer(features=16, layers=2, heads=2)"]
+every_model = pytest.mark.parametrize("name", NAMES)
+
+
+@pytest.fixture(scope="module")
+def made():
+    return {name: resolve_model(name)(11, jax.random.key(0)) for name in NAMES}
+
+
+def test_every_model_is_tried():
+    assert {name.split("(")[0] for name in NAMES} == set(MODELS)
+
+
+@every_model
+def test_the_future_is_not_read_and_the_present_is(made, name):
+    tokens = jax.random.randint(jax.random.key(1), (2, 9), 0, 11)
+    run = eqx.filter_jit(made[name].hidden)
+    for place in (0, 4, 8):
+        moved = tokens.at[:, place].set((tokens[:, place] + 1) % 11)
+        before, after = np.asarray(run(tokens)), np.asarray(run(moved))
+        np.testing.assert_allclose(before[:, :place], after[:, :place], atol=1e-6)
+        assert np.abs(before[:, place] - after[:, place]).max() > 1e-3
+
+
+@every_model
+def test_rows_of_a_batch_do_not_mix(made, name):
+    tokens = jax.random.randint(jax.random.key(2), (3, 5), 0, 11)
+    whole = logits(made[name], tokens)
+    np.testing.assert_allclose(whole[1], logits(made[name], tokens[1]), atol=1e-5)
+    assert whole.shape == (3, 5, 11)
+    assert np.abs(np.asarray(whole)).max() < 1
+
+
+@every_model
+def test_members_fit_a_head(made, name):
+    assert checked_model(made[name], 11) is made[name]
+
+
+def test_mlp_reads_exactly_its_context():
+    model = resolve_model("mlp(context=3)")(7, jax.random.key(0))
+    tokens = jnp.array([1, 2, 3, 4, 5, 6])
+    at_last = lambda place: model.hidden(tokens.at[place].set(0))[-1]
+    assert [bool(jnp.allclose(at_last(place), model.hidden(tokens)[-1])) for place in range(6)] == [True] * 3 + [False] * 3
+
+
+def test_attention_equals_jax_own():
+    from xentlab.models import Block, _rms_norm, _rotary
+
+    block = Block(16, 2, 1, jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (3, 6, 16))
+    q, k, v = (jnp.einsum("btd,dhs->bths", _rms_norm(x), block.qkv[:, i]) for i in range(3))
+    attended = jax.nn.dot_product_attention(_rotary(q), _rotary(k), v, is_causal=True)
+    y = x + jnp.einsum("bths,hsd->btd", attended, block.out)
+    np.testing.assert_allclose(block(x), y + jax.nn.gelu(_rms_norm(y) @ block.up) @ block.down, atol=1e-5)
+
+
+def test_default_transformer_has_a_few_hundred_thousand_parameters():
+    model = jax.eval_shape(lambda key: resolve_model("transformer")(256, key), jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(model)) == 458_752
+
+
+class NoWeight(eqx.Module):
+    def hidden(self, tokens):
+        return jnp.zeros((*tokens.shape, 4))
+
+
+class Mine(NoWeight):
+    weight: jax.Array
+
+
+def test_mistakes():
+    for name, message in (
+        ("transfomer", "did you mean transformer"),
+        ("mlp(depth=3)", "its options: context, width, inner, features"),
+        ("bigram(4)", "cannot read the model"),
+    ):
+        with pytest.raises(LabError, match=message):
+            resolve_model(name)
+    with pytest.raises(LabError, match=r"2 \* heads"):
+        resolve_model("transformer(features=18)")(5, jax.random.key(0))
+    with pytest.raises(LabError, match=r"needs \.hidden"):
+        checked_model(NoWeight(), 5)
+    with pytest.raises(LabError, match=r"\[4, 6\]; they should be \[2, 3, D\] and \[D, 5\]"):
+        checked_model(Mine(jnp.zeros((4, 6))), 5)
+    assert checked_model(Mine(jnp.zeros((4, 5))), 5)

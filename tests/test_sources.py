@@ -1,0 +1,168 @@
+"""The Markov source against its own mathematics, the text against its own bytes, and the texts that are none."""
+
+import builtins
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from xentlab import LabError
+from xentlab.sources import PARTS, MarkovSource, Text, builtin_text
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_entropy_rate_equals_a_sum_over_all_blocks(order):
+    """H(rate) = H(n + 1 tokens) - H(n tokens) of the stationary chain, by enumeration: exact from n = order on."""
+    source = MarkovSource(vocab=3, order=order, seed=1)
+
+    def block_entropy(length):
+        total = 0.0
+        for block in itertools.product(range(3), repeat=length):
+            row = sum(token * 3 ** (order - 1 - i) for i, token in enumerate(block[:order]))
+            p = source.stationary[row]
+            for i in range(order, length):
+                row = sum(token * 3 ** (order - 1 - j) for j, token in enumerate(block[i - order : i]))
+                p *= source.table[row, block[i]]
+            total -= p * np.log(p)
+        return total
+
+    assert source.entropy_rate == pytest.approx(block_entropy(order + 2) - block_entropy(order + 1), abs=1e-12)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_samples_follow_the_law(order):
+    source = MarkovSource(vocab=4, order=order, seed=2, tokens=100_000)
+    tokens = np.concatenate([source.split(part) for part in PARTS])
+    contexts = np.stack([tokens[i : len(tokens) - order + i] for i in range(order)], -1)
+    counts = np.zeros((4**order, 4))
+    np.add.at(counts, (np.asarray(source._row(jnp.asarray(contexts))), tokens[order:]), 1)
+    seen = counts / counts.sum(1, keepdims=True)
+    # Five standard errors of a binomial share, for each of the 16 or 64 cells, and the 63 joints of the stream.
+    allowed = 5 * np.sqrt(source.table * (1 - source.table) / counts.sum(1, keepdims=True)) + 5e-3
+    assert (np.abs(seen - source.table) < allowed).all()
+    np.testing.assert_allclose(counts.sum(1) / counts.sum(), source.stationary, atol=0.01)
+
+
+def test_the_law_is_zipf_like_and_differs_by_context():
+    source = MarkovSource(vocab=64, seed=0)
+    ordered = np.sort(source.table, axis=1)[:, ::-1].mean(0)
+    slope = np.polyfit(np.log(np.arange(1, 33)), np.log(ordered[:32]), 1)[0]
+    assert -1.6 < slope < -0.8
+    assert len(np.unique(source.table.argmax(1))) > 20
+    np.testing.assert_allclose(source.table.sum(1), 1, rtol=1e-12)
+
+
+def test_law_reads_the_last_token_last():
+    source = MarkovSource(vocab=3, order=2, seed=0)
+    np.testing.assert_allclose(source.law(jnp.array([1, 2])), source.table[1 * 3 + 2], rtol=1e-6)
+    with pytest.raises(LabError, match="2 tokens; got 1"):
+        source.law(jnp.array([1]))
+
+
+def test_same_seed_same_tokens():
+    first, again, other = (MarkovSource(seed=s, tokens=20_000).split("train") for s in (5, 5, 6))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    chains = MarkovSource(vocab=4).sample(jax.random.key(0), 50, 3)
+    assert chains.shape == (3, 50)
+    assert len({tuple(np.asarray(chain)) for chain in chains}) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"vocab": 1}, "vocab >= 2"),
+        ({"order": 0}, "order >= 1"),
+        ({"order": 9}, "smaller vocabulary"),
+        ({"tokens": 5}, "at least 10"),
+    ],
+)
+def test_markov_refuses(arguments, message):
+    with pytest.raises(LabError, match=message):
+        MarkovSource(**arguments)
+
+
+def test_parts_are_the_text_in_order_and_do_not_overlap():
+    text = Text()
+    whole = "".join(text.decode(text.split(part)) for part in PARTS)
+    assert whole == builtin_text()
+    assert len(whole) > 300_000
+    assert len(text.describe()["sha256"]) == 64
+    assert len(text.split("train")) > 10 * len(text.split("test"))
+
+
+@pytest.fixture
+def prose(tmp_path):
+    path = tmp_path / "prose.txt"
+    path.write_bytes(("Größe – naïve café; 你好, wörld! \r\n" * 200).encode())
+    return path
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe"])
+def test_any_text_survives_its_tokens(prose, tokenizer):
+    text = Text(prose, tokenizer, bpe_vocab=300)
+    for part in PARTS:
+        tokens = text.split(part)
+        assert tokens.dtype == np.int32
+        assert 0 <= tokens.min() <= tokens.max() < text.vocab
+    whole = "".join(text.decode(text.split(part)) for part in PARTS)
+    assert whole == prose.read_bytes().decode()
+    total = sum(int(text.token_bytes[text.split(part)].sum()) for part in PARTS)
+    assert total == len(prose.read_bytes())
+
+
+def test_bpe_is_trained_on_the_training_part_alone(tmp_path):
+    path = tmp_path / "late.txt"
+    path.write_text("abcd " * 1000 + "zqzq " * 60)
+    assert not any("zq" in token for token in Text(path, "bpe", bpe_vocab=300)._bpe.get_vocab())
+
+
+def test_a_folder_is_read_in_the_order_of_names(tmp_path):
+    folder = tmp_path / "many"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "b.txt").write_text("b" * 1000)
+    (folder / "deep" / "c.md").write_text("c" * 1000)
+    (folder / "a.txt").write_text("a" * 1000)
+    (folder / ".hidden").write_bytes(b"\xff\xfe")
+    assert Text(folder).text == "a" * 1000 + "\n" + "b" * 1000 + "\n" + "c" * 1000
+    assert Text(folder).name == "many"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no file or folder"),
+        (b"", "is empty"),
+        (b" \n" * 900, "is empty"),
+        (b"short", "5 characters, too few"),
+        (b"a" * 2000 + b"\xe9t\xe9", "not UTF-8: byte 2000 is 0xe9.*iconv"),
+    ],
+)
+def test_what_is_no_text_is_refused(tmp_path, content, message):
+    path = tmp_path / "given.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(LabError, match=message):
+        Text(path)
+
+
+def test_other_refusals(tmp_path, prose, monkeypatch):
+    (tmp_path / "none").mkdir()
+    with pytest.raises(LabError, match="no files in it"):
+        Text(tmp_path / "none")
+    with pytest.raises(LabError, match="bpe_vocab > 256"):
+        Text(prose, "bpe", bpe_vocab=256)
+    with pytest.raises(LabError, match="train, validation, test"):
+        Text(prose).split("dev")
+    real = builtins.__import__
+    monkeypatch.setattr(builtins, "__import__", lambda name, *rest: _without_tokenizers(real, name, *rest))
+    with pytest.raises(LabError, match=r"pip install 'xentlab\[bpe\]'"):
+        _ = Text(prose, "bpe").vocab
+
+
+def _without_tokenizers(real, name, *rest):
+    if name == "tokenizers":
+        raise ImportError(name)
+    return real(name, *rest)

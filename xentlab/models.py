@@ -1,0 +1,207 @@
+"""Small next-token models: bigram, n-gram MLP, causal transformer. Each gives hidden states; the head is its `weight`.
+
+A model is any pytree with two members, which a head of any kind can use:
+
+- `.hidden(tokens [..., T]) -> [..., T, D]`: position i has read tokens 0..i, and predicts token i + 1;
+- `.weight [D, V]`: the logits are `hidden @ weight`.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Integer, Key
+
+from xentlab.catalogue import near_names, parse_call
+from xentlab.contract import LabError
+
+Tokens = Integer[Array, "*batch time"]
+Hidden = Float[Array, "*batch time features"]
+Logits = Float[Array, "*batch time vocab"]
+
+# The scale of a fresh head: logits begin near 0, a uniform prediction, for every loss alike.
+HEAD_SCALE = 0.02
+
+
+def _normal(key, *shape, scale):
+    return scale * jax.random.normal(key, shape)
+
+
+class Bigram(eqx.Module):
+    """Reads the last token alone. Low-rank with `features`, or a full table [V, V] with none.
+
+    >>> model = Bigram(5, key=jax.random.key(0))
+    >>> model.hidden(jnp.array([3, 1])).shape, model.weight.shape
+    ((2, 5), (5, 5))
+    """
+
+    embedding: Float[Array, "vocab features"] | None
+    weight: Float[Array, "features vocab"]
+
+    def __init__(self, vocab: int, *, features: int | None = None, key: Key[Array, ""]):
+        first, second = jax.random.split(key)
+        self.embedding = None if features is None else _normal(first, vocab, features, scale=1.0)
+        self.weight = _normal(second, features or vocab, vocab, scale=HEAD_SCALE)
+
+    def hidden(self, tokens: Tokens) -> Hidden:
+        """The last token's features, or the token itself as a one-hot row: [..., T] -> [..., T, D]."""
+        if self.embedding is None:
+            return jax.nn.one_hot(tokens, self.weight.shape[0], dtype=self.weight.dtype)
+        return self.embedding[tokens]
+
+
+class MLP(eqx.Module):
+    """Reads the last `context` tokens through one hidden layer, as Bengio et al. 2003 do.
+
+    >>> MLP(5, key=jax.random.key(0)).hidden(jnp.array([3, 1])).shape
+    (2, 64)
+    """
+
+    embedding: Float[Array, "vocab width"]
+    mixing: Float[Array, "context width inner"]
+    bias: Float[Array, " inner"]
+    projection: Float[Array, "inner features"]
+    weight: Float[Array, "features vocab"]
+
+    def __init__(
+        self, vocab: int, *, context: int = 8, width: int = 32, inner: int = 128, features: int = 64, key: Key[Array, ""]
+    ):
+        keys = jax.random.split(key, 4)
+        self.embedding = _normal(keys[0], vocab, width, scale=1.0)
+        self.mixing = _normal(keys[1], context, width, inner, scale=(context * width) ** -0.5)
+        self.bias = jnp.zeros(inner)
+        self.projection = _normal(keys[2], inner, features, scale=inner**-0.5)
+        self.weight = _normal(keys[3], features, vocab, scale=HEAD_SCALE)
+
+    def hidden(self, tokens: Tokens) -> Hidden:
+        """Features of the last `context` tokens, zeros before the first: [..., T] -> [..., T, D]."""
+        embedded = self.embedding[tokens]
+        inner = jnp.zeros((*tokens.shape, len(self.bias)), embedded.dtype) + jnp.broadcast_to(
+            self.bias, (*tokens.shape, len(self.bias))
+        )
+        # One product a place of the context, each shifted: no [T, context * width] copy of the embeddings.
+        for back in range(min(self.mixing.shape[0], tokens.shape[-1])):
+            moved = jnp.concatenate(
+                [jnp.zeros_like(embedded[..., :back, :]), embedded[..., : embedded.shape[-2] - back, :]], axis=-2
+            )
+            inner = inner + moved @ self.mixing[back]
+        return jax.nn.gelu(inner) @ self.projection
+
+
+class Block(eqx.Module):
+    """Causal attention and an MLP, each behind a root-mean-square norm and a residual."""
+
+    qkv: Float[Array, "features three heads size"]
+    out: Float[Array, "heads size features"]
+    up: Float[Array, "features inner"]
+    down: Float[Array, "inner features"]
+
+    def __init__(self, features: int, heads: int, layers: int, key: Key[Array, ""]):
+        keys = jax.random.split(key, 4)
+        size, small = features // heads, features**-0.5
+        residual = (2 * layers) ** -0.5  # so that the sum over layers begins at scale 1
+        self.qkv = _normal(keys[0], features, 3, heads, size, scale=small)
+        self.out = _normal(keys[1], heads, size, features, scale=small * residual)
+        self.up = _normal(keys[2], features, 4 * features, scale=small)
+        self.down = _normal(keys[3], 4 * features, features, scale=small / 2 * residual)
+
+    def __call__(self, x: Hidden) -> Hidden:
+        q, k, v = jnp.moveaxis(jnp.einsum("...td,dchs->...tchs", _rms_norm(x), self.qkv), -3, 0)
+        q, k = _rotary(q), _rotary(k)
+        time = x.shape[-2]
+        scores = jnp.einsum("...ths,...uhs->...htu", q, k) * q.shape[-1] ** -0.5
+        seen = jnp.broadcast_to(jnp.tril(jnp.ones((time, time), bool)), scores.shape)
+        attention = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf))
+        x = x + jnp.einsum("...htu,...uhs,hsd->...td", attention, v, self.out)
+        return x + jax.nn.gelu(_rms_norm(x) @ self.up) @ self.down
+
+
+def _rms_norm(x):
+    return x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-6)
+
+
+def _rotary(x):
+    """Rotates pairs of features [..., T, heads, size] by angles that grow with the position. Su et al. 2021."""
+    half = x.shape[-1] // 2
+    rate = 10_000.0 ** (-jnp.arange(half, dtype=x.dtype) / half)
+    angle = (jnp.arange(x.shape[-3], dtype=x.dtype)[:, None] * rate[None, :])[:, None, :]
+    cos, sin = (jnp.broadcast_to(f(angle), (*x.shape[:-1], half)) for f in (jnp.cos, jnp.sin))
+    a, b = x[..., :half], x[..., half:]
+    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
+
+
+class Transformer(eqx.Module):
+    """A small causal transformer with rotary positions; 459 k parameters at vocab 256.
+
+    >>> Transformer(256, key=jax.random.key(0)).hidden(jnp.array([[3, 1]])).shape
+    (1, 2, 128)
+    """
+
+    embedding: Float[Array, "vocab features"]
+    blocks: tuple[Block, ...]
+    weight: Float[Array, "features vocab"]
+
+    def __init__(self, vocab: int, *, features: int = 128, layers: int = 2, heads: int = 4, key: Key[Array, ""]):
+        if features % (2 * heads):
+            raise LabError(f"a transformer's features are a multiple of 2 * heads; got {features} and {heads} heads.")
+        keys = jax.random.split(key, layers + 2)
+        self.embedding = _normal(keys[0], vocab, features, scale=1.0)
+        self.blocks = tuple(Block(features, heads, layers, k) for k in keys[2:])
+        self.weight = _normal(keys[1], features, vocab, scale=HEAD_SCALE)
+
+    def hidden(self, tokens: Tokens) -> Hidden:
+        """Features of all tokens up to each position: [..., T] -> [..., T, D]."""
+        x = self.embedding[tokens]
+        for block in self.blocks:
+            x = block(x)
+        return _rms_norm(x)
+
+
+MODELS: dict[str, Callable[..., Any]] = {"bigram": Bigram, "mlp": MLP, "transformer": Transformer}
+ModelMaker = Callable[[int, Any], Any]
+
+
+def logits(model: Any, tokens: Tokens) -> Logits:
+    """hidden @ weight: the prediction of the token after each position, [..., T] -> [..., T, V]."""
+    return model.hidden(tokens) @ model.weight
+
+
+def resolve_model(model: str | ModelMaker) -> ModelMaker:
+    """A function (vocab, key) -> model from a name with options, `"mlp(context=4)"`, or such a function itself.
+
+    Raises `LabError` for an unknown name or option, and for a model without `.hidden` and `.weight`.
+
+    >>> resolve_model("bigram(features=4)")(10, jax.random.key(0)).weight.shape
+    (4, 10)
+    """
+    if callable(model):
+        return model
+    name, options = parse_call(model, "model")
+    if name not in MODELS:
+        raise LabError(f"no model named {name!r}; {near_names(name, MODELS)} Or give a function (vocab, key) -> model.")
+    known = [key for key in inspect.signature(MODELS[name]).parameters if key not in ("vocab", "key")]
+    for key in options:
+        if key not in known:
+            raise LabError(f"{name} has no option {key!r}; its options: {', '.join(known)}.")
+    return functools.partial(_make, MODELS[name], options)
+
+
+def _make(model, options, vocab, key):
+    return model(vocab, key=key, **options)
+
+
+def checked_model(model: Any, vocab: int) -> Any:
+    """The model itself, once its two members have been seen to fit. Raises `LabError`."""
+    if not callable(getattr(model, "hidden", None)) or not hasattr(model, "weight"):
+        raise LabError(f"{type(model).__name__} needs .hidden(tokens [..., T]) -> [..., T, D] and .weight [D, V].")
+    hidden = jax.eval_shape(lambda m: m.hidden(jnp.zeros((2, 3), jnp.int32)), model)
+    if hidden.ndim != 3 or model.weight.shape != (hidden.shape[-1], vocab) or hidden.shape[:2] != (2, 3):
+        raise LabError(
+            f"{type(model).__name__}: tokens [2, 3] gave hidden {list(hidden.shape)} beside a weight "
+            f"{list(model.weight.shape)}; they should be [2, 3, D] and [D, {vocab}]."
+        )
+    return model
