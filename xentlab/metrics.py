@@ -1,0 +1,85 @@
+"""How good a model's predictions are: likelihood, code length, accuracy, calibration, divergence from a known law."""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Integer
+
+from xentlab.contract import at_target
+from xentlab.information import kl_divergence
+
+# Shares of the uniform that a prediction may be mixed with. A sparse link gives some tokens probability 0, where a code
+# length is infinite: every loss's model is mixed by the share that its own validation part likes best, 0 among them.
+SMOOTHING = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+
+Predictions = Float[Array, "*tokens vocab"]
+
+
+def smoothed_nll(p_target: Float[Array, "*tokens"], vocab: int) -> Float[Array, " shares"]:
+    """Mean NLL in nats under each share of `SMOOTHING`, from the probabilities of the right tokens: [...] -> [S].
+
+    >>> smoothed_nll(jnp.array([0.0, 1.0]), vocab=2)[0]
+    Array(inf, dtype=float32)
+    """
+    shares = jnp.asarray(SMOOTHING, p_target.dtype).reshape(-1, *[1] * p_target.ndim)
+    mixed = (1 - shares) * p_target[None] + shares / vocab
+    return -jnp.mean(jnp.log(mixed), axis=tuple(range(1, mixed.ndim)))
+
+
+def smooth(predictions: Predictions, share: Float[Array, ""]) -> Predictions:
+    """Predictions [..., V] mixed with `share` of the uniform.
+
+    >>> smooth(jnp.array([1.0, 0.0]), jnp.array(0.5))
+    Array([0.75, 0.25], dtype=float32)
+    """
+    return (1 - share) * predictions + share / predictions.shape[-1]
+
+
+def score(
+    predictions: Predictions, targets: Integer[Array, "*tokens"], law: Predictions | None = None
+) -> dict[str, Float[Array, "*tokens"]]:
+    """Each token's `nll` in nats, `correct` (1 or 0), `confidence` (the greatest probability), and `kl` to a law or NaN."""
+    nll = -jnp.log(at_target(predictions, targets))
+    correct = (jnp.argmax(predictions, axis=-1).astype(targets.dtype) == targets).astype(nll.dtype)
+    kl = jnp.full_like(nll, jnp.nan) if law is None else kl_divergence(law, predictions)
+    return {"nll": nll, "correct": correct, "confidence": jnp.max(predictions, axis=-1), "kl": kl}
+
+
+def expected_calibration_error(
+    confidence: Float[np.ndarray, " tokens"],
+    correct: Float[np.ndarray, " tokens"] | Bool[np.ndarray, " tokens"],
+    bins: int = 15,
+) -> float:
+    """Mean gap between confidence and accuracy over equal bins of confidence, weighted by tokens. Guo et al. 2017, eq. 3.
+
+    >>> expected_calibration_error(np.array([0.9, 0.9]), np.array([1.0, 0.0]))  # 0.9 sure, half right
+    0.4
+    """
+    confidence, correct = np.asarray(confidence, np.float64), np.asarray(correct, np.float64)
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    gap = np.bincount(place, weights=correct - confidence, minlength=bins)
+    return float(np.abs(gap).sum() / len(confidence))
+
+
+def bits_per_byte(nll: Float[np.ndarray, " tokens"], bytes_of_tokens: Integer[np.ndarray, " tokens"]) -> float:
+    """Total NLL in bits over the bytes that the tokens stand for.
+
+    >>> bits_per_byte(np.log([4.0, 16.0]), np.array([1, 2]))  # (2 + 4) / 3
+    2.0
+    """
+    return float(np.sum(nll, dtype=np.float64) / np.log(2) / np.sum(bytes_of_tokens))
+
+
+def mean_and_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean over seeds and its 95% interval by Student's t; the interval is NaN for a single seed.
+
+    >>> mean_and_interval(np.array([1.0, 3.0]))[0]
+    2.0
+    """
+    from scipy.special import stdtrit
+
+    values = np.asarray(values, np.float64)
+    mean = float(values.mean())
+    if len(values) < 2:
+        return mean, float("nan"), float("nan")
+    half = float(stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / np.sqrt(len(values)))
+    return mean, mean - half, mean + half

@@ -1,0 +1,178 @@
+"""A fair race: every loss trains the same model on the same tokens, at its own best learning rate, over several seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xentlab.catalogue import resolve_all
+from xentlab.contract import LabError, Loss, link_of
+from xentlab.metrics import SMOOTHING, bits_per_byte, expected_calibration_error, mean_and_interval, score, smooth
+from xentlab.models import logits
+from xentlab.sources import Source
+from xentlab.training import Recipe, Trained, train, windows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+SEEDS = (0, 1, 2)
+# What is measured on the test part, for each run of the best rate; the table gives mean and interval of each.
+TEST_METRICS = ("test_nll", "bits_per_byte", "accuracy", "calibration_error", "kl_to_law")
+
+
+@dataclasses.dataclass(frozen=True)
+class Race:
+    """A finished race.
+
+    curves: one row a loss, rate, seed and block: source, loss, rate, seed, step, train_loss (the loss's own unit),
+    validation_nll (nats, through its own link), diverged_at (-1 if never).
+    table: one row a loss: source, loss, best_rate, rate_at_edge (the best rate is the grid's least or greatest, so a
+    better one may lie outside), runs, diverged (runs of the whole grid), validation_nll, smoothing (the mean share of
+    the uniform that validation chose), and each of `TEST_METRICS` with _low and _high, its 95% interval over seeds.
+    """
+
+    curves: pd.DataFrame
+    table: pd.DataFrame
+
+
+def race(
+    losses: Iterable[str | Loss],
+    source: Source,
+    model: str | Callable = "mlp",
+    learning_rates: Sequence[float] = LEARNING_RATES,
+    seeds: Sequence[int] = SEEDS,
+    steps: int = 400,
+    progress: Callable[[str, int, int], None] | None = None,
+    **recipe: Any,
+) -> Race:
+    """Trains each loss at every rate and seed, takes its best rate by mean validation NLL, and tests that.
+
+    losses: names or callables. source: `MarkovSource`, `Text`, or an object with their members. model: a name with
+    options, or a function (vocab, key) -> model. recipe: the other fields of `training.Recipe`. progress(loss, done,
+    total) is called after every block, in steps of each run. Raises `LabError` for bad arguments.
+
+    >>> from xentlab.sources import MarkovSource
+    >>> result = race(["nll"], MarkovSource(vocab=4, tokens=2000), "bigram", [0.1], [0, 1], steps=20)
+    >>> result.table[["loss", "best_rate", "runs", "diverged"]].values.tolist()
+    [['nll', 0.1, 2, 0]]
+    """
+    import pandas as pd
+
+    found = resolve_all(losses)
+    plan = Recipe(steps=steps, **_known(recipe))
+    for what, values in (("learning rates", learning_rates), ("seeds", seeds)):
+        if len(set(values)) != len(values):
+            raise LabError(f"the {what} repeat: {list(values)}. Each counts once.")
+    examine = _examiner(source, plan.window)
+    curves, rows = [], []
+    for name, loss in found.items():
+        report = (lambda done, name=name: progress(name, done, steps)) if progress else None
+        trained = train(loss, source, model, learning_rates, seeds, plan, report)
+        curves.append(_curves(name, source.name, trained))
+        rows.append({"source": source.name, "loss": name, **_tested(loss, source, trained, examine)})
+    return Race(pd.concat(curves, ignore_index=True), pd.DataFrame(rows))
+
+
+def _known(recipe: dict[str, Any]) -> dict[str, Any]:
+    allowed = {field.name for field in dataclasses.fields(Recipe)} - {"steps"}
+    for key in recipe:
+        if key not in allowed:
+            raise LabError(f"a race has no option {key!r}; a recipe's options: {', '.join(sorted(allowed))}.")
+    return recipe
+
+
+def _curves(name: str, source: str, trained: Trained) -> pd.DataFrame:
+    import pandas as pd
+
+    runs, blocks = trained.train_loss.shape
+    return pd.DataFrame(
+        {
+            "source": source,
+            "loss": name,
+            "rate": np.repeat(trained.rates, blocks),
+            "seed": np.repeat(trained.seeds, blocks),
+            "step": np.tile(trained.steps, runs),
+            "train_loss": trained.train_loss.reshape(-1),
+            "validation_nll": trained.validation_nll.reshape(-1),
+            "diverged_at": np.repeat(trained.diverged_at, blocks),
+        }
+    )
+
+
+def best_rate(trained: Trained) -> float:
+    """The rate with the least mean validation NLL at the end, or NaN if every rate has a run that diverged."""
+    final = np.where(trained.diverged_at >= 0, np.inf, trained.validation_nll[:, -1])
+    final = np.where(np.isfinite(final), final, np.inf)
+    rates = np.unique(trained.rates)
+    means = np.array([final[trained.rates == rate].mean() for rate in rates])
+    return float(rates[np.argmin(means)]) if np.isfinite(means).any() else float("nan")
+
+
+def _tested(loss: Loss, source: Source, trained: Trained, examine: Callable) -> dict[str, Any]:
+    best = best_rate(trained)
+    runs = np.flatnonzero(trained.rates == best)
+    row: dict[str, Any] = {
+        "best_rate": best,
+        "rate_at_edge": len(np.unique(trained.rates)) > 1 and best in (trained.rates.min(), trained.rates.max()),
+        "runs": len(runs),
+        "diverged": int((trained.diverged_at >= 0).sum()),
+        "validation_nll": trained.validation_nll[runs, -1].mean() if len(runs) else float("nan"),
+        "smoothing": np.mean([SMOOTHING[i] for i in trained.smoothing[runs]]) if len(runs) else float("nan"),
+    }
+    each = [examine(link_of(loss), trained.model(run), SMOOTHING[trained.smoothing[run]]) for run in runs]
+    for metric in TEST_METRICS:
+        values = np.array([result[metric] for result in each]) if each else np.array([np.nan])
+        row[metric], row[f"{metric}_low"], row[f"{metric}_high"] = mean_and_interval(values)
+    return row
+
+
+def _examiner(source: Source, window: int) -> Callable[..., dict[str, float]]:
+    """A function (link, model, smoothing) -> the metrics of the test part; it compiles once a link and kind of model."""
+    import equinox as eqx
+
+    held_out = jnp.asarray(windows(source.split("test"), window))
+    targets = np.asarray(held_out[:, 1:])
+
+    def of_windows(link, model, share, batch):
+        predictions = smooth(link(logits(model, batch[:, :-1])), share)
+        return score(predictions, batch[:, 1:], _law(source, batch[:, :-1]))
+
+    @eqx.filter_jit
+    def scores(link, model, share):
+        # A few windows at a time: [all tokens, V] of a large vocabulary would not fit.
+        one = lambda each: jax.tree.map(lambda leaf: leaf[0], of_windows(link, model, share, each[None]))
+        return jax.lax.map(one, held_out, batch_size=min(64, len(held_out)))
+
+    def examine(link, model, share):
+        each = {key: np.asarray(value) for key, value in scores(link, model, jnp.float32(share)).items()}
+        known = ~np.isnan(each["kl"])
+        return {
+            "test_nll": float(each["nll"].mean(dtype=np.float64)),
+            "bits_per_byte": np.nan
+            if source.token_bytes is None
+            else bits_per_byte(each["nll"], np.asarray(source.token_bytes)[targets]),
+            "accuracy": float(each["correct"].mean()),
+            "calibration_error": expected_calibration_error(each["confidence"].reshape(-1), each["correct"].reshape(-1)),
+            "kl_to_law": float(each["kl"][known].mean()) if known.any() else np.nan,
+        }
+
+    return examine
+
+
+def _law(source: Source, tokens):
+    """The true law after each position of windows [W, T], NaN where a window has not shown a whole context yet."""
+    if getattr(source, "law", None) is None:
+        return None
+    time, order = tokens.shape[1], source.order
+    if time < order:
+        return None
+    contexts = jnp.stack([tokens[:, place : time - order + place + 1] for place in range(order)], axis=-1)
+    law = source.law(contexts)
+    unknown = jnp.full((*law.shape[:1], order - 1, law.shape[-1]), jnp.nan, law.dtype)
+    return jnp.concatenate([unknown, law], axis=1)
