@@ -9,7 +9,7 @@ from xentlab.information import kl_divergence
 
 # Shares of the uniform that a prediction may be mixed with. A sparse link gives some tokens probability 0, where a code
 # length is infinite: every loss's model is mixed by the share that its own validation part likes best, 0 among them.
-SMOOTHING = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+SMOOTHING = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.3)
 
 Predictions = Float[Array, "*tokens vocab"]
 

@@ -1,0 +1,187 @@
+"""Pictures of tidy frames, by altair. They know nothing of losses but their names.
+
+Every chart is one view, so that a page can fit it to its width; `grid` puts several side by side for a picture file.
+Each filters its rows by the parameter `shown`, the list of losses to show, which a page's legend sets.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import altair as alt
+
+from xentlab.runs import write_bytes
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Hues that stay apart for the colour-blind and on light and dark ground (after Tol 2021, "bright" and "vibrant").
+HUES = ("#4477AA", "#EE6677", "#228833", "#CC9911", "#33AACC", "#AA3377", "#EE7733", "#888888")
+DASHES = ((1, 0), (6, 3), (2, 2), (8, 2, 2, 2))
+POWERS = "format(datum.value, '~e')"
+SPACES = {"dvalue_dlogit": "|∂L/∂z_y|, in the target's logit", "dvalue_dp": "|dL/dp|, in its probability"}
+PATHS = {"even": "the target's logit falls, rivals even", "one": "one rival rises"}
+
+
+def look(losses: Sequence[str]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Each loss's hue and dash; past eight losses the hues come again with another dash."""
+    return {name: (HUES[i % len(HUES)], DASHES[i // len(HUES) % len(DASHES)]) for i, name in enumerate(losses)}
+
+
+def _colour(losses: Sequence[str], legend: bool) -> dict:
+    looks = look(losses)
+    key = (
+        alt.Legend(title=None, orient="bottom", columns=4, symbolType="stroke", symbolStrokeWidth=4, symbolSize=300)
+        if legend
+        else None
+    )
+    return {
+        "color": alt.Color("loss:N", legend=key).scale(domain=list(losses), range=[hue for hue, _ in looks.values()]),
+        "strokeDash": alt.StrokeDash("loss:N", legend=key).scale(
+            domain=list(losses), range=[list(dash) for _, dash in looks.values()]
+        ),
+    }
+
+
+def _widths(losses: Sequence[str]) -> alt.StrokeWidth:
+    """The first loss widest and beneath: where losses agree, each still shows as a rim around the next."""
+    widths = [7 - 5.5 * i / max(1, len(losses) - 1) for i in range(len(losses))]
+    return alt.StrokeWidth("loss:N", legend=None).scale(domain=list(losses), range=widths)
+
+
+def _shown(chart: alt.Chart, losses: Sequence[str]) -> alt.Chart:
+    return chart.add_params(alt.param(name="shown", value=list(losses))).transform_filter("indexof(shown, datum.loss) >= 0")
+
+
+def profile(frame: pd.DataFrame, losses: Sequence[str], space: str, rivals: str, legend: bool = False) -> alt.Chart:
+    """A gradient against the probability p, both axes logarithmic. A gradient of 0 has no place on such an axis."""
+    rows = frame[(frame.rivals == rivals) & (frame[space] != 0)].dropna(subset=[space])
+    rows = rows.assign(size=rows[space].abs())[["loss", "p", "size", "value"]]
+    # What has all but vanished would stretch the axis over thirty decades and flatten the rest.
+    rows = rows[rows["size"] > 1e-9]
+    return _shown(
+        alt.Chart(rows, title=alt.Title(SPACES[space], subtitle=PATHS[rivals]))
+        .mark_line(strokeCap="round", point={"size": 70, "opacity": 0, "filled": True})
+        .encode(
+            x=alt.X("p:Q", title="p, the probability of the right token")
+            .scale(type="log")
+            .axis(tickCount=6, labelExpr=POWERS, grid=True),
+            y=alt.Y("size:Q", title=None).scale(type="log").axis(tickCount=6, labelExpr=POWERS),
+            tooltip=[
+                "loss:N",
+                alt.Tooltip("p:Q", format=".3~g"),
+                alt.Tooltip("size:Q", title="gradient", format=".4~g"),
+                alt.Tooltip("value:Q", title="loss value", format=".4~g"),
+            ],
+            strokeWidth=_widths(losses),
+            **_colour(losses, legend),
+        ),
+        losses,
+    )
+
+
+def budget(frame: pd.DataFrame, losses: Sequence[str], title: str, legend: bool = False) -> alt.Chart:
+    """The share of the gradient that each bin of p gets, beside the share of the tokens that lie in it (bars)."""
+    rows = frame.copy()
+    rows["bin"] = [f"{low:g}–{high:g}" for low, high in zip(rows.p_low, rows.p_high, strict=True)]
+    order = list(dict.fromkeys(rows["bin"]))
+    x = alt.X("bin:O", sort=order, title="p, the probability that the model gave the right token").axis(labelAngle=-40)
+    bars = (
+        alt.Chart(rows[rows.loss == rows.loss.iloc[0]])
+        .mark_bar(color="#999999", opacity=0.28)
+        .encode(
+            x=x,
+            y=alt.Y("share_of_tokens:Q", title="share").axis(format="%"),
+            tooltip=[
+                alt.Tooltip("bin:O", title="p"),
+                "tokens:Q",
+                alt.Tooltip("share_of_tokens:Q", title="share of tokens", format=".2%"),
+            ],
+        )
+    )
+    lines = (
+        alt.Chart(rows)
+        .mark_line(strokeWidth=2.2, point={"size": 45, "filled": True})
+        .encode(
+            x=x,
+            y=alt.Y("share_of_gradient:Q", title="share"),
+            tooltip=[
+                "loss:N",
+                alt.Tooltip("bin:O", title="p"),
+                alt.Tooltip("share_of_gradient:Q", title="share of gradient", format=".2%"),
+                alt.Tooltip("gradient:Q", title="mean |∂L/∂z|", format=".3~g"),
+            ],
+            **_colour(losses, legend),
+        )
+        .transform_filter("indexof(shown, datum.loss) >= 0")
+    )
+    shown = alt.param(name="shown", value=list(losses))
+    subtitle = "lines: share of the gradient; bars: share of the tokens"
+    return alt.layer(bars, lines, title=alt.Title(title, subtitle=subtitle)).add_params(shown)
+
+
+def _bands(rows: pd.DataFrame, losses: Sequence[str], x: alt.X, x_tip: alt.Tooltip, title: alt.Title, legend: bool):
+    """Means over seeds as lines, with a band from the least seed to the greatest."""
+    y = alt.Y("mean:Q", title="validation NLL, nats a token").scale(zero=False)
+    band = alt.Chart(rows).mark_area(opacity=0.18).encode(x=x, y=alt.Y("low:Q").scale(zero=False), y2="high:Q")
+    band = band.encode(color=_colour(losses, False)["color"])
+    tips = ["loss:N", x_tip, *[alt.Tooltip(f"{name}:Q", format=".4f") for name in ("mean", "low", "high")]]
+    line = alt.Chart(rows).mark_line(strokeWidth=2.2, point={"size": 40, "filled": True})
+    line = line.encode(x=x, y=y, tooltip=tips, **_colour(losses, legend))
+    keep = "indexof(shown, datum.loss) >= 0"
+    layers = alt.layer(band.transform_filter(keep), line.transform_filter(keep), title=title)
+    return layers.add_params(alt.param(name="shown", value=list(losses)))
+
+
+def _over_seeds(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    grouped = frame.dropna(subset=["validation_nll"]).groupby(by, sort=False).validation_nll
+    return grouped.agg(mean="mean", low="min", high="max").reset_index()
+
+
+def curves(frame: pd.DataFrame, table: pd.DataFrame, losses: Sequence[str], source: str, legend: bool = False):
+    """Validation NLL against steps, each loss at its best rate; the band spans its seeds."""
+    best = table[table.source == source].set_index("loss").best_rate
+    rows = frame[(frame.source == source) & (frame.rate == frame.loss.map(best))]
+    return _bands(
+        _over_seeds(rows, ["loss", "step"]),
+        losses,
+        alt.X("step:Q", title="step").scale(nice=False),
+        alt.Tooltip("step:Q"),
+        alt.Title(f"Learning on {source}", subtitle="each loss at its own best rate; bands span the seeds"),
+        legend,
+    )
+
+
+def sweep(frame: pd.DataFrame, losses: Sequence[str], source: str, legend: bool = False):
+    """Validation NLL at the end against the learning rate."""
+    rows = frame[(frame.source == source) & (frame.step == frame.step.max()) & (frame.diverged_at < 0)]
+    return _bands(
+        _over_seeds(rows, ["loss", "rate"]),
+        losses,
+        alt.X("rate:Q", title="learning rate").scale(type="log").axis(values=sorted(frame.rate.unique()), format="~g"),
+        alt.Tooltip("rate:Q", format="~g"),
+        alt.Title(f"The rate sweep on {source}", subtitle="final validation NLL; bands span the seeds"),
+        legend,
+    )
+
+
+def grid(charts: Sequence[alt.Chart], columns: int = 2, width: int = 430, height: int = 280) -> alt.VConcatChart:
+    """Charts side by side at a fixed size, for a picture file."""
+    sized = [chart.properties(width=width, height=height) for chart in charts]
+    rows = [alt.hconcat(*sized[i : i + columns]) for i in range(0, len(sized), columns)]
+    return alt.vconcat(*rows).configure_view(strokeOpacity=0.3).configure_title(anchor="start")
+
+
+def write_png(chart: alt.TopLevelMixin, path: pathlib.Path, scale: float = 1.5) -> pathlib.Path:
+    """A chart as a PNG file, rendered in this process."""
+    import vl_convert
+
+    png = vl_convert.vegalite_to_png(chart.to_dict(), vl_version=vegalite_version(), scale=scale)
+    return write_bytes(path, png)
+
+
+def vegalite_version() -> str:
+    """The Vega-Lite version that altair writes, as vl-convert names it: "6.4"."""
+    return ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])

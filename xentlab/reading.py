@@ -1,0 +1,150 @@
+"""What the numbers say, in plain words. Every sentence is made from the frames; none is there beforehand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LOW = 1e-6  # where "at low probability" is read off
+HIGHER = 1e-3  # and where a limit is told from a trend
+
+
+def words(items: Sequence[str]) -> str:
+    """A list in a sentence.
+
+    >>> words(["a", "b", "c"])
+    'a, b and c'
+    """
+    items = list(items)
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def number(x: float) -> str:
+    """Three digits, and plain where plain is short.
+
+    >>> number(0.99996), number(1e6), number(2.47e-6)
+    ('1', '1,000,000', '2.47e-06')
+    """
+    if x and not 1e-3 <= abs(x) < 1e7:
+        return f"{x:.3g}"
+    return f"{float(f'{x:.3g}'):,.10g}"
+
+
+def _at(profiles: pd.DataFrame, rivals: str, p: float, column: str) -> dict[str, float]:
+    rows = profiles[profiles.rivals == rivals]
+    nearest = rows.p[(rows.p / p).map(math.log).abs().idxmin()] if not rows.empty else p
+    rows = rows[rows.p == nearest]
+    return dict(zip(rows.loss, rows[column].abs(), strict=True))
+
+
+def gradients(profiles: pd.DataFrame) -> list[str]:
+    """Which losses still teach at low probability, in the logit and in the probability."""
+    low, higher = (_at(profiles, "even", p, "dvalue_dlogit") for p in (LOW, HIGHER))
+    kinds: dict[str, list[str]] = {"gone": [], "grows": [], "holds": []}
+    for name, size in low.items():
+        trend = size / higher[name] if higher[name] else 1.0
+        kind = "gone" if trend < 0.5 else "grows" if trend > 1.2 else "holds"
+        kinds[kind].append(f"{name} ({number(size)})")
+    said = []
+    if kinds["holds"]:
+        said.append(f"it holds for {words(kinds['holds'])}")
+    if kinds["gone"]:
+        said.append(f"has all but vanished for {words(kinds['gone'])}")
+    if kinds["grows"]:
+        said.append(f"still grows for {words(kinds['grows'])}")
+    sentences = [f"The pull on the target's logit when the right token had p = {LOW:g}: {'; '.join(said)}."]
+    in_p = _at(profiles, "even", LOW, "dvalue_dp")
+    if "nll" in low:
+        stronger = {
+            space: [name for name, size in sizes.items() if size > 1.01 * sizes["nll"]]
+            for space, sizes in (("logit", low), ("probability", in_p))
+        }
+        clause = (
+            f"nll's slope in p is {number(in_p['nll'])} there, which is 1/p and explodes; in the logit it is "
+            f"{number(low['nll'])}, which is 1 − p and cannot pass 1."
+        )
+        if stronger["logit"]:
+            also = "in p too" if stronger["probability"] else "in the logit"
+            clause += f" “Cross entropy has the strongest gradient” is therefore not true here: {words(stronger['logit'])} pulls harder, {also}."
+        equal = [n for n, size in low.items() if n != "nll" and abs(size / low["nll"] - 1) <= 0.01]
+        if equal:
+            clause += f" {words(equal)} {'pulls' if len(equal) == 1 else 'pull'} just as hard."
+        sentences.append(clause)
+    one = _at(profiles, "one", LOW, "dvalue_dlogit")
+    apart = [
+        f"{name} ({number(low[name])} against {number(one[name])})"
+        for name in low
+        if name in one and max(low[name], one[name]) > 1e-3 and not 0.8 < low[name] / max(one[name], 1e-300) < 1.25
+    ]
+    if apart:
+        sentences.append(
+            f"How p became small matters for {words(apart)}: the first figure is for a target logit that fell, "
+            "the second for one rival that rose."
+        )
+    return sentences
+
+
+def budgets(frame: pd.DataFrame, edge: float = 0.1) -> list[str]:
+    """How much of a real batch's gradient goes to the tokens that the model thought unlikely."""
+    sentences = []
+    for source, rows in frame.groupby("source", sort=False):
+        unlikely = rows[rows.p_high <= edge].groupby("loss", sort=False)[["share_of_tokens", "share_of_gradient"]].sum()
+        if unlikely.empty:
+            continue
+        shares = unlikely.share_of_gradient.sort_values(ascending=False)
+        most, least = shares.index[0], shares.index[-1]
+        sentence = (
+            f"On {source}, {unlikely.share_of_tokens.iloc[0]:.0%} of the tokens had p below {edge:g}. "
+            f"They get {shares.iloc[0]:.0%} of {most}'s gradient"
+        )
+        if most != least:
+            sentence += f" and {shares.iloc[-1]:.0%} of {least}'s"
+        if "nll" in shares.index and "nll" not in (most, least):
+            sentence += f" (nll: {shares['nll']:.0%})"
+        sentences.append(sentence + ".")
+    return sentences
+
+
+def races(table: pd.DataFrame) -> list[str]:
+    """Who won by test NLL, whether the intervals tell the winners apart, and what fell short in the race itself."""
+    sentences = []
+    for source, rows in table.groupby("source", sort=False):
+        ranked = rows.dropna(subset=["test_nll"]).sort_values("test_nll")
+        if ranked.empty:
+            sentences.append(f"On {source} every loss diverged at every rate.")
+            continue
+        first = ranked.iloc[0]
+        tied = ranked.iloc[1:]
+        tied = tied[tied.test_nll_low <= first.test_nll_high] if first.test_nll_high == first.test_nll_high else tied[:0]
+        sentence = f"On {source} the least test NLL is {first.loss}'s, {first.test_nll:.3f} nats a token"
+        if first.bits_per_byte == first.bits_per_byte:
+            sentence += f" ({first.bits_per_byte:.2f} bits a byte)"
+        if len(tied):
+            sentence += f"; the seeds' 95% intervals do not tell it apart from {words(list(tied.loss))}"
+        if "nll" in set(ranked.loss) and first.loss != "nll":
+            behind = ranked.set_index("loss").test_nll["nll"] - first.test_nll
+            sentence += f"; nll itself is {behind:.3f} behind"
+        last = ranked.iloc[-1]
+        if last.loss != first.loss:
+            sentence += f". The most is {last.loss}'s, {last.test_nll:.3f}"
+        sentences.append(sentence + ".")
+        edge = list(rows[rows.rate_at_edge].loss)
+        if edge:
+            sentences.append(
+                f"On {source} the best rate tried lies at the end of the grid for {words(edge)}: "
+                "a better one may lie outside, so read their numbers as upper bounds."
+            )
+        diverged = [f"{r.loss} ({r.diverged})" for r in rows.itertuples() if r.diverged]
+        if diverged:
+            sentences.append(f"Runs that diverged on {source}: {words(diverged)}.")
+        smoothed = [f"{r.loss} ({r.smoothing:.2g})" for r in rows.itertuples() if r.smoothing > 1e-3]
+        if smoothed:
+            sentences.append(
+                f"On {source} these models gave right tokens too little, or nothing, to be scored by likelihood as they "
+                f"are; validation mixed in this share of the uniform: {words(smoothed)}."
+            )
+    return sentences

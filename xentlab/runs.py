@@ -1,0 +1,97 @@
+"""A run's folder: tidy frames, pictures, and a record of how they were made. Every file is whole or absent."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from xentlab.contract import LabError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PACKAGES = ("jax", "jaxlib", "optax", "numpy", "equinox", "pandas", "altair")
+
+
+def new_folder(kind: str, out: str | pathlib.Path | None = None) -> pathlib.Path:
+    """The folder for a run's files, made if need be: `out`, or runs/<kind>-<time>. Raises `LabError` if it is no folder."""
+    folder = pathlib.Path(out).expanduser() if out else pathlib.Path("runs") / f"{kind}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LabError(f"cannot make the folder {folder}: {error.strerror}. Give another one with --out.") from error
+    if not os.access(folder, os.W_OK):
+        raise LabError(f"cannot write into {folder}. Give another folder with --out.")
+    return folder
+
+
+def write_bytes(path: pathlib.Path, content: bytes) -> pathlib.Path:
+    """Writes a whole file or nothing: into a neighbour first, which then takes the name."""
+    handle, neighbour = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(neighbour, 0o644)
+        os.replace(neighbour, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(neighbour)
+        raise
+    return path
+
+
+def write_frame(folder: pathlib.Path, name: str, frame: pd.DataFrame) -> pathlib.Path:
+    """A frame as folder/<name>.csv."""
+    return write_bytes(folder / f"{name}.csv", frame.to_csv(index=False).encode())
+
+
+def record(arguments: dict[str, Any], sources: list[dict[str, Any]], seconds: float, **more: Any) -> dict[str, Any]:
+    """How a run was made: command, arguments, versions, commit, device, sources with the hashes of their texts, time."""
+    import jax
+
+    device = jax.devices()[0]
+    return {
+        "command": [pathlib.Path(sys.argv[0]).name, *sys.argv[1:]],
+        "arguments": arguments,
+        "sources": sources,
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 2),
+        "versions": {
+            "python": platform.python_version(),
+            "xentlab": metadata.version("xentlab"),
+            **{package: metadata.version(package) for package in PACKAGES},
+        },
+        "commit": commit(),
+        "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
+        "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
+        **more,
+    }
+
+
+def write_record(folder: pathlib.Path, content: dict[str, Any]) -> pathlib.Path:
+    """The record as folder/run.json."""
+    return write_bytes(folder / "run.json", (json.dumps(content, indent=2, default=str) + "\n").encode())
+
+
+def commit() -> str | None:
+    """The git commit of the checkout that this package runs from, with "+changes" if it differs; None outside of one."""
+    here = pathlib.Path(__file__).parent
+    try:
+        run = lambda *words: subprocess.run(
+            ["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+        top = pathlib.Path(run("rev-parse", "--show-toplevel"))
+        if not (top / "xentlab" / "runs.py").is_file():  # a site-packages folder inside some other project's checkout
+            return None
+        return run("rev-parse", "HEAD") + ("+changes" if run("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
