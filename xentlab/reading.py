@@ -69,7 +69,9 @@ def gradients(profiles: pd.DataFrame) -> list[str]:
         )
         if stronger["logit"]:
             also = "in p too" if stronger["probability"] else "in the logit"
-            clause += f" “Cross entropy has the strongest gradient” is therefore not true here: {words(stronger['logit'])} pulls harder, {also}."
+            pulls = "pulls" if len(stronger["logit"]) == 1 else "pull"
+            clause += " “Cross entropy has the strongest gradient” is therefore not true here: "
+            clause += f"{words(stronger['logit'])} {pulls} harder, {also}."
         equal = [n for n, size in low.items() if n != "nll" and abs(size / low["nll"] - 1) <= 0.01]
         if equal:
             clause += f" {words(equal)} {'pulls' if len(equal) == 1 else 'pull'} just as hard."
