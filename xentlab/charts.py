@@ -48,7 +48,7 @@ def _colour(losses: Sequence[str], legend: bool) -> dict:
 def _widths(losses: Sequence[str]) -> alt.StrokeWidth:
     """The first loss widest and beneath: where losses agree, each still shows as a rim around the next."""
     widths = [7 - 5.5 * i / max(1, len(losses) - 1) for i in range(len(losses))]
-    return alt.StrokeWidth("loss:N", legend=None).scale(domain=list(losses), range=widths)
+    return alt.StrokeWidth("loss:O", legend=None).scale(type="ordinal", domain=list(losses), range=widths)
 
 
 def _shown(chart: alt.Chart, losses: Sequence[str]) -> alt.Chart:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import inspect
 import io
+import itertools
 import json
 import math
 import os
@@ -337,7 +338,7 @@ def _report(command: Report) -> None:
         _print_rows(report.table.to_dict("records"), command.format)
     else:
         _print_table(_summary(report.table))
-        for sentence in report.reading:
+        for sentence in itertools.chain(*report.reading.values()):
             print(f"- {sentence}")
     print(f"Open {report.folder / 'report.html'} in a browser.", file=sys.stderr)
 

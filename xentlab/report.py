@@ -8,6 +8,7 @@ import html
 import importlib.resources
 import json
 import pathlib
+import re
 import string
 import time
 from collections.abc import Callable, Iterable
@@ -53,7 +54,7 @@ class Report:
     budgets: pd.DataFrame
     curves: pd.DataFrame
     table: pd.DataFrame
-    reading: list[str]
+    reading: dict[str, list[str]]
 
 
 def stages(text: Text, seed: int, quick: bool) -> list[Stage]:
@@ -65,8 +66,8 @@ def stages(text: Text, seed: int, quick: bool) -> list[Stage]:
             Stage(markov, "bigram", (0.1,), 12),
         ]
     return [
-        Stage(text, "mlp(context=6, width=24, inner=96, features=48)", (1e-3, 3e-3, 1e-2, 3e-2), 160),
-        Stage(markov, "bigram", (1e-2, 3e-2, 0.1, 0.3), 240),
+        Stage(text, "mlp(context=6, width=24, inner=96, features=48)", (1e-3, 4e-3, 1.6e-2, 6.4e-2), 160),
+        Stage(markov, "bigram", (1e-2, 4e-2, 0.16, 0.64), 240),
     ]
 
 
@@ -129,7 +130,7 @@ def make_report(
     tell("pages and pictures", 0, 1)
     for name, frame in (("profiles", profiles), ("budgets", budgets), ("curves", curves), ("table", table)):
         runs.write_frame(folder, name, frame)
-    said = [*reading.gradients(profiles), *reading.budgets(budgets), *reading.races(table)]
+    said = {"headline": reading.gradients(profiles), "budgets": reading.budgets(budgets), "curves": reading.races(table)}
     arguments = {"losses": list(found), "seed": seed, "seeds": seeds, "quick": quick}
     made = runs.record(
         arguments,
@@ -238,13 +239,13 @@ def page(report: Report, losses: dict[str, Loss], made: dict) -> str:
             slots.append(f'<figure class="chart" id="{key}" aria-label="{html.escape(title)}, panel {i + 1}"></figure>')
         sections.append(
             f'<section id="{figure}"><h2>{html.escape(title)}</h2><p>{html.escape(caption)}</p>'
+            f"{_sentences(report.reading.get(figure, []))}"
             f'<div class="panels">{"".join(slots)}</div>{_download(report.folder, data)}</section>'
         )
     bundle = vl_convert.javascript_bundle(vl_version=charts.vegalite_version())
     looks = {name: {"hue": hue, "dash": dash} for name, (hue, dash) in charts.look(names).items()}
     template = string.Template(importlib.resources.files("xentlab").joinpath("page.html").read_text())
     return template.substitute(
-        reading="".join(f"<li>{html.escape(sentence)}</li>" for sentence in report.reading),
         quick='<p class="note">A quick run: the races are too short to mean anything.</p>'
         if made["arguments"]["quick"]
         else "",
@@ -252,15 +253,26 @@ def page(report: Report, losses: dict[str, Loss], made: dict) -> str:
         tables=_tables(report.table) + _download(report.folder, "table"),
         formulas="".join(_formula(name, loss) for name, loss in losses.items()),
         record=html.escape(json.dumps(made, indent=2, default=str)),
-        bundle=_in_script(bundle),
-        specs=_in_script(json.dumps(specs, separators=(",", ":"))),
-        looks=_in_script(json.dumps(looks)),
+        bundle=_code_in_script(bundle),
+        specs=_json_in_script(specs),
+        looks=_json_in_script(looks),
     )
 
 
-def _in_script(text: str) -> str:
-    """Text that may stand inside a script element."""
-    return text.replace("</", "<\\/").replace("<!--", "<\\!--")
+def _json_in_script(content: dict) -> str:
+    """JSON that may stand inside a script element, whatever names a user gave."""
+    return json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _code_in_script(code: str) -> str:
+    """Code that may stand inside a script element: only `</script` would end it. (`</` alone also occurs in /</g.)"""
+    return re.sub(r"</(script)", r"<\\/\1", code, flags=re.IGNORECASE)
+
+
+def _sentences(sentences: list[str]) -> str:
+    if not sentences:
+        return ""
+    return f'<ul class="reading">{"".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)}</ul>'
 
 
 def _download(folder: pathlib.Path, name: str) -> str:
@@ -272,8 +284,18 @@ def _formula(name: str, loss: Loss) -> str:
     facts = facts_of(loss)
     source = html.escape(facts.source or "a loss of yours: no source is named")
     link = html.escape(facts.link_name)
-    formula = f"<code>{html.escape(facts.formula)}</code>" if facts.formula else ""
-    return f"<dt>{html.escape(name)}</dt><dd>{formula} read through {link}. {source}.</dd>"
+    formula = _math(facts.formula) + "; " if facts.formula else ""
+    return f"<dt>{html.escape(name)}</dt><dd>{formula}read through {link}. {source}.</dd>"
+
+
+def _math(latex: str) -> str:
+    """A formula as MathML, which browsers draw by themselves; as it was written, where it cannot be converted."""
+    from latex2mathml.converter import convert
+
+    try:
+        return convert(latex)
+    except Exception:  # a user's formula is shown as it stands rather than lost with the page
+        return f"<code>{html.escape(latex)}</code>"
 
 
 def _tables(table: pd.DataFrame) -> str:
