@@ -1,6 +1,7 @@
 """Hostile settings: shapes are checked, promotions are explicit, ranks are not promoted, warnings are errors."""
 
 import os
+import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -13,10 +14,18 @@ import hypothesis
 import jax
 import pytest
 
-jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 hypothesis.settings.register_profile("lab", deadline=None, max_examples=25, derandomize=True)
 hypothesis.settings.load_profile("lab")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _promotion_is_explicit(request):
+    """No dtype is promoted silently, but where optax trains, which does so itself: those modules say TRAINS = True."""
+    tests = request.path.parent == pathlib.Path(__file__).parent
+    strict = tests and not getattr(request.module, "TRAINS", False)
+    with jax.numpy_dtype_promotion("strict" if strict else "standard"):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -82,7 +82,7 @@ def profile(frame: pd.DataFrame, losses: Sequence[str], space: str, rivals: str,
     )
 
 
-def budget(frame: pd.DataFrame, losses: Sequence[str], title: str, legend: bool = False) -> alt.Chart:
+def budget(frame: pd.DataFrame, losses: Sequence[str], title: str, legend: bool = False) -> alt.LayerChart:
     """The share of the gradient that each bin of p gets, beside the share of the tokens that lie in it (bars)."""
     rows = frame.copy()
     rows["bin"] = [f"{low:g}–{high:g}" for low, high in zip(rows.p_low, rows.p_high, strict=True)]
@@ -122,7 +122,9 @@ def budget(frame: pd.DataFrame, losses: Sequence[str], title: str, legend: bool 
     return alt.layer(bars, lines, title=alt.Title(title, subtitle=subtitle)).add_params(shown)
 
 
-def _bands(rows: pd.DataFrame, losses: Sequence[str], x: alt.X, x_tip: alt.Tooltip, title: alt.Title, legend: bool):
+def _bands(
+    rows: pd.DataFrame, losses: Sequence[str], x: alt.X, x_tip: alt.Tooltip, title: alt.Title, legend: bool
+) -> alt.LayerChart:
     """Means over seeds as lines, with a band from the least seed to the greatest."""
     y = alt.Y("mean:Q", title="validation NLL, nats a token").scale(zero=False)
     band = alt.Chart(rows).mark_area(opacity=0.18).encode(x=x, y=alt.Y("low:Q").scale(zero=False), y2="high:Q")
@@ -140,7 +142,9 @@ def _over_seeds(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     return grouped.agg(mean="mean", low="min", high="max").reset_index()
 
 
-def curves(frame: pd.DataFrame, table: pd.DataFrame, losses: Sequence[str], source: str, legend: bool = False):
+def curves(
+    frame: pd.DataFrame, table: pd.DataFrame, losses: Sequence[str], source: str, legend: bool = False
+) -> alt.LayerChart:
     """Validation NLL against steps, each loss at its best rate; the band spans its seeds."""
     best = table[table.source == source].set_index("loss").best_rate
     rows = frame[(frame.source == source) & (frame.rate == frame.loss.map(best))]
@@ -154,7 +158,7 @@ def curves(frame: pd.DataFrame, table: pd.DataFrame, losses: Sequence[str], sour
     )
 
 
-def sweep(frame: pd.DataFrame, losses: Sequence[str], source: str, legend: bool = False):
+def sweep(frame: pd.DataFrame, losses: Sequence[str], source: str, legend: bool = False) -> alt.LayerChart:
     """Validation NLL at the end against the learning rate."""
     rows = frame[(frame.source == source) & (frame.step == frame.step.max()) & (frame.diverged_at < 0)]
     return _bands(
@@ -167,7 +171,9 @@ def sweep(frame: pd.DataFrame, losses: Sequence[str], source: str, legend: bool 
     )
 
 
-def grid(charts: Sequence[alt.Chart], columns: int = 2, width: int = 430, height: int = 280) -> alt.VConcatChart:
+def grid(
+    charts: Sequence[alt.Chart | alt.LayerChart], columns: int = 2, width: int = 430, height: int = 280
+) -> alt.VConcatChart:
     """Charts side by side at a fixed size, for a picture file."""
     sized = [chart.properties(width=width, height=height) for chart in charts]
     rows = [alt.hconcat(*sized[i : i + columns]) for i in range(0, len(sized), columns)]

@@ -193,10 +193,10 @@ def _parse(arguments: list[str]) -> Any:
     except SystemExit as end:
         if end.code != 2:
             raise
-        # tyro draws a box; one line says the same.
-        lines = [line.strip("│ ").strip() for line in said.getvalue().splitlines() if line[:1] == "│"]
-        parts = re.split(r" ?─{4,} ?", " ".join(lines))
-        _fail("; ".join(part.strip(" .") for part in parts if part.strip()) + ".")
+        # tyro draws a box under a title, in plain characters where the terminal has no others; one line says the same.
+        _, *lines = said.getvalue().strip().splitlines()
+        parts = re.split(r"[─-]{4,}", " ".join(line.strip("│╰╯ ") for line in lines))
+        _fail("; ".join(part.strip(" .") for part in parts if part.strip(" .")) + ".")
 
 
 def _list(command: List) -> None:
@@ -220,7 +220,7 @@ def _show(command: Show) -> None:
     from xentlab.contract import name_of, unwrapped
 
     loss = resolve(command.loss)
-    function = unwrapped(loss)[0]
+    function = inspect.unwrap(unwrapped(loss)[0])
     row = _facts(name_of(loss), loss)
     try:
         row["code"] = f"{inspect.getsourcefile(function)}:{inspect.getsourcelines(function)[1]}"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Rivals = Literal["even", "one"]
 PATHS: tuple[Rivals, ...] = get_args(Rivals)
+Batch = np.ndarray | jax.Array | str | pathlib.Path  # an array, or a file of one
 PROBABILITIES = (0.99, 0.9, 0.5, 0.1, 0.01, 1e-3, 1e-4, 1e-6, 1e-9, 1e-12)
 BINS = (0.0, 1e-4, 1e-3, 1e-2, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 
@@ -108,8 +109,8 @@ def _value_and_gradient(loss: Loss, logits: np.ndarray) -> tuple[np.ndarray, np.
 
 def gradient_budget(
     losses: Iterable[str | Loss],
-    logits: np.ndarray | str | pathlib.Path,
-    targets: np.ndarray | str | pathlib.Path | None = None,
+    logits: Batch,
+    targets: Batch | None = None,
     bins: Sequence[float] | np.ndarray = BINS,
 ) -> pd.DataFrame:
     """Where a batch's gradient goes: by the probability that the model, by softmax, gave each right token.
@@ -181,9 +182,7 @@ def _in_chunks(function, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def load_batch(
-    logits: np.ndarray | str | pathlib.Path, targets: np.ndarray | str | pathlib.Path | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def load_batch(logits: Batch, targets: Batch | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Logits [N, V] in float32 and targets [N] in int32 from arrays or files, checked. Raises `LabError`."""
     where = "the logits"
     if isinstance(logits, str | pathlib.Path):

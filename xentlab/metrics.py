@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Integer
+from jaxtyping import Array, Float, Integer, Shaped
 
 from xentlab.contract import at_target
 from xentlab.information import kl_divergence
@@ -46,7 +46,7 @@ def score(
 
 def expected_calibration_error(
     confidence: Float[np.ndarray, " tokens"],
-    correct: Float[np.ndarray, " tokens"] | Bool[np.ndarray, " tokens"],
+    correct: Shaped[np.ndarray, " tokens"],
     bins: int = 15,
 ) -> float:
     """Mean gap between confidence and accuracy over equal bins of confidence, weighted by tokens. Guo et al. 2017, eq. 3.

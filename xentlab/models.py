@@ -198,7 +198,7 @@ def checked_model(model: Any, vocab: int) -> Any:
     """The model itself, once its two members have been seen to fit. Raises `LabError`."""
     if not callable(getattr(model, "hidden", None)) or not hasattr(model, "weight"):
         raise LabError(f"{type(model).__name__} needs .hidden(tokens [..., T]) -> [..., T, D] and .weight [D, V].")
-    hidden = jax.eval_shape(lambda m: m.hidden(jnp.zeros((2, 3), jnp.int32)), model)
+    hidden = jax.eval_shape(model.hidden, jax.ShapeDtypeStruct((2, 3), jnp.int32))
     if hidden.ndim != 3 or model.weight.shape != (hidden.shape[-1], vocab) or hidden.shape[:2] != (2, 3):
         raise LabError(
             f"{type(model).__name__}: tokens [2, 3] gave hidden {list(hidden.shape)} beside a weight "

@@ -116,7 +116,7 @@ def best_rate(trained: Trained) -> float:
 
 def _tested(loss: Loss, source: Source, trained: Trained, examine: Callable) -> dict[str, Any]:
     best = best_rate(trained)
-    runs = np.flatnonzero(trained.rates == best)
+    runs = np.flatnonzero(trained.rates == best).tolist()
     row: dict[str, Any] = {
         "best_rate": best,
         "rate_at_edge": len(np.unique(trained.rates)) > 1 and best in (trained.rates.min(), trained.rates.max()),
@@ -137,7 +137,7 @@ def _examiner(source: Source, window: int) -> Callable[..., dict[str, float]]:
     import equinox as eqx
 
     held_out = jnp.asarray(windows(source.split("test"), window))
-    targets = np.asarray(held_out[:, 1:])
+    targets = np.asarray(held_out[:, 1:]).reshape(-1)
 
     def of_windows(link, model, share, batch):
         predictions = smooth(link(logits(model, batch[:, :-1])), share)
@@ -150,7 +150,7 @@ def _examiner(source: Source, window: int) -> Callable[..., dict[str, float]]:
         return jax.lax.map(one, held_out, batch_size=min(64, len(held_out)))
 
     def examine(link, model, share):
-        each = {key: np.asarray(value) for key, value in scores(link, model, jnp.float32(share)).items()}
+        each = {key: np.asarray(value).reshape(-1) for key, value in scores(link, model, jnp.float32(share)).items()}
         known = ~np.isnan(each["kl"])
         return {
             "test_nll": float(each["nll"].mean(dtype=np.float64)),
@@ -158,7 +158,7 @@ def _examiner(source: Source, window: int) -> Callable[..., dict[str, float]]:
             if source.token_bytes is None
             else bits_per_byte(each["nll"], np.asarray(source.token_bytes)[targets]),
             "accuracy": float(each["correct"].mean()),
-            "calibration_error": expected_calibration_error(each["confidence"].reshape(-1), each["correct"].reshape(-1)),
+            "calibration_error": expected_calibration_error(each["confidence"], each["correct"]),
             "kl_to_law": float(each["kl"][known].mean()) if known.any() else np.nan,
         }
 

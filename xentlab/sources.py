@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ PARTS = ("train", "validation", "test")
 MAX_TABLE = 2**24
 
 
+@runtime_checkable
 class Source(Protocol):
     """What training asks of a source."""
 

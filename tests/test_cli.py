@@ -1,0 +1,200 @@
+"""The command as a user runs it: a process of its own, its exit code, stdout and stderr."""
+
+import io
+import json
+import os
+import pty
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from xentlab import LOSSES
+from xentlab.cli import COMMANDS, main
+
+TRAINS = True
+MINE = """
+import jax, jax.numpy as jnp
+def my_loss(logits, targets):
+    return -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
+def averaged(logits, targets):
+    return my_loss(logits, targets).mean()
+"""
+
+
+@pytest.fixture
+def mine(tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+
+
+def in_process(capsys, *arguments):
+    """Exit code, stdout and stderr, without the start of another Python."""
+    try:
+        main([str(argument) for argument in arguments])
+        code = 0
+    except SystemExit as end:
+        code = end.code or 0
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def process(*arguments, **more):
+    command = [sys.executable, "-m", "xentlab.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **more)
+
+
+def test_list_names_every_loss_and_needs_no_heavy_import():
+    done = process("list")
+    assert done.returncode == 0
+    assert all(f"\n{name} " in "\n" + done.stdout for name in LOSSES)
+    for code, heavy in (
+        ("import xentlab.cli; xentlab.cli.main(['list'])", "altair pandas orbax optax"),
+        ("import xentlab", "altair pandas orbax tyro"),
+    ):
+        code += f"; import sys; print([name for name in {heavy.split()} if name in sys.modules])"
+        said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        assert said.splitlines()[-1] == "[]"
+
+
+def test_gradients_print_csv_and_nothing_else():
+    done = process("gradients", "--losses", "nll", "brier", "hinge", "mse_logits", "--format", "csv")
+    assert (done.returncode, done.stderr) == (0, "")
+    frame = pd.read_csv(io.StringIO(done.stdout)).set_index(["loss", "p"])
+    for p, pull in ((0.9, 0.1), (0.1, 0.9), (0.01, 0.99)):
+        assert -frame.dvalue_dlogit["nll", p] == pytest.approx(pull, rel=1e-12)
+    assert frame.dvalue_dlogit["brier", 1e-6] / frame.dvalue_dlogit["brier", 1e-9] == pytest.approx(1000, rel=1e-4)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches(capsys, command):
+    code, out, _ = in_process(capsys, command, "--help")
+    assert code == 0
+    assert "Example: xentlab " + command in " ".join(out.replace("│", " ").split())
+
+
+def test_no_command_shows_the_help(capsys):
+    code, out, _ = in_process(capsys)
+    assert code == 0
+    assert all(command in out for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("rase", "Unrecognized options: rase; Available subcommands: list"),
+        ("race --stps 3", "--steps INT"),
+        ("race --steps x", "Error parsing --steps"),
+        ("show", "Missing from xentlab show"),
+        ("show entmax", "did you mean entmax15"),
+        ("show mine.py:nothing", "no function 'nothing'"),
+        ("gradients --losses", "no losses given"),
+        ("gradients --losses mine.py:averaged", "leave the mean to the lab"),
+        ("gradients --probabilities 2", "strictly between 0 and 1"),
+        ("gradients --out mine.py", "cannot make the folder"),
+        ("budget none.npz", "no file none.npz"),
+        ("race --text none.txt", "no file or folder none.txt"),
+        ("race --text mine.py", "too few to train"),
+        ("race --markov 5 --text mine.py", "exclude each other"),
+        ("race --model mpl", "did you mean mlp"),
+        ("race --optimizer adan", "did you mean adam"),
+        ("race --seeds 1 1", "repeat"),
+        ("report --losses fokal", "did you mean focal"),
+    ],
+)
+def test_a_mistake_is_one_line_and_code_2(mine, capsys, line, message):
+    code, out, err = in_process(capsys, *line.split())
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_show_tells_facts_and_place(mine, capsys):
+    code, out, _ = in_process(capsys, "show", "tsallis(alpha=2)")
+    assert code == 0
+    assert "Gneiting" in out
+    assert "squared.py:" in out
+    assert "alpha=2" in out
+    facts = json.loads(in_process(capsys, "show", "focal", "--format", "json")[1])[0]
+    assert (facts["proper"], facts["convex"]) == ("no", False)
+    assert "mine.py:3" in in_process(capsys, "show", "./mine.py:my_loss")[1]
+
+
+def test_list_formats_agree(capsys):
+    rows = json.loads(in_process(capsys, "list", "--format", "json")[1])
+    frame = pd.read_csv(io.StringIO(in_process(capsys, "list", "--format", "csv")[1]))
+    assert [row["loss"] for row in rows] == list(frame.loss) == list(LOSSES)
+    assert {row["loss"]: row["low_p_even"] for row in rows}["exponential"] == "inf"
+
+
+def test_a_loss_of_ones_own_through_gradients_budget_and_race(mine, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "batch.npz", logits=rng.standard_normal((50, 7)), targets=rng.integers(0, 7, 50))
+    losses = ("--losses", "nll", "./mine.py:my_loss")
+    for command in (
+        ("gradients", *losses),
+        ("budget", "batch.npz", *losses),
+        ("race", *losses, "--markov", 6, "--model", "bigram", "--steps", 10, "--seeds", 0, 1, "--learning-rates", 0.1),
+    ):
+        code, out, err = in_process(capsys, *command, "--format", "json", "--out", "made")
+        assert code == 0, err
+        rows = json.loads(out)
+        by_loss = {name: [row for row in rows if row["loss"] == name] for name in ("nll", "my_loss")}
+        assert len(by_loss["nll"]) == len(by_loss["my_loss"]) > 0
+        for ours, theirs in zip(by_loss["nll"], by_loss["my_loss"], strict=True):
+            for key, value in ours.items():
+                if isinstance(value, float):
+                    assert theirs[key] == pytest.approx(value, rel=1e-4, abs=1e-9)
+    made = {path.name for path in (tmp_path / "made").iterdir()}
+    assert made == {
+        *("profiles.csv", "profiles.png", "budgets.csv", "budgets.png"),
+        *("curves.csv", "curves.png", "table.csv", "run.json"),
+    }
+    record = json.loads((tmp_path / "made" / "run.json").read_text())
+    assert record["arguments"]["losses"] == ["nll", "./mine.py:my_loss"]
+    assert record["sources"][0]["kind"] == "markov"
+
+
+def test_race_on_a_text_writes_its_folder(tmp_path, capsys):
+    (tmp_path / "book.txt").write_text("It was the best of times, it was the worst of times. " * 100)
+    code, out, err = in_process(capsys, "race", "--losses", "nll", "--text", "book.txt", "--quick", "--out", "r")
+    assert code == 0
+    assert "Wrote r." in err
+    assert "nll" in out
+    curves, table = (pd.read_csv(tmp_path / "r" / f"{name}.csv") for name in ("curves", "table"))
+    assert set(curves.seed) == {0, 1}
+    assert table.bits_per_byte.notna().all()
+    assert len(json.loads((tmp_path / "r" / "run.json").read_text())["sources"][0]["sha256"]) == 64
+
+
+def test_a_closed_pipe_is_no_traceback():
+    command = f"{sys.executable} -m xentlab.cli gradients --losses nll --format csv | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.startswith("loss,rivals")
+    assert done.stderr == ""
+
+
+def test_a_bar_moves_on_a_terminal_and_only_there():
+    arguments = ["race", "--losses", "nll", "--markov", "5", "--model", "bigram", "--quick"]
+    quiet = process(*arguments)
+    assert quiet.stderr == ""
+    parent, child = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "xentlab.cli", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=child,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "100"},
+    ) as running:
+        os.close(child)
+        said = b""
+        while True:
+            try:
+                said += os.read(parent, 4096)
+            except OSError:  # the terminal's other end is gone
+                break
+        assert running.wait(120) == 0
+    os.close(parent)
+    assert b"nll" in said
+    assert b"20/20" in said

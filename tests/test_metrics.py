@@ -1,0 +1,51 @@
+"""Metrics against arithmetic by hand and against SciPy."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from xentlab import metrics
+
+
+def test_calibration_error_by_hand():
+    confidence = np.array([0.95, 0.95, 0.55, 0.55])
+    correct = np.array([1, 1, 1, 0])
+    assert metrics.expected_calibration_error(confidence, correct) == pytest.approx((0.1 + 0.1) / 4)
+    assert metrics.expected_calibration_error(np.ones(3), np.ones(3)) == 0
+
+
+def test_calibration_error_is_a_mean_over_bins_and_not_over_tokens():
+    """Over- and under-confidence cancel within a bin, never across bins."""
+    same_bin = metrics.expected_calibration_error(np.array([0.5, 0.5]), np.array([1, 0]))
+    two_bins = metrics.expected_calibration_error(np.array([0.3, 0.7]), np.array([1, 0]))
+    assert (same_bin, two_bins) == (0, pytest.approx(0.7))
+
+
+def test_smoothing_makes_a_zero_finite_and_a_sure_token_dearer():
+    each = metrics.smoothed_nll(jnp.array([[0.0, 0.5], [0.25, 1.0]]), 4)
+    assert np.isinf(each[0])
+    assert np.isfinite(each[1:]).all()
+    share = metrics.SMOOTHING[-1]
+    expected = -np.log((1 - share) * np.array([0, 0.5, 0.25, 1]) + share / 4).mean()
+    assert float(each[-1]) == pytest.approx(expected, rel=1e-6)
+    np.testing.assert_allclose(metrics.smooth(jnp.array([[0.5, 0.5, 0, 0]]), jnp.float32(0.1)).sum(), 1, rtol=1e-6)
+
+
+def test_scores_by_hand():
+    predictions = jnp.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]])
+    law = jnp.array([[0.5, 0.5, 0.0], [0.1, 0.2, 0.7]])
+    found = metrics.score(predictions, jnp.array([0, 1]), law)
+    np.testing.assert_allclose(found["nll"], -np.log([0.5, 0.2]), rtol=1e-6)
+    np.testing.assert_array_equal(found["correct"], [1, 0])
+    np.testing.assert_allclose(found["confidence"], [0.5, 0.7])
+    np.testing.assert_allclose(found["kl"], [0.5 * np.log(2), 0], atol=1e-7)
+    assert np.isnan(metrics.score(predictions, jnp.array([0, 1]))["kl"]).all()
+
+
+def test_interval_equals_scipy():
+    values = np.array([1.0, 1.3, 0.8, 1.1])
+    expected = scipy.stats.t.interval(0.95, 3, values.mean(), scipy.stats.sem(values))
+    mean, low, high = metrics.mean_and_interval(values)
+    assert (mean, low, high) == (pytest.approx(values.mean()), pytest.approx(expected[0]), pytest.approx(expected[1]))
+    assert np.isnan(metrics.mean_and_interval(np.array([2.0]))[1])

@@ -1,0 +1,197 @@
+"""The report's folder, its words, and its page in a real browser."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+
+import pandas as pd
+import pytest
+
+from xentlab import charts, reading, runs
+from xentlab.report import make_report
+
+TRAINS = True
+LOSSES = ["nll", "brier"]
+pytestmark = pytest.mark.xdist_group("report")  # one report serves the whole file
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    (folder / "mine.py").write_text(
+        "import jax.numpy as jnp\n"
+        "def odd(logits, targets):\n"
+        "    return jnp.abs(logits).sum(-1) - 2 * jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]\n"
+        "odd.__name__ = '</script><b>odd'\n"
+    )
+    return make_report([*LOSSES, f"{folder}/mine.py:odd"], out=folder / "made", quick=True)
+
+
+def test_the_folder_holds_everything(report):
+    names = {path.name for path in report.folder.iterdir()}
+    assert names == {
+        *("run.json", "report.html", "profiles.csv", "budgets.csv", "curves.csv", "table.csv"),
+        *("headline.png", "budgets.png", "curves.png", "sweep.png"),
+    }
+    for path in report.folder.glob("*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG")
+        assert path.stat().st_size > 5000
+    record = json.loads((report.folder / "run.json").read_text())
+    assert {"command", "versions", "commit", "device", "sources", "seconds"} <= record.keys()
+    assert [source["kind"] for source in record["sources"]] == ["text", "markov"]
+
+
+def test_frames_on_disk_are_the_frames(report):
+    for name in ("profiles", "budgets", "curves", "table"):
+        pd.testing.assert_frame_equal(pd.read_csv(report.folder / f"{name}.csv"), getattr(report, name), check_dtype=False)
+
+
+def profiles(**sizes):
+    """A profile frame with |dL/dz_y| at p = 1e-3 and 1e-6 on both paths."""
+    rows = [
+        {"loss": loss, "rivals": rivals, "p": p, "dvalue_dlogit": -size, "dvalue_dp": -size / p}
+        for loss, pair in sizes.items()
+        for rivals in ("even", "one")
+        for p, size in zip((1e-3, 1e-6), pair, strict=True)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_the_reading_follows_the_numbers():
+    """The same function says opposite things of opposite numbers: no sentence is canned."""
+    said = " ".join(reading.gradients(profiles(nll=(1, 1), brier=(2e-3, 2e-6), mse_logits=(10, 24))))
+    assert re.search(r"holds for nll \(1\).*vanished for brier \(2e-06\).*grows for mse_logits \(24\)", said)
+    assert "mse_logits pulls harder" in said
+    said = " ".join(reading.gradients(profiles(nll=(2e-3, 2e-6), brier=(1, 1))))
+    assert re.search(r"holds for brier.*vanished for nll", said)
+    assert "brier pulls harder" in said
+    assert "not true" not in " ".join(reading.gradients(profiles(nll=(1, 1), mae=(1e-3, 1e-6))))
+
+
+def table(**nll):
+    rows = [
+        {
+            **{"source": "s", "loss": loss, "test_nll": mean, "test_nll_low": mean - half, "test_nll_high": mean + half},
+            **{"bits_per_byte": float("nan"), "rate_at_edge": False, "diverged": 0, "smoothing": 0.0},
+        }
+        for loss, (mean, half) in nll.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_the_winner_is_told_with_its_doubt():
+    assert "not tell it apart from brier" in reading.races(table(nll=(1.0, 0.1), brier=(1.1, 0.1), mae=(3, 0.1)))[0]
+    clear = reading.races(table(nll=(2.0, 0.1), brier=(1.0, 0.1)))[0]
+    assert "brier's, 1.000" in clear
+    assert "nll itself is 1.000 behind" in clear
+    assert "apart" not in clear
+    assert "every loss diverged" in reading.races(table(nll=(float("nan"), 0.1)))[0]
+
+
+def test_looks_stay_apart_for_the_whole_catalogue():
+    from xentlab import LOSSES as ALL
+
+    assert len(set(charts.look(list(ALL)).values())) == len(ALL)
+
+
+def test_a_file_is_whole_or_absent(tmp_path, monkeypatch):
+    path = tmp_path / "kept.csv"
+    path.write_text("before")
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        runs.write_bytes(path, b"after")
+    assert path.read_text() == "before"
+    assert [p.name for p in tmp_path.iterdir()] == ["kept.csv"]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if path is None:
+        if os.environ.get("CI"):
+            pytest.fail("CI has no Chromium: install the system's package")
+        pytest.skip("no Chromium on this machine; install the system's package to test the page")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=path, args=QUIET)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def opened(browser, report):
+    """A function (width, scheme) -> the page, drawn; afterwards no error and no request beyond the file was seen."""
+    troubles, pages = [], []
+
+    def open_page(width=1280, scheme="light"):
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page.on("console", lambda message: troubles.append(message.text) if message.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on("request", lambda request: troubles.append(request.url) if not _local(request.url, report) else None)
+        page.goto(f"file://{report.folder}/report.html")
+        page.wait_for_selector("body[data-drawn=yes]", timeout=60_000)
+        pages.append(page)
+        return page
+
+    yield open_page
+    for page in pages:
+        page.close()
+    assert troubles == []
+
+
+def _local(url: str, report) -> bool:
+    return url.startswith("data:") or url == f"file://{report.folder}/report.html"
+
+
+def lines(page, chart):
+    """How many lines a chart draws."""
+    return page.evaluate(f"document.querySelectorAll('#{chart} svg g.mark-line path').length")
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_chart_has_marks_and_the_page_fits(opened, width, scheme):
+    page = opened(width, scheme)
+    figures = page.locator("figure.chart").evaluate_all("all => all.map(each => each.id)")
+    assert len(figures) == 10
+    for figure in figures:
+        # A quick report tries one rate, so that the sweep has points and no lines.
+        marks = lines(page, figure) or page.locator(f"#{figure} svg g.mark-symbol path").count()
+        assert marks >= 3, figure
+        box = page.locator(f"#{figure} svg").first.bounding_box()
+        assert box["width"] > 0.7 * page.locator(f"#{figure}").bounding_box()["width"]
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", ground)[:3])) < 200) == (scheme == "dark")
+
+
+def test_a_legend_click_hides_and_shows_a_loss_everywhere(opened):
+    page = opened()
+    button = page.get_by_role("button", name="brier")
+    before = {chart: lines(page, chart) for chart in ("headline-0", "budgets-1", "curves-0")}
+    button.click()
+    assert button.get_attribute("aria-pressed") == "false"
+    page.wait_for_function(f"document.querySelectorAll('#headline-0 svg g.mark-line path').length < {before['headline-0']}")
+    assert {chart: lines(page, chart) for chart in before} == {chart: count - 1 for chart, count in before.items()}
+    button.click()
+    page.wait_for_function(f"document.querySelectorAll('#headline-0 svg g.mark-line path').length == {before['headline-0']}")
+
+
+def test_hover_gives_values(opened):
+    page = opened()
+    page.locator("#curves-0 svg g.mark-symbol path").last.hover()
+    page.wait_for_selector("#vg-tooltip-element.visible")
+    assert "step" in page.locator("#vg-tooltip-element").inner_text()
+
+
+def test_downloads_are_the_files(opened, report):
+    page = opened()
+    with page.expect_download() as caught:
+        page.get_by_role("link", name="Download profiles.csv").click()
+    assert pathlib.Path(caught.value.path()).read_bytes() == (report.folder / "profiles.csv").read_bytes()
+    assert page.get_by_text("</script><b>odd").count() >= 1

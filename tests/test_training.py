@@ -1,0 +1,160 @@
+"""Runs against optax by hand, and laws of the grid: pairs, neighbours, blocks, divergence."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from xentlab import LOSSES, LabError
+from xentlab.models import logits, resolve_model
+from xentlab.sources import MarkovSource
+from xentlab.training import OPTIMIZERS, SCHEDULES, Recipe, train, windows
+
+TRAINS = True
+pytestmark = pytest.mark.xdist_group("training")  # the grid that the tests share is trained once
+SOURCE = MarkovSource(vocab=6, tokens=4000, seed=1)
+RECIPE = Recipe(steps=7, batch=3, window=5, blocks=3, validation_tokens=100)
+
+
+@pytest.fixture(scope="module")
+def grid():
+    calls = []
+    trained = train(LOSSES["nll"], SOURCE, "bigram", [0.01, 0.1], [4, 5], RECIPE, calls.append)
+    return trained, calls
+
+
+def by_hand(rate, seed, recipe):
+    """The same run as a plain Python loop over optax."""
+    start, data = jax.random.split(jax.random.key(seed))
+    model = resolve_model("bigram")(SOURCE.vocab, start)
+    optimizer = recipe.transformation(rate)
+    state, stream = optimizer.init(model), jnp.asarray(SOURCE.split("train"))
+    objective = lambda model, batch: LOSSES["nll"](logits(model, batch[:, :-1]), batch[:, 1:]).mean()
+    values = []
+    for index in range(recipe.steps):
+        starts = jax.random.randint(
+            jax.random.fold_in(data, index), (recipe.batch,), 0, len(stream) - recipe.window, dtype=jnp.int32
+        )
+        batch = stream[starts[:, None] + jnp.arange(recipe.window + 1)[None, :]]
+        value, gradient = jax.value_and_grad(objective)(model, batch)
+        updates, state = optimizer.update(gradient, state, model)
+        model = optax.apply_updates(model, updates)
+        values.append(float(value))
+    return model, values
+
+
+def test_a_run_equals_a_plain_loop(grid):
+    trained, _ = grid
+    for run in (0, 3):
+        model, values = by_hand(trained.rates[run], trained.seeds[run], RECIPE)
+        np.testing.assert_allclose(trained.model(run).weight, model.weight, atol=1e-6)
+        blocks = [np.mean(values[0:3]), np.mean(values[3:6]), values[6]]
+        np.testing.assert_allclose(trained.train_loss[run], blocks, rtol=1e-5)
+
+
+def test_blocks_report_their_steps(grid):
+    trained, calls = grid
+    assert calls == trained.steps.tolist() == [3, 6, 7]
+    assert (trained.diverged_at == -1).all()
+    assert trained.validation_nll.shape == (4, 3)
+
+
+def test_the_grid_is_rates_by_seeds_and_runs_do_not_depend_on_their_neighbours(grid):
+    trained, _ = grid
+    assert list(zip(trained.rates, trained.seeds, strict=True)) == [(0.01, 4), (0.01, 5), (0.1, 4), (0.1, 5)]
+    alone = train(LOSSES["nll"], SOURCE, "bigram", [0.1], [4], RECIPE)
+    np.testing.assert_allclose(alone.validation_nll[0], trained.validation_nll[2], rtol=1e-6)
+
+
+def test_runs_side_by_side_equal_runs_one_after_another(grid, monkeypatch):
+    """GPU and TPU take the vmap; it is run here on the CPU."""
+    monkeypatch.setattr("xentlab.training.over_runs", lambda function, *arguments: jax.vmap(function)(*arguments))
+    wide = train(LOSSES["nll"], SOURCE, "bigram", [0.01, 0.1], [4, 5], RECIPE)
+    np.testing.assert_allclose(wide.validation_nll, grid[0].validation_nll, rtol=1e-5)
+
+
+def test_divergence_is_caught_and_spoils_no_neighbour(grid):
+    with np.errstate(all="ignore"):
+        trained = train(LOSSES["nll"], SOURCE, "bigram", [0.01, 1e38], [4, 5], dataclasses.replace(RECIPE, optimizer="sgd"))
+        calm = train(LOSSES["nll"], SOURCE, "bigram", [0.01], [4, 5], dataclasses.replace(RECIPE, optimizer="sgd"))
+    assert (trained.diverged_at[:2] == -1).all()
+    assert (trained.diverged_at[2:] >= 0).all()
+    assert np.isnan(trained.validation_nll[2:, -1]).all()
+    np.testing.assert_allclose(trained.validation_nll[:2], calm.validation_nll, rtol=1e-6)
+    assert all(np.isfinite(trained.model(run).weight).all() for run in range(4))
+
+
+@pytest.mark.parametrize("optimizer", [*OPTIMIZERS, "sgd(momentum=.9)", "adamw(weight_decay=.1, b2=.99)"])
+def test_every_optimizer_learns(optimizer):
+    trained = train(LOSSES["nll"], SOURCE, "bigram(features=4)", [0.03], [0], Recipe(30, 8, 16, optimizer, blocks=2, clip=1.0))
+    assert trained.validation_nll[0, -1] < trained.validation_nll[0, 0] < 1.82
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_schedules_scale_the_rate_between_0_and_1(schedule):
+    shape = SCHEDULES[schedule](100)
+    values = np.array([shape(step) for step in range(101)])
+    assert values.max() == pytest.approx(1)
+    assert (values >= 0).all()
+    assert schedule == "constant" or values[-1] < 0.06
+
+
+class Mine(eqx.Module):
+    """A user's model with a leaf that is no array."""
+
+    table: jax.Array
+    weight: jax.Array
+    activation: object = jnp.tanh
+
+    def hidden(self, tokens):
+        return self.activation(self.table[tokens])
+
+
+def test_a_users_module_trains():
+    make = lambda vocab, key: Mine(jax.random.normal(key, (vocab, 3)), jnp.zeros((3, vocab)))
+    trained = train(LOSSES["brier"], SOURCE, make, [0.1], [0, 1], RECIPE)
+    assert trained.model(1).activation is jnp.tanh
+    assert np.isfinite(trained.validation_nll).all()
+
+
+def test_windows_cover_a_stream_without_overlap():
+    tokens = np.arange(23)
+    found = windows(tokens, 5)
+    np.testing.assert_array_equal(found[:, 1:].reshape(-1), np.arange(1, 21))
+    assert len(windows(np.arange(10_000), 5, 100)) == 20
+    with pytest.raises(LabError, match="fewer than one window of 33"):
+        windows(tokens, 32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"optimizer": "adan"}, "did you mean adam"),
+        ({"optimizer": "adam(beta=1)"}, "no option 'beta'; its options: b1"),
+        ({"schedule": "cosin"}, "did you mean cosine"),
+        ({"clip": -1.0}, "positive length"),
+    ],
+)
+def test_recipes_refuse(arguments, message):
+    with pytest.raises(LabError, match=message):
+        Recipe(**arguments)
+
+
+def test_grids_refuse():
+    for rates, seeds, message in (([], [0], "at least one"), ([0.1], [], "at least one"), ([-1.0], [0], "positive")):
+        with pytest.raises(LabError, match=message):
+            train(LOSSES["nll"], SOURCE, "bigram", rates, seeds, RECIPE)
+
+
+def test_training_lowers_for_gpu_and_tpu():
+    """Only lowered: no such device is here."""
+    z, y = jax.ShapeDtypeStruct((4, 6), jnp.float32), jax.ShapeDtypeStruct((4,), jnp.int32)
+    for platform in ("cuda", "tpu"):
+        for loss in LOSSES.values():
+            step = jax.jit(jax.value_and_grad(lambda z, y, loss=loss: loss(z, y).mean()))
+            assert jax.export.export(step, platforms=[platform])(z, y).mlir_module()
