@@ -300,6 +300,15 @@ def test_target_dtypes_agree(loss):
 
 
 @every_loss
+def test_numpy_arrays_are_taken_and_a_64_bit_target_does_not_wrap(loss):
+    logits, targets = batch(dtype=np.float32)
+    wide = targets.astype(np.int64)
+    np.testing.assert_allclose(loss(logits, wide), call(loss, logits, targets), rtol=1e-5, atol=1e-6)
+    wide[2] += 2**32
+    assert np.isnan(loss(logits, wide)[2])
+
+
+@every_loss
 def test_second_derivatives_exist_and_are_finite(loss):
     logits, targets = batch()
     with jax.enable_x64(True):

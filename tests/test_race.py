@@ -9,7 +9,6 @@ from xentlab.sources import MarkovSource, Text
 from xentlab.training import Trained
 
 TRAINS = True
-pytestmark = pytest.mark.xdist_group("race")  # the grid that the tests share is trained once
 SOURCE = MarkovSource(vocab=8, tokens=20_000, seed=3)
 
 

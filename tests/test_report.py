@@ -14,7 +14,6 @@ from xentlab.report import make_report
 
 TRAINS = True
 LOSSES = ["nll", "brier"]
-pytestmark = pytest.mark.xdist_group("report")  # one report serves the whole file
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
 

@@ -15,7 +15,6 @@ from xentlab.sources import MarkovSource
 from xentlab.training import OPTIMIZERS, SCHEDULES, Recipe, train, windows
 
 TRAINS = True
-pytestmark = pytest.mark.xdist_group("training")  # the grid that the tests share is trained once
 SOURCE = MarkovSource(vocab=6, tokens=4000, seed=1)
 RECIPE = Recipe(steps=7, batch=3, window=5, blocks=3, validation_tokens=100)
 

@@ -12,10 +12,12 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
 
-Logits = Float[Array, "*tokens vocab"]
-Targets = Integer[Array, "*tokens"]
+AnyArray = Array | np.ndarray
+Logits = Float[AnyArray, "*tokens vocab"]
+Targets = Integer[AnyArray, "*tokens"]
 PerToken = Float[Array, "*tokens"]
 Loss = Callable[..., Any]
 # A limit is a number, or a function of the vocabulary's size and the loss's settings.
@@ -124,14 +126,17 @@ def link_of(loss: Loss) -> Callable[[Logits], Logits]:
     return functools.partial(link, **bound) if bound else link
 
 
-def is_at_target(values: Float[Array, "... vocab"], targets: Integer[Array, "..."]) -> Bool[Array, "... vocab"]:
+def is_at_target(values: Float[AnyArray, "... vocab"], targets: Integer[AnyArray, "..."]) -> Bool[Array, "... vocab"]:
     """Where each token's target lies, as a mask [..., V]; all False for a target outside [0, V)."""
     if values.shape[:-1] != targets.shape:
         raise LabError(
             f"logits of shape {values.shape} need targets of shape {values.shape[:-1]}; got {targets.shape}. "
             "The vocabulary is the last axis of the logits, and targets are class indices, not one-hot."
         )
-    if jnp.dtype(targets.dtype).itemsize < 4:
+    if isinstance(targets, np.ndarray):
+        targets = np.clip(targets, -1, 2**31 - 1)  # JAX would wrap a 64-bit index, and 2^32 + 3 would score class 3
+    targets = jnp.asarray(targets)
+    if targets.dtype.itemsize < 4:
         targets = targets.astype(jnp.int32)  # an int8 cannot count to V
     classes = jax.lax.broadcasted_iota(targets.dtype, values.shape, values.ndim - 1)
     return classes == targets[..., None]
@@ -147,7 +152,7 @@ def _nan_without(hit: Bool[Array, "... vocab"], dtype) -> Float[Array, "... 1"]:
     return jnp.sqrt((found - 1).astype(dtype))
 
 
-def at_target(values: Float[Array, "... vocab"], targets: Integer[Array, "..."]) -> Float[Array, "..."]:
+def at_target(values: Float[AnyArray, "... vocab"], targets: Integer[AnyArray, "..."]) -> Float[Array, "..."]:
     """Each token's value at its target: values [..., V], targets [...] -> [...]. NaN for a target outside [0, V).
 
     A comparison and a sum, not a gather: it fuses into what made `values`, needs no scatter on the way back, and splits
@@ -158,17 +163,19 @@ def at_target(values: Float[Array, "... vocab"], targets: Integer[Array, "..."])
     >>> at_target(jnp.array([1.0, 2.0, 3.0]), jnp.array(-1))
     Array(nan, dtype=float32)
     """
+    values = jnp.asarray(values)
     hit = is_at_target(values, targets)
     return jnp.sum(jnp.where(hit, values, 0), axis=-1) + _nan_without(hit, values.dtype)[..., 0]
 
 
 def off_target(
-    values: Float[Array, "... vocab"], targets: Integer[Array, "..."], fill: float = 0.0
+    values: Float[AnyArray, "... vocab"], targets: Integer[AnyArray, "..."], fill: float = 0.0
 ) -> Float[Array, "... vocab"]:
     """`values` [..., V] with `fill` in the target's place; a whole row of NaN for a target outside [0, V).
 
     >>> off_target(jnp.array([1.0, 2.0, 3.0]), jnp.array(2))
     Array([1., 2., 0.], dtype=float32)
     """
+    values = jnp.asarray(values)
     hit = is_at_target(values, targets)
     return jnp.where(hit, fill, values) + jnp.broadcast_to(_nan_without(hit, values.dtype), values.shape)

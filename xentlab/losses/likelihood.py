@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from xentlab.contract import LabError, Logits, PerToken, Targets, at_target, is_at_target, loss, off_target
+from xentlab.contract import AnyArray, LabError, Logits, PerToken, Targets, at_target, is_at_target, loss, off_target
 from xentlab.losses.numerics import log_one_minus_softmax, log_softmax
 
 
@@ -30,7 +30,7 @@ def nll(logits: Logits, targets: Targets) -> PerToken:
     return -at_target(log_softmax(logits), targets)
 
 
-def cross_entropy(logits: Logits, target_distribution: Float[Array, "..."]) -> PerToken:
+def cross_entropy(logits: Logits, target_distribution: Float[AnyArray, "..."]) -> PerToken:
     """Cross entropy -sum_j t_j log p_j to a whole distribution, in nats: logits [..., V], t [..., V] -> [...].
 
     Equal to `nll` where t is one-hot. The gradient is p sum(t) - t. A class with t = 0 costs nothing, also at a logit

@@ -16,6 +16,7 @@ def log_softmax(logits: Logits) -> Logits:
     >>> print("{:.4e} {:.4f}".format(*log_softmax(jnp.array([30.0, 0.0]))))  # -exp(-30), and -30 less that
     -9.3576e-14 -30.0000
     """
+    logits = jnp.asarray(logits)
     top = jnp.argmax(logits, axis=-1, keepdims=True)
     is_top = jax.lax.broadcasted_iota(top.dtype, logits.shape, logits.ndim - 1) == top
     greatest = jnp.sum(jnp.where(is_top, logits, 0), axis=-1, keepdims=True)
