@@ -114,6 +114,13 @@ def test_renaming_the_classes_changes_nothing(loss):
 
 
 @every_loss
+def test_settings_have_an_effect(loss):
+    logits, targets = batch()
+    if getattr(loss, "keywords", {}):
+        assert not np.allclose(call(loss, logits, targets), call(loss.func, logits, targets), rtol=1e-3)
+
+
+@every_loss
 def test_the_target_is_what_the_target_says(loss):
     """Raising the target's own logit, far from the margin, lowers the loss; a wrong class's does not."""
     z = np.zeros((TOKENS, VOCAB))

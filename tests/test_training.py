@@ -84,7 +84,8 @@ def test_divergence_is_caught_and_spoils_no_neighbour(grid):
     assert (trained.diverged_at[2:] >= 0).all()
     assert np.isnan(trained.validation_nll[2:, -1]).all()
     np.testing.assert_allclose(trained.validation_nll[:2], calm.validation_nll, rtol=1e-6)
-    assert all(np.isfinite(trained.model(run).weight).all() for run in range(4))
+    # A run that diverged kept its last finite parameters: here the first ones, which are small.
+    assert all(np.abs(trained.model(run).weight).max() < 1 for run in range(4))
 
 
 @pytest.mark.parametrize("optimizer", [*OPTIMIZERS, "sgd(momentum=.9)", "adamw(weight_decay=.1, b2=.99)"])
