@@ -1,5 +1,6 @@
 """xentlab: a differentiable loss lab for next-token models, in JAX."""
 
+from xentlab.audit import Audit, Verdict, audit
 from xentlab.catalogue import LOSSES, resolve
 from xentlab.contract import Facts, LabError, at_target, facts_of, link_of, loss, name_of, off_target
 from xentlab.losses.likelihood import cross_entropy
@@ -7,9 +8,12 @@ from xentlab.losses.likelihood import cross_entropy
 __version__ = "0.1.0"
 __all__ = [
     "LOSSES",
+    "Audit",
     "Facts",
     "LabError",
+    "Verdict",
     "at_target",
+    "audit",
     "cross_entropy",
     "facts_of",
     "link_of",

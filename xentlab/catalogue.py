@@ -140,7 +140,7 @@ def checked(loss: Loss) -> Loss:
     return loss
 
 
-def resolve(loss: str | Loss) -> Loss:
+def resolve(loss: str | Loss, check: bool = True) -> Loss:
     """The loss that a name or a callable stands for.
 
     - `"focal"`, `"focal(gamma=1)"`: of this package, or of an installed one's entry point;
@@ -148,16 +148,19 @@ def resolve(loss: str | Loss) -> Loss:
     - a callable is checked and handed back.
 
     Raises `LabError` for an unknown name (listing the near ones), a file that does not import, a missing function,
-    an unknown setting, and a function that does not return one value a token.
+    an unknown setting, and, unless `check` is False, a function that does not return one value a token.
 
     >>> name_of(resolve("focal(gamma=1)"))
     'focal(gamma=1)'
     """
-    if callable(loss):
-        return checked(loss)
+    function = loss if callable(loss) else _named(loss)
+    return checked(function) if check else function
+
+
+def _named(loss: str) -> Loss:
     name, settings = parse_call(loss)
     if name in LOSSES:
-        return checked(with_settings(LOSSES[name], settings)) if settings else LOSSES[name]
+        return with_settings(LOSSES[name], settings)
     if ":" in name:
         where, _, function = name.rpartition(":")
         if where.endswith(".py") or "/" in where:
@@ -167,7 +170,7 @@ def resolve(loss: str | Loss) -> Loss:
                 module = importlib.import_module(where)
             except Exception as error:
                 raise LabError(f"cannot import {where}: {type(error).__name__}: {error}") from error
-        return checked(with_settings(_member(module, function, where), settings))
+        return with_settings(_member(module, function, where), settings)
     installed = installed_losses()
     if name in installed:
         try:
@@ -176,7 +179,7 @@ def resolve(loss: str | Loss) -> Loss:
             raise LabError(
                 f"the installed loss {name} ({installed[name].value}) fails to import: {type(error).__name__}: {error}"
             ) from error
-        return checked(with_settings(function, settings))
+        return with_settings(function, settings)
     raise LabError(f"no loss named {name!r}; {near_names(name, [*LOSSES, *installed])} A loss of your own: ./file.py:function.")
 
 

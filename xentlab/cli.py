@@ -1,4 +1,4 @@
-"""The command line: list, show, gradients, budget, race, report. Heavy imports wait until a command needs them."""
+"""The command line: list, show, gradients, budget, audit, race, report. Heavy imports wait until a command needs them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import inspect
 import io
 import itertools
 import json
-import math
 import os
 import pathlib
 import re
@@ -19,12 +18,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg
 
+from xentlab import console
+from xentlab.console import Format
 from xentlab.contract import LabError
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
-Format = Literal["table", "csv", "json"]
 Losses = Annotated[
     tuple[str, ...], arg(help='names, with settings if need be: nll "focal(gamma=1)" ./mine.py:my_loss package.module:loss')
 ]
@@ -96,6 +96,21 @@ class Budget:
 
 
 @dataclasses.dataclass(frozen=True)
+class Audit:
+    """What is true of a loss, found from its values and gradients alone, with a witness for every "no".
+
+    Example: xentlab audit nll focal ./mine.py:my_loss --format json
+    """
+
+    losses: Positional[tuple[str, ...]] = ()
+    """names of the list, with settings if need be, or ./mine.py:my_loss"""
+    all: bool = False
+    """every loss of the catalogue"""
+    seed: int = 0
+    format: Format = "table"
+
+
+@dataclasses.dataclass(frozen=True)
 class Race:
     """Train a model with each loss, at each loss's own best learning rate, and compare on held-out tokens.
 
@@ -156,12 +171,20 @@ class Report:
     """tiny races: only to see that all works"""
 
 
-COMMANDS = {"list": List, "show": Show, "gradients": Gradients, "budget": Budget, "race": Race, "report": Report}
+COMMANDS = {
+    "list": List,
+    "show": Show,
+    "gradients": Gradients,
+    "budget": Budget,
+    "audit": Audit,
+    "race": Race,
+    "report": Report,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The `xentlab` command. A user's mistake is one line on stderr and exit code 2."""
-    run = {List: _list, Show: _show, Gradients: _gradients, Budget: _budget, Race: _race, Report: _report}
+    run = {List: _list, Show: _show, Gradients: _gradients, Budget: _budget, Audit: _audit, Race: _race, Report: _report}
     try:
         command = _parse(sys.argv[1:] if arguments is None else arguments)
         run[type(command)](command)
@@ -206,13 +229,13 @@ def _list(command: List) -> None:
     others = {name: point.value for name, point in installed_losses().items() if name not in LOSSES}
     if command.format == "table":
         columns = ("loss", "family", "settings", "proper", "calibrated", "convex", "bounded", "low_p_even", "low_p_one")
-        _print_table([{column: row[column] for column in columns} for row in rows])
+        console.print_table([{column: row[column] for column in columns} for row in rows])
         print("low_p: the limit of |dL/dz_y| as p -> 0 (V = 16), with even rivals, and with one that rises.")
         print("More on one of them: xentlab show LOSS. A loss of your own: ./file.py:function, wherever a name may stand.")
         for name, value in others.items():
             print(f"installed: {name} ({value})")
     else:
-        _print_rows([*rows, *({"loss": name, "family": value} for name, value in others.items())], command.format)
+        console.print_rows([*rows, *({"loss": name, "family": value} for name, value in others.items())], command.format)
 
 
 def _show(command: Show) -> None:
@@ -227,19 +250,9 @@ def _show(command: Show) -> None:
     except (OSError, TypeError):
         row["code"] = "not known"
     if command.format != "table":
-        _print_rows([row], command.format)
+        console.print_rows([row], command.format)
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for key, value in row.items():
-        if value not in ("", None):
-            table.add_row(f"[bold]{key}[/bold]", _escaped(_text(value)))
-    console = Console(width=None if sys.stdout.isatty() else 120, soft_wrap=True)
-    console.print(table)
-    if function.__doc__:
-        console.print("\n" + _escaped(inspect.getdoc(function)), highlight=False)
+    console.print_facts(row, inspect.getdoc(function) or "")
 
 
 def _facts(name: str, loss: Any) -> dict[str, Any]:
@@ -296,6 +309,46 @@ def _budget(command: Budget) -> None:
     _finish(command, {"budgets": frame}, "budgets", begun)
 
 
+def _audit(command: Audit) -> None:
+    from xentlab.audit import as_json, audit, disagreements
+    from xentlab.catalogue import LOSSES, resolve
+
+    names = tuple(LOSSES) if command.all else command.losses
+    if not names:
+        raise LabError("no losses given; name some, or take --all.")
+    losses = [resolve(name, check=False) for name in names]
+    audits = []
+    with console.progress() as tell:
+        for i, (name, loss) in enumerate(zip(names, losses, strict=True)):
+            if tell:
+                tell(f"audit of {name}", i, len(losses))
+            audits.append(audit(loss, command.seed))
+    if command.format == "json":
+        json.dump(as_json(audits), sys.stdout, indent=1)
+        print()
+        return
+    if command.format == "csv" or len(audits) > 1:
+        rows = [
+            {"loss": each.loss, **{name: console.verdict_text(verdict.value) for name, verdict in each.verdicts.items()}}
+            for each in audits
+        ]
+        if command.format == "csv":
+            console.print_rows(rows, "csv")
+            return
+        columns = [name for name in rows[0] if name not in ("max_error", "finite", "low_p_limit")]
+        if len(rows) > 4:
+            console.print_table([{name.replace("_", "\n"): row[name] for name in columns} for row in rows])
+        else:
+            console.print_table([{"verdict": name, **{row["loss"]: row[name] for row in rows}} for name in columns[1:]])
+        differ = {each.loss: said for each, loss in zip(audits, losses, strict=True) if (said := disagreements(each, loss))}
+        print(f"{len(audits) - len(differ)} of {len(audits)} agree with every claim that is made of them.")
+        for name, said in differ.items():
+            print(f"{name}: {'; '.join(said)}")
+        print('Evidence, witnesses, limits and errors: one loss at a time, or --format json. "?" is undecided.')
+        return
+    console.print_audit(audits[0])
+
+
 def _race(command: Race) -> None:
     from xentlab.race import race
     from xentlab.sources import MarkovSource, Text
@@ -308,7 +361,7 @@ def _race(command: Race) -> None:
         if command.markov is None
         else MarkovSource(command.markov, command.order, seed=command.seed)
     )
-    with _progress() as tell:
+    with console.progress() as tell:
         result = race(
             command.losses,
             source,
@@ -332,12 +385,12 @@ def _report(command: Report) -> None:
     from xentlab.sources import Text
 
     text = Text(command.text, command.tokenizer, command.bpe_vocab)
-    with _progress() as tell:
+    with console.progress() as tell:
         report = make_report(command.losses, text, command.out, command.seed, command.quick, tell)
     if command.format != "table":
-        _print_rows(report.table.to_dict("records"), command.format)
+        console.print_rows(report.table.to_dict("records"), command.format)
     else:
-        _print_table(_summary(report.table))
+        console.print_table(console.summary(report.table))
         for sentence in itertools.chain(*report.reading.values()):
             print(f"- {sentence}")
     print(f"Open {report.folder / 'report.html'} in a browser.", file=sys.stderr)
@@ -357,9 +410,9 @@ def _finish(command: Any, frames: dict[str, Any], shown: str, begun: float, sour
         print(f"Wrote {folder}.", file=sys.stderr)
     frame = frames[shown]
     if command.format == "table":
-        _print_table(_summary(frame) if shown == "table" else frame.to_dict("records"))
+        console.print_table(console.summary(frame) if shown == "table" else frame.to_dict("records"))
     else:
-        _print_rows(frame.to_dict("records"), command.format)
+        console.print_rows(frame.to_dict("records"), command.format)
 
 
 def _pictures(frames: dict[str, Any], folder: pathlib.Path) -> None:
@@ -377,94 +430,6 @@ def _pictures(frames: dict[str, Any], folder: pathlib.Path) -> None:
         for source in dict.fromkeys(shown.source):
             panels = [charts.curves(shown, frames["table"], losses, source, True), charts.sweep(shown, losses, source, True)]
             charts.write_png(charts.grid(panels), folder / "curves.png")
-
-
-def _summary(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The table's columns that fit a terminal, means with half of their interval."""
-    rows = []
-    for _, row in table.iterrows():
-        entry = {"source": row.source, "loss": row.loss, "best rate": f"{row.best_rate:g}{' ⇥' * row.rate_at_edge}"}
-        for column, title in (
-            ("test_nll", "test NLL"),
-            ("bits_per_byte", "bits/byte"),
-            ("accuracy", "accuracy"),
-            ("calibration_error", "calibration"),
-            ("kl_to_law", "KL to law"),
-        ):
-            half = (row[f"{column}_high"] - row[f"{column}_low"]) / 2
-            spread = f" ± {half:.2g}" if half == half else ""
-            entry[title] = "" if row[column] != row[column] else f"{row[column]:.4f}{spread}"
-        entry["smoothing"] = f"{row.smoothing:.2g}"
-        entry["diverged"] = row.diverged
-        rows.append(entry)
-    return rows
-
-
-@contextlib.contextmanager
-def _progress():
-    """A function (what, done, total) that moves a bar on stderr if that is a terminal, and else is silent."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("starting (the first steps compile)", total=None)
-
-        def tell(what, done, total):
-            bar.update(task, description=what, completed=done, total=total)
-
-        yield tell
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return "∞" if value == float("inf") else f"{value:.6g}"
-    return "" if value is None else str(value)
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
-
-
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for column in rows[0]:
-        table.add_column(column, no_wrap=True, justify="left" if isinstance(rows[0][column], str) else "right")
-    for row in rows:
-        table.add_row(*(_escaped(_text(value)) for value in row.values()))
-    # A pipe or file has no width: nothing is cut off there.
-    Console(width=None if sys.stdout.isatty() else 400).print(table, highlight=False)
-
-
-def _print_rows(rows: list[dict[str, Any]], form: Format) -> None:
-    if form == "csv":
-        import pandas as pd
-
-        sys.stdout.write(pd.DataFrame(rows).to_csv(index=False))
-    else:
-        json.dump([{key: _plain(value) for key, value in row.items()} for row in rows], sys.stdout, indent=1, default=_item)
-        print()
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null, and the words inf and -inf."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    return value
-
-
-def _item(value: Any) -> Any:
-    return value.item()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,241 @@
+"""The audit against the literature's table, against other people's losses, and against faults that were planted."""
+
+import functools
+import json
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+
+from xentlab import LOSSES, at_target, audit, facts_of, loss, name_of
+from xentlab.audit import VERDICTS, as_json, decisions, disagreements
+from xentlab.audit.limits import LOW, fit
+from xentlab.audit.probe import make_probe
+
+# The audit's own arithmetic promotes as users' losses do.
+TRAINS = True
+
+
+@functools.cache
+def audited(name):
+    return audit(name)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_audit_agrees_with_every_claim(name):
+    found = audited(name)
+    assert list(found.verdicts) == list(VERDICTS)
+    assert disagreements(found, LOSSES[name]) == []
+    assert (found.verdicts["finite"].value["float32"] is False) == bool(facts_of(LOSSES[name]).infinite)
+    assert found.verdicts["rejects_bad_targets"].value is True
+    assert found.verdicts["conservative"].value is True
+
+
+# Columns of the table that facts do not hold: the link by name, 0 at certainty, the order at low p.
+LINKS = {
+    **dict.fromkeys(("nll", "z_loss", "brier", "spherical", "tsallis", "unlikelihood"), "softmax"),
+    **{"mse_logits": "identity", "one_vs_rest": "sigmoid", "exponential": "softmax(2z)", "sparsemax": "sparsemax"},
+    **{"entmax15": "entmax15", "generalized_cross_entropy": "its own", "logit_adjusted": "its own"},
+}
+ORDERS = {
+    **{"brier": 1, "spherical": 1, "mae": 1, "jensen_shannon": 1},
+    **{"tsallis": 0.5, "generalized_cross_entropy": 0.7, "exponential": -1},
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_links_orders_and_kinships(name):
+    verdicts = audited(name).verdicts
+    assert verdicts["proper_through"].value == LINKS.get(name)
+    assert verdicts["low_p_order"].value == pytest.approx(ORDERS.get(name, 0), abs=0.01)
+    kin = verdicts["same_gradient_as"].value
+    assert kin == {"mixce": {"loss": "poly1", "factor": 0.5}, "poly1": {"loss": "mixce", "factor": 2.0}}.get(name)
+    assert verdicts["honest_autodiff"].value == (name != "mixce")
+    assert verdicts["permutation_equivariant"].value == (name != "logit_adjusted")
+
+
+def test_certainty_and_growth():
+    at_zero = {name for name in LOSSES if audited(name).verdicts["zero_at_certainty"].value}
+    assert set(LOSSES) - at_zero == {"label_smoothing", "z_loss", "mse_logits", "one_vs_rest", "squentropy"}
+    smooth = {name for name in LOSSES if audited(name).verdicts["lipschitz"].value}
+    assert set(LOSSES) - smooth == {"squared_hinge", "exponential", "z_loss", "squentropy", "mse_logits"}
+    rising = {name for name in LOSSES if not audited(name).verdicts["monotone"].value}
+    assert rising == {"label_smoothing", "z_loss", "mse_logits", "confidence_penalty"}
+
+
+def test_every_no_has_a_witness_that_holds():
+    """Recomputed here from the witness alone, with the plain loss."""
+    for name in LOSSES:
+        verdicts, function = audited(name).verdicts, LOSSES[name]
+        with jax.enable_x64(True):
+            value = lambda z, y, function=function: float(function(jnp.asarray(z), jnp.asarray(y)))
+            for verdict in ("shift_invariant", "permutation_equivariant", "local"):
+                if verdicts[verdict].value is False:
+                    w = verdicts[verdict].witness
+                    assert value(w["logits"], w["target"]) == pytest.approx(w["value"], rel=1e-6)
+                    assert value(w["other_logits"], w["other_target"]) == pytest.approx(w["other_value"], rel=1e-6)
+                    assert w["value"] != pytest.approx(w["other_value"], rel=1e-8)
+            for verdict in ("strictly_proper", "calibrated"):
+                if verdicts[verdict].value is False:
+                    w = verdicts[verdict].witness
+                    mean = sum(p * value(w["logits"], y) for y, p in enumerate(w["P"]))
+                    assert mean == pytest.approx(w["expected_loss"], rel=1e-5, abs=1e-9)
+                    at_log_p = sum(p * value(np.log(w["P"]), y) for y, p in enumerate(w["P"]))
+                    if not facts_of(function).stops_gradient:
+                        assert mean <= at_log_p + 1e-9
+
+
+def test_weston_watkins_by_hand():
+    """P = (.4, .3, .2, .1): expected loss 2.2 at the tie z = (1, 1, 0, 0), and no less anywhere."""
+    probe = make_probe(LOSSES["hinge_weston_watkins"])
+    law = np.array([[0.4, 0.3, 0.2, 0.1]])
+    assert decisions.expected(probe, np.array([[1.0, 1, 0, 0]]), law)[0][0] == pytest.approx(2.2)
+    assert decisions._program(probe, law[0], None)[0] == pytest.approx(2.2)
+
+
+def log_p(logits):
+    return jax.nn.log_softmax(logits)
+
+
+def naive(logits, targets):
+    return -jnp.log(at_target(jnp.exp(logits) / jnp.exp(logits).sum(-1, keepdims=True), targets))
+
+
+def wrong_sign(logits, targets):
+    return at_target(log_p(logits), targets)
+
+
+def mixes_the_batch(logits, targets):
+    each = -at_target(log_p(logits), targets)
+    return each + 0.01 * each.mean()
+
+
+def one_value_a_class(logits, targets):
+    return -log_p(logits)
+
+
+def wrong_index(logits, targets):
+    return -at_target(log_p(logits), (targets + 1) % logits.shape[-1])
+
+
+def hidden_stop(logits, targets):
+    chosen = at_target(log_p(logits), targets)
+    return -((1 - jax.lax.stop_gradient(jnp.exp(chosen))) ** 2) * chosen
+
+
+def gathers(logits, targets):
+    return -jnp.take_along_axis(log_p(logits), targets[..., None], -1)[..., 0]
+
+
+def nan_at_extremes(logits, targets):
+    p = jax.nn.softmax(logits)
+    return -at_target(log_p(logits), targets) - 0.1 * -(p * jnp.log(p)).sum(-1)
+
+
+def own_temperature(logits, targets):
+    return -at_target(log_p(logits / (1 + jnp.linalg.norm(logits, axis=-1, keepdims=True))), targets)
+
+
+@pytest.mark.parametrize(
+    ("fault", "verdict"),
+    [
+        (naive, "finite"),
+        (wrong_sign, "monotone"),
+        (wrong_sign, "strictly_proper"),
+        (mixes_the_batch, "elementwise"),
+        (one_value_a_class, "elementwise"),
+        (wrong_index, "strictly_proper"),
+        (hidden_stop, "honest_autodiff"),
+        (gathers, "rejects_bad_targets"),
+        (nan_at_extremes, "finite"),
+        (own_temperature, "shift_invariant"),
+    ],
+    ids=lambda x: getattr(x, "__name__", x),
+)
+def test_planted_faults_are_caught_with_a_witness(fault, verdict):
+    found = audited(fault).verdicts[verdict]
+    value = found.value["float32"] if verdict == "finite" else found.value
+    assert value is False
+    assert found.witness
+
+
+def test_a_question_that_breaks_does_not_take_the_rest_with_it():
+    def only_float64(logits, targets):
+        if logits.dtype != jnp.float64:
+            raise ValueError("float64 only")
+        return -at_target(log_p(logits), targets)
+
+    verdicts = audit(only_float64).verdicts
+    assert verdicts["elementwise"].value == "undecided"
+    assert "float64 only" in verdicts["elementwise"].evidence
+
+
+def flat(theirs):
+    """A loss of [N, V] for any leading axes."""
+    return lambda logits, targets: theirs(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)).reshape(targets.shape)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (optax.softmax_cross_entropy_with_integer_labels, "nll"),
+        (jnp.vectorize(optax.losses.multiclass_hinge_loss, signature="(v),()->()"), "hinge"),
+        (jnp.vectorize(optax.losses.multiclass_perceptron_loss, signature="(v),()->()"), "perceptron"),
+        (flat(optax.losses.multiclass_sparsemax_loss), "sparsemax"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "optax",
+)
+def test_optax_losses_are_known_by_their_gradient(theirs, ours):
+    verdicts = audit(theirs).verdicts
+    assert verdicts["same_gradient_as"].value == {"loss": ours, "factor": 1.0}
+    for name in ("strictly_proper", "proper_through", "calibrated", "convex", "low_p_limit"):
+        assert verdicts[name].value == audited(ours).verdicts[name].value
+
+
+def test_the_same_seed_gives_the_same_audit_and_json_is_plain():
+    def plain(found):
+        return json.dumps(as_json([found]), allow_nan=False)
+
+    assert plain(audit("focal", seed=3)) == plain(audit("focal", seed=3))
+    assert plain(audited("exponential"))
+
+
+PROPER = ["nll", "brier", "spherical", "tsallis", "unlikelihood"]
+
+
+@settings(max_examples=5)
+@given(weights=st.lists(st.floats(0.1, 1), min_size=5, max_size=5))
+def test_mixtures_of_proper_losses_stay_proper(weights):
+    def mixture(logits, targets):
+        return sum(w * LOSSES[name](logits, targets) for w, name in zip(weights, PROPER, strict=True))
+
+    probe = make_probe(mixture)
+    assert decisions.decide(probe, True, True)["strictly_proper"].value is True
+
+
+@settings(max_examples=5)
+@given(temperature=st.sampled_from([0.25, 0.6, 1.5, 3.0]))
+def test_a_temperature_is_proper_through_itself_alone(temperature):
+    @loss(link=lambda z: jax.nn.softmax(z / temperature))
+    def tempered(logits, targets):
+        return LOSSES["nll"](logits / temperature, targets)
+
+    found = decisions.decide(make_probe(tempered), True, True)
+    assert found["strictly_proper"].value is False
+    assert found["proper_through"].value == "its own"
+    assert found["calibrated"].value is True
+
+
+@given(order=st.floats(-1, 2), k=st.floats(-1, 2))
+def test_the_fit_tells_powers_from_logarithms(order, k):
+    found = fit(3 * LOW**order * np.log(1 / LOW) ** k)
+    assert found[:2] == (pytest.approx(order, abs=1e-8), pytest.approx(k, abs=1e-6))
+
+
+def test_names():
+    assert audited("nll").loss == "nll"
+    assert audit("focal(gamma=1)").loss == name_of(functools.partial(LOSSES["focal"], gamma=1))

@@ -1,0 +1,149 @@
+"""Hand it any loss, get its theory: a verdict on each property, with a witness that can be checked by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from xentlab.audit import autodiff, kinship, limits, numerics, shape
+from xentlab.audit.decisions import decide
+from xentlab.audit.probe import NO, UNDECIDED, VOCAB, YES, Probe, Verdict, make_probe, no
+from xentlab.catalogue import resolve
+from xentlab.contract import Loss, facts_of, name_of, settings_of
+
+__all__ = ["VERDICTS", "Audit", "Verdict", "as_json", "audit", "disagreements"]
+
+VERDICTS = (
+    *("elementwise", "honest_autodiff", "conservative", "rejects_bad_targets"),
+    *("shift_invariant", "permutation_equivariant", "local", "zero_at_certainty", "monotone"),
+    *("bounded", "lipschitz", "convex", "strictly_proper", "proper_through", "calibrated"),
+    *("low_p_limit", "low_p_order", "finite", "max_error", "same_gradient_as"),
+)
+_SINGLE: dict[str, Callable[[Probe], Verdict]] = {
+    function.__name__: function
+    for function in (
+        autodiff.honest_autodiff,
+        autodiff.conservative,
+        autodiff.rejects_bad_targets,
+        shape.shift_invariant,
+        shape.permutation_equivariant,
+        shape.local,
+        shape.zero_at_certainty,
+        shape.monotone,
+        shape.bounded,
+        shape.lipschitz,
+        shape.convex,
+        kinship.same_gradient_as,
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Audit:
+    """What was found of a loss: its name, and a `Verdict` for each name of `VERDICTS`."""
+
+    loss: str
+    verdicts: MappingProxyType[str, Verdict]
+
+
+def audit(loss: str | Loss, seed: int = 0) -> Audit:
+    """Finds out what is true of a loss, from its values and gradients alone.
+
+    loss: a name, or any callable (logits [..., V], targets [...]) -> [...]. All questions are asked at V = 4 in float64,
+    about the loss's *gradient field*: where something in it is held constant, its value would mislead. A property that
+    the tests cannot settle is "undecided", with the reason. The same seed gives the same audit.
+
+    >>> found = audit("brier").verdicts
+    >>> found["strictly_proper"].value, found["convex"].value, found["low_p_order"].value
+    (True, False, 1.0)
+    """
+    function = resolve(loss, check=False)
+    probe = make_probe(function, seed)
+    found = {"elementwise": _guarded(_elementwise, probe)}
+    if found["elementwise"].value is not YES:
+        rest = Verdict(UNDECIDED, "not one value a token that depends on that token alone: nothing else is asked")
+        return _audit(function, {**found, **{name: rest for name in VERDICTS if name not in found}})
+    for name, question in _SINGLE.items():
+        found[name] = _guarded(question, probe)
+    honest, conservative = found["honest_autodiff"].value is not NO, found["conservative"].value
+    for names, question in (
+        (("low_p_limit", "low_p_order"), limits.low_p),
+        (("finite", "max_error"), numerics.numerics),
+        (("strictly_proper", "proper_through", "calibrated"), lambda probe: decide(probe, honest, conservative)),
+    ):
+        several = _guarded(question, probe)
+        found.update(dict.fromkeys(names, several) if isinstance(several, Verdict) else several)
+    return _audit(function, found)
+
+
+def _audit(function: Loss, found: dict[str, Verdict]) -> Audit:
+    return Audit(name_of(function), MappingProxyType({name: found[name] for name in VERDICTS}))
+
+
+def _elementwise(probe: Probe) -> Verdict:
+    logits, targets = jax.ShapeDtypeStruct((2, 3, VOCAB), jnp.float32), jax.ShapeDtypeStruct((2, 3), jnp.int32)
+    value = jax.eval_shape(probe.loss, logits, targets)
+    got = list(getattr(value, "shape", ())) if hasattr(value, "shape") else type(value).__name__
+    if got != [2, 3]:
+        return no("not one value a token", logits_shape=[2, 3, VOCAB], targets_shape=[2, 3], output_shape=got)
+    return autodiff.elementwise(probe)
+
+
+def _guarded(question: Callable[[Probe], Any], probe: Probe) -> Any:
+    """An answer, or "undecided" with what went wrong: a loss that breaks one question still gets the others."""
+    try:
+        return question(probe)
+    except Exception as error:
+        return Verdict(UNDECIDED, f"the question failed: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}")
+
+
+def disagreements(found: Audit, loss: Loss) -> list[str]:
+    """Where an audit and the facts that a loss claims differ, a line each; claims that nobody made are passed over."""
+    facts, settings, verdicts = facts_of(loss), settings_of(loss), found.verdicts
+
+    def limit(claim):
+        if not callable(claim):
+            return claim
+        known = inspect.signature(claim).parameters
+        return claim(VOCAB, **{key: value for key, value in settings.items() if key in known})
+
+    limits_found = verdicts["low_p_limit"].value
+    pairs = [
+        ("honest_autodiff", not facts.stops_gradient, verdicts["honest_autodiff"].value),
+        ("strictly_proper", facts.proper and facts.proper == "softmax", verdicts["strictly_proper"].value),
+        ("proper_through", facts.proper and facts.proper != "no", verdicts["proper_through"].value is not None),
+        ("calibrated", facts.calibrated, verdicts["calibrated"].value),
+        ("convex", facts.convex, verdicts["convex"].value),
+        ("bounded", facts.bounded, verdicts["bounded"].value),
+        ("shift_invariant", facts.shift, verdicts["shift_invariant"].value),
+        ("local", facts.local, verdicts["local"].value),
+    ]
+    said = [f"{name}: claimed {claim}, found {value}" for name, claim, value in pairs if claim is not None and claim != value]
+    for rivals, claim in (("even", limit(facts.low_p_even)), ("one", limit(facts.low_p_one))):
+        value = limits_found[rivals] if isinstance(limits_found, dict) else UNDECIDED
+        if claim is not None and (value == UNDECIDED or not math.isclose(claim, value, rel_tol=1e-4, abs_tol=1e-6)):
+            said.append(f"low_p_limit {rivals}: claimed {claim}, found {value}")
+    return said
+
+
+def as_json(audits: list[Audit]) -> list[dict[str, Any]]:
+    """Audits as plain lists and dicts, [{loss, verdicts: {name: {value, evidence, witness}}}]; infinities as "inf"."""
+    return [
+        {"loss": each.loss, "verdicts": {name: _finite(dataclasses.asdict(v)) for name, v in each.verdicts.items()}}
+        for each in audits
+    ]
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,91 @@
+"""Is the loss what the contract says, token by token, and does its gradient belong to its value?"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+from xentlab.audit.probe import UNDECIDED, VOCAB, YES, Probe, Verdict, no
+
+
+def elementwise(probe: Probe) -> Verdict:
+    """One value a token, which no other token of the batch moves."""
+    z, y = probe.points(scales=(1.0, 4.0), each=16, salt=1)
+    other_z, other_y = probe.points(scales=(2.0, 6.0), each=16, salt=13)
+    here = probe.value(z, y)
+    for place in range(0, len(z), 5):
+        moved, targets = other_z.copy(), other_y.copy()
+        moved[place], targets[place] = z[place], y[place]
+        there = probe.value(moved, targets)[place]
+        if not np.isclose(here[place], there, rtol=1e-9, atol=1e-12):
+            return no(
+                "the same token has another value beside other tokens",
+                logits=z[place],
+                target=y[place],
+                value=here[place],
+                value_beside_others=there,
+            )
+    return Verdict(YES, f"{-(-len(z) // 5)} tokens keep their value to 1e-9 when all others change")
+
+
+def honest_autodiff(probe: Probe) -> Verdict:
+    """Autodiff equals finite differences: no stop_gradient and no custom rule that says something else."""
+    z, y = probe.points(scales=(0.5, 2.0, 6.0), each=40, salt=2)
+    field = probe.field(z, y)
+    step = 1e-6
+    nudges = step * np.eye(VOCAB)
+    moved = np.concatenate([z[:, None, :] + nudges, z[:, None, :] - nudges], axis=1).reshape(-1, VOCAB)
+    value = probe.value(moved, np.repeat(y, 2 * VOCAB)).reshape(len(z), 2, VOCAB)
+    difference = (value[:, 0] - value[:, 1]) / (2 * step)
+    size = 1 + np.abs(field).max(axis=-1, keepdims=True) + np.abs(probe.value(z, y))[:, None]
+    error = (np.abs(field - difference) / size).max(axis=-1)
+    # A kink inside a difference makes one point in 1e5 disagree; a rule that lies does so at most points.
+    if np.isnan(error).any():
+        place = int(np.flatnonzero(np.isnan(error))[0])
+        return Verdict(UNDECIDED, f"value or gradient is NaN at z = {z[place].round(4).tolist()}, target {y[place]}")
+    wrong = error > 1e-6
+    if wrong.mean() > 0.05:
+        place = int(np.argmax(error))
+        return no(
+            f"autodiff and central differences (step {step:g}) disagree at {wrong.mean():.0%} of {len(z)} points",
+            logits=z[place],
+            target=y[place],
+            autodiff=field[place],
+            differences=difference[place],
+        )
+    return Verdict(YES, f"autodiff equals central differences to 1e-6 at {(~wrong).sum()} of {len(z)} points")
+
+
+def conservative(probe: Probe) -> Verdict:
+    """The gradient field is some function's gradient: its Jacobian is symmetric."""
+    z, y = probe.points(scales=(0.5, 2.0, 6.0), each=30, salt=3)
+    jacobian, finer = probe.jacobian(z, y), probe.jacobian(z, y, 0.5e-5)
+    size = 1 + np.abs(jacobian).max(axis=(1, 2))
+    smooth = np.abs(jacobian - finer).max(axis=(1, 2)) / size < 1e-4  # no kink inside the difference
+    twist = np.abs(jacobian - np.swapaxes(jacobian, 1, 2)).max(axis=(1, 2)) / size
+    if smooth.sum() < 10:
+        return Verdict(UNDECIDED, f"the field is smooth at only {smooth.sum()} of {len(z)} points")
+    worst = int(np.argmax(np.where(smooth, twist, -1)))
+    if twist[worst] > 1e-5:
+        return no(
+            "the field's Jacobian is not symmetric: no function has this gradient",
+            logits=z[worst],
+            target=y[worst],
+            jacobian=jacobian[worst],
+        )
+    return Verdict(YES, f"the Jacobian is symmetric to 1e-5 at {smooth.sum()} smooth points")
+
+
+def rejects_bad_targets(probe: Probe) -> Verdict:
+    """A target outside [0, V) raises, or gives NaN for its token; it never scores another class."""
+    z = np.array([[0.3, -1.0, 0.8, 0.1]] * 5, np.float32)
+    targets = np.array([-1, VOCAB, VOCAB + 7, -VOCAB, 2**31 - 1], np.int32)
+    try:
+        value = np.asarray(probe.loss(jnp.asarray(z), jnp.asarray(targets)), np.float64)
+    except Exception as error:  # whatever it raises, it does not score
+        return Verdict(YES, f"raises {type(error).__name__}")
+    scored = ~np.isnan(value)
+    if scored.any():
+        place = int(np.flatnonzero(scored)[0])
+        return no("a target outside the vocabulary gets a value", logits=z[place], target=targets[place], value=value[place])
+    return Verdict(YES, f"NaN at the targets {targets.tolist()} of a vocabulary of {VOCAB}")

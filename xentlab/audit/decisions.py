@@ -1,0 +1,273 @@
+"""What a loss makes of a known distribution P: where its expected value is least, and what that says of P.
+
+A loss is judged by its gradient field alone. Where autodiff is honest the field's potential is the loss's value; where
+something is held constant the potential is the field's own integral from 0, since the value would mislead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xentlab.audit.probe import NO, UNDECIDED, VOCAB, YES, Probe, Verdict, no, plain
+from xentlab.contract import facts_of, link_of, softmax_link
+from xentlab.losses.sparse import entmax15_link, sparsemax_link
+
+# Without a majority, near ties, spikes, and entries under .01; the greatest is not always the first.
+FIXED = np.array(
+    [
+        [0.9, 0.05, 0.03, 0.02],
+        [0.4, 0.3, 0.2, 0.1],
+        [0.2, 0.28, 0.3, 0.22],
+        [0.05, 0.45, 0.06, 0.44],
+        [0.02, 0.006, 0.97, 0.004],
+        [0.25, 0.24, 0.25, 0.26],
+        [0.15, 0.3, 0.05, 0.5],
+        [0.38, 0.6, 0.015, 0.005],
+    ]
+)
+FAR = 30.0  # a spread of logits past which a minimiser is said to lie at infinity
+LINK_TOLERANCE = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Minimiser:
+    """Where the expected loss of one P is least: logits [M, V] of all the minima found, their potential, and how."""
+
+    law: np.ndarray
+    logits: np.ndarray
+    least: float
+    settled: bool  # every one is a zero of the field, or the LP's optimum
+    at_infinity: bool
+
+
+def laws(seed: int) -> np.ndarray:
+    """The distributions that every loss is asked about, [12, V]: eight fixed, four drawn."""
+    drawn = np.random.default_rng((seed, 40)).dirichlet(np.ones(VOCAB), 4)
+    drawn = 0.9 * drawn + 0.1 / VOCAB + 1e-3 * np.arange(VOCAB)  # no exact tie
+    return np.concatenate([FIXED, drawn / drawn.sum(axis=1, keepdims=True)])
+
+
+def expected(probe: Probe, z: np.ndarray, law: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Expected value [K] and field [K, V] at logits [K, V] under laws [K, V]."""
+    value, field = probe.both(np.repeat(z, VOCAB, axis=0), np.tile(np.arange(VOCAB), len(z)))
+    value, field = value.reshape(-1, VOCAB), field.reshape(-1, VOCAB, VOCAB)
+    return np.einsum("kv,kv->k", law, value), np.einsum("kv,kvj->kj", law, field)
+
+
+def potential(probe: Probe, honest: bool) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """(z [K, V], law [K, V]) -> the expected field's potential [K]: the expected value, or its integral from 0."""
+    if honest:
+        return lambda z, law: expected(probe, z, law)[0]
+    nodes, weights = np.polynomial.legendre.leggauss(24)
+    nodes, weights = (nodes + 1) / 2, weights / 2
+
+    def integral(z, law):
+        along = (nodes[:, None, None] * z).reshape(-1, VOCAB)
+        field = expected(probe, along, np.tile(law, (len(nodes), 1)))[1].reshape(len(nodes), *z.shape)
+        return np.einsum("n,nkv,kv->k", weights, field, z)
+
+    return integral
+
+
+def minimise(probe: Probe, honest: bool) -> list[Minimiser]:
+    """Where the expected loss is least for each of `laws`, by linear programs for polyhedral losses and Newton else."""
+    asked = laws(probe.seed)
+    return _by_programs(probe, asked) if is_polyhedral(probe) else _by_newton(probe, asked, potential(probe, honest))
+
+
+def is_polyhedral(probe: Probe) -> bool:
+    """Flat pieces with slopes: no curvature at nearly all points, but a gradient at many. Then Newton has nothing to hold."""
+    z, y = probe.points((1.0, 4.0), each=40, salt=41)
+    flat = np.abs(probe.jacobian(z, y)).max(axis=(1, 2)) < 1e-7
+    # Sparse losses have no curvature where one class has all the mass, but they curve near 0.
+    near = 0.2 * z
+    near_flat = np.abs(probe.jacobian(near, y)).max(axis=(1, 2)) < 1e-7
+    return bool(flat.mean() > 0.9 and near_flat.mean() > 0.9 and (np.abs(probe.field(z, y)).max(axis=1) > 1e-3).mean() > 0.2)
+
+
+def _by_newton(probe: Probe, asked: np.ndarray, merit: Callable, sweeps: int = 150) -> list[Minimiser]:
+    """Saddle-free Newton on the expected field, all laws from six starts at once, with a search along each step."""
+    rng = np.random.default_rng((probe.seed, 42))
+    log_law = np.log(asked)
+    log_law -= log_law.mean(axis=1, keepdims=True)
+    starts = [np.zeros_like(asked), log_law, 2 * log_law, *(2 * rng.normal(size=(3, *asked.shape)))]
+    z, law = np.concatenate(starts), np.tile(asked, (len(starts), 1))
+    lengths = np.array([4.0, 1.0, 0.5, 0.25, 0.1, 0.03, 0.003, 1e-4])
+    now, active = merit(z, law), np.ones(len(z), bool)
+    for _ in range(sweeps):
+        rows = np.flatnonzero(active)
+        if not len(rows):
+            break
+        field = expected(probe, z[rows], law[rows])[1]
+        step = _newton_step(probe, z[rows], law[rows], field)
+        tried = z[rows] + lengths[:, None, None] * step
+        reached = merit(tried.reshape(-1, VOCAB), np.tile(law[rows], (len(lengths), 1))).reshape(len(lengths), -1)
+        reached = np.where(np.isfinite(reached), reached, np.inf)
+        best = np.argmin(reached, axis=0)
+        lower = reached[best, np.arange(len(rows))] < now[rows]
+        # At the floor of rounding the merit no longer tells: a full step is taken while it still shortens the field.
+        full = z[rows] + step
+        shorter = np.linalg.norm(expected(probe, full, law[rows])[1], axis=1) < 0.5 * np.linalg.norm(field, axis=1)
+        flat = ~lower & shorter & (merit(full, law[rows]) < now[rows] + 1e-10 * (1 + np.abs(now[rows])))
+        moved = np.where(lower[:, None], tried[best, np.arange(len(rows))], np.where(flat[:, None], full, z[rows]))
+        z[rows], now[rows] = moved, merit(moved, law[rows])
+        ended = (~lower & ~flat) | (np.ptp(z[rows], axis=1) > 4 * FAR) | (np.linalg.norm(field, axis=1) < 1e-13)
+        active[rows[ended]] = False
+    length = np.linalg.norm(expected(probe, z, law)[1], axis=1)
+    found = []
+    for i in range(len(asked)):
+        mine = np.arange(i, len(z), len(asked))
+        least = now[mine].min()
+        near = mine[now[mine] <= least + 1e-9 * (1 + abs(least))]
+        spread = np.ptp(z[near], axis=1).max()
+        found.append(Minimiser(asked[i], z[near], float(least), bool((length[near] < 1e-7).all()), bool(spread > FAR)))
+    return found
+
+
+def _newton_step(probe: Probe, z: np.ndarray, law: np.ndarray, field: np.ndarray) -> np.ndarray:
+    each = probe.jacobian(np.repeat(z, VOCAB, axis=0), np.tile(np.arange(VOCAB), len(z)))
+    jacobian = np.einsum("kv,kvij->kij", law, each.reshape(len(z), VOCAB, VOCAB, VOCAB))
+    values, vectors = np.linalg.eigh((jacobian + np.swapaxes(jacobian, 1, 2)) / 2)
+    along = np.einsum("kij,ki->kj", vectors, field)
+    floor = 1e-9 + 1e-8 * np.abs(values).max(axis=1, keepdims=True)
+    # Negative curvature is descended as if it were positive; a direction without any gets a step of its gradient's sign.
+    scaled = along / np.maximum(np.abs(values), np.maximum(floor, np.abs(along) / 4))
+    return -np.einsum("kij,kj->ki", vectors, scaled)
+
+
+def _by_programs(probe: Probe, asked: np.ndarray) -> list[Minimiser]:
+    """Kelley's cutting planes, one linear program a law and sweep: exact for a polyhedral loss in finitely many sweeps.
+
+    The minimisers returned are the optimum itself and, for each rival of P's greatest class, the optimum among logits
+    that do not put that class above the rival, where it is no worse: a tie or an inversion that the loss allows.
+    """
+    found = []
+    for law in asked:
+        top = int(np.argmax(law))
+        least, z = _program(probe, law, None)
+        optima = [z]
+        for rival in range(VOCAB):
+            if rival != top:
+                value, other = _program(probe, law, (top, rival))
+                if value <= least + 1e-8 * (1 + abs(least)):
+                    optima.append(other)
+        found.append(Minimiser(law, np.array(optima), least, True, False))
+    return found
+
+
+def _program(probe: Probe, law: np.ndarray, order: tuple[int, int] | None, box: float = 20.0) -> tuple[float, np.ndarray]:
+    """Least expected loss on |z| <= box, where order = (a, b) demands z_a <= z_b; and where it is attained."""
+    from scipy.optimize import linprog
+
+    rng = np.random.default_rng((probe.seed, 43))
+    cuts_at = np.concatenate([np.zeros((1, VOCAB)), np.eye(VOCAB), rng.normal(size=(20, VOCAB))])
+    rows, bounds = np.zeros((0, VOCAB + 1)), np.zeros(0)
+    if order:
+        rows, bounds = np.zeros((1, VOCAB + 1)), np.zeros(1)
+        rows[0, order[0]], rows[0, order[1]] = 1, -1
+    best, where = np.inf, np.zeros(VOCAB)
+    for _ in range(60):
+        value, field = expected(probe, cuts_at, np.tile(law, (len(cuts_at), 1)))
+        allowed = cuts_at[:, order[0]] <= cuts_at[:, order[1]] + 1e-12 if order else np.ones(len(cuts_at), bool)
+        if allowed.any() and value[allowed].min() < best:
+            place = np.flatnonzero(allowed)[np.argmin(value[allowed])]
+            best, where = float(value[place]), cuts_at[place]
+        # value + field . (z - at) <= t
+        rows = np.concatenate([rows, np.concatenate([field, -np.ones((len(field), 1))], axis=1)])
+        bounds = np.concatenate([bounds, np.einsum("kv,kv->k", field, cuts_at) - value])
+        solved = linprog([*np.zeros(VOCAB), 1.0], rows, bounds, bounds=[(-box, box)] * VOCAB + [(None, None)], method="highs")
+        if solved.x is None or solved.fun >= best - 1e-10 * (1 + abs(best)):
+            break
+        cuts_at = solved.x[None, :VOCAB]
+    return best, where
+
+
+def links(probe: Probe) -> dict[str, Callable]:
+    """The links that a loss may be proper through, in order; last its own, where that is none of them."""
+    found = {
+        "softmax": jax.nn.softmax,
+        "identity": lambda z: z,
+        "sigmoid": jax.nn.sigmoid,
+        "softmax(2z)": lambda z: jax.nn.softmax(2 * z),
+        "(1+z)/2": lambda z: (1 + z) / 2,
+        "sparsemax": sparsemax_link,
+        "entmax15": entmax15_link,
+    }
+    own = facts_of(probe.loss).link
+    if own not in (softmax_link, sparsemax_link, entmax15_link):
+        found["its own"] = link_of(probe.loss)
+    return found
+
+
+def decide(probe: Probe, honest: bool, conservative: bool | str) -> dict[str, Verdict]:
+    """`strictly_proper`, `proper_through` and `calibrated`."""
+    if conservative is NO:
+        reason = Verdict(UNDECIDED, "the field is no function's gradient: it has no minimum to speak of")
+        return dict.fromkeys(("strictly_proper", "proper_through", "calibrated"), reason)
+    found = minimise(probe, honest)
+    through, how = (
+        None,
+        f"{len(found)} distributions over {VOCAB} classes, six starts, {'value' if honest else 'potential'} in float64",
+    )
+    misses: dict[str, Verdict] = {}
+    for name, link in links(probe).items():
+        misses[name] = _reads_back(probe, link, found)
+        if misses[name].value is not NO:
+            through = name if misses[name].value is YES else UNDECIDED
+            break
+    strictly = misses["softmax"]
+    if strictly.value is YES:
+        strictly = Verdict(YES, f"softmax(z*) = P to {LINK_TOLERANCE:g} for {how}")
+    words = f"z* reads back P to {LINK_TOLERANCE:g}; {how}" if through else f"none of {', '.join(misses)}; {how}"
+    return {
+        "strictly_proper": strictly,
+        "proper_through": Verdict(through, words, None if through else strictly.witness),
+        "calibrated": _keeps_the_argmax(found, how),
+    }
+
+
+def _reads_back(probe: Probe, link: Callable, found: list[Minimiser]) -> Verdict:
+    """Whether link(z*) is P for every P and every minimiser z*."""
+    unsettled = [each for each in found if not each.settled and not each.at_infinity]
+    for each in found:
+        if each in unsettled:
+            continue
+        with jax.enable_x64(True):
+            read = np.asarray(link(jnp.asarray(each.logits)))
+        off = np.abs(read - each.law).max(axis=1)
+        worst = int(np.argmax(off))
+        if off[worst] > LINK_TOLERANCE or each.at_infinity:
+            at_log = np.log(each.law)[None]
+            return no(
+                "the expected loss is least elsewhere" + (", at infinity" if each.at_infinity else ""),
+                P=each.law,
+                logits=each.logits[worst],
+                reads=read[worst],
+                expected_loss=expected(probe, each.logits[worst : worst + 1], each.law[None])[0][0],
+                expected_loss_at_log_P=expected(probe, at_log, each.law[None])[0][0],
+            )
+    if unsettled:
+        return Verdict(UNDECIDED, f"no zero of the field was reached for P = {plain(unsettled[0].law.round(4))}")
+    return Verdict(YES, "reads back P")
+
+
+def _keeps_the_argmax(found: list[Minimiser], how: str) -> Verdict:
+    for each in found:
+        if not each.settled and not each.at_infinity:
+            return Verdict(UNDECIDED, f"no zero of the field was reached for P = {plain(each.law.round(4))}")
+        top = int(np.argmax(each.law))
+        lead = each.logits[:, top] - np.delete(each.logits, top, axis=1).max(axis=1)
+        worst = int(np.argmin(lead))
+        if lead[worst] < 1e-6:
+            return no(
+                "the likeliest class does not lead at this minimiser: " + ("a tie" if lead[worst] > -1e-6 else "another does"),
+                P=each.law,
+                logits=each.logits[worst],
+                expected_loss=each.least,
+            )
+    return Verdict(YES, f"the likeliest class leads at every minimiser; {how}")

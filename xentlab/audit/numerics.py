@@ -1,0 +1,75 @@
+"""What floating point leaves of a loss: finite at extreme logits, and how far from float64."""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xentlab.audit.probe import VOCAB, Probe, Verdict, plain
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def batches(seed: int) -> dict[str, np.ndarray]:
+    """Logits [128, V] by name: ordinary (scales 1 to 10), extreme (+-1e4), and ordinary with a rival at -inf. Target 0."""
+    rng = np.random.default_rng((seed, 20))
+    ordinary = rng.normal(size=(128, VOCAB)) * np.repeat([1, 3, 5, 10], 32)[:, None]
+    signs = np.array(list(itertools.product((-1e4, 0.0, 1e4), repeat=VOCAB)))
+    extreme = signs[rng.permutation(len(signs))]
+    extreme = np.concatenate([extreme, extreme])[:128]
+    masked = ordinary.copy()
+    masked[np.arange(128), 1 + np.arange(128) % (VOCAB - 1)] = -np.inf
+    return {"ordinary": ordinary, "extreme": extreme, "masked": masked}
+
+
+def numerics(probe: Probe) -> dict[str, Verdict]:
+    """`finite` and `max_error`, each by dtype.
+
+    finite: value and gradient are finite at logits of +-1e4 and beside a class at -inf. max_error: the worst
+    |x - exact| / max(1, |exact|) of value and of gradient against float64 at the same rounded logits, where that is finite.
+    """
+
+    @jax.jit
+    def both(z):
+        y = jnp.zeros(z.shape[0], jnp.int32)
+        value, back = jax.vjp(lambda z: probe.loss(z, y), z)
+        return value, back(jnp.ones_like(value))[0]
+
+    found = batches(probe.seed)
+    finite, errors, broken = {}, {}, {}
+    for dtype in DTYPES:
+        finite[dtype], worst = True, [0.0, 0.0]
+        for name, z in found.items():
+            low = jnp.asarray(z, dtype)
+            try:
+                rough = [np.asarray(x.astype(jnp.float32), np.float64) for x in both(low)]
+            except Exception as error:
+                finite[dtype] = False
+                broken.setdefault(dtype, {"fails": f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"})
+                continue
+            rounded = np.asarray(low.astype(jnp.float32), np.float64)
+            exact = probe.both(rounded, np.zeros(len(z), int))
+            ok = np.isfinite(rough[0]) & np.isfinite(rough[1]).all(axis=1)
+            if name != "ordinary" and not ok.all():
+                finite[dtype] = False
+                place = int(np.argmin(ok))
+                row = {"logits": rounded[place], "target": 0, "value": rough[0][place], "gradient": rough[1][place]}
+                broken.setdefault(dtype, {key: _words(plain(value)) for key, value in row.items()})
+            for i, (x, true) in enumerate(zip(rough, exact, strict=True)):
+                with np.errstate(invalid="ignore"):
+                    error = np.abs(x - true) / np.maximum(1, np.abs(true))
+                error = np.where(np.isfinite(true), np.where(np.isnan(error), np.inf, error), 0.0)
+                worst[i] = max(worst[i], float(error.max()))
+        errors[dtype] = {"value": plain(float(f"{worst[0]:.3g}")), "gradient": plain(float(f"{worst[1]:.3g}"))}
+    evidence = f"{', '.join(found)} logits, 128 each, V = {VOCAB}, against float64 at the same rounded logits"
+    return {"finite": Verdict(finite, evidence, broken or None), "max_error": Verdict(errors, evidence)}
+
+
+def _words(value):
+    """Infinities and NaN as words, so that a witness is plain JSON."""
+    if isinstance(value, list):
+        return [_words(each) for each in value]
+    return str(value) if isinstance(value, float) and not np.isfinite(value) else value

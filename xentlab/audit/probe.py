@@ -1,0 +1,103 @@
+"""What every verdict is found with: a loss's value and gradient at any points, in float64, from one compiled program."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xentlab.contract import Loss
+
+VOCAB = 4
+# The points of one call. One shape, so that one compilation serves every question.
+CHUNK = 256
+STEP = 1e-5  # of the central differences
+Both = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+YES, NO, UNDECIDED = True, False, "undecided"
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What was found of one property: the value, how it was found, and for a "no" a witness to check by hand.
+
+    value: True, False, "undecided", or what the property is (a number, a name, None). witness: plain numbers and lists.
+    """
+
+    value: Any
+    evidence: str
+    witness: dict[str, Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """A loss under study: `both(z [N, V], y [N]) -> value [N], gradient [N, V]`, and a seed for all that is drawn."""
+
+    loss: Loss
+    both: Both
+    seed: int
+
+    def value(self, z: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Values [N] at logits [N, V] and targets [N]."""
+        return self.both(z, y)[0]
+
+    def field(self, z: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Gradients [N, V]."""
+        return self.both(z, y)[1]
+
+    def jacobian(self, z: np.ndarray, y: np.ndarray, step: float = STEP) -> np.ndarray:
+        """The field's derivative [N, V, V] by central differences: a second autodiff would take a stop_gradient for 0."""
+        points, vocab = z.shape
+        nudges = step * np.eye(vocab)
+        moved = np.concatenate([z[:, None, :] + nudges, z[:, None, :] - nudges], axis=1).reshape(-1, vocab)
+        field = self.field(moved, np.repeat(y, 2 * vocab)).reshape(points, 2, vocab, vocab)
+        return np.swapaxes(field[:, 0] - field[:, 1], 1, 2) / (2 * step)
+
+    def points(self, scales=(0.3, 1.0, 3.0, 8.0, 20.0), each: int = 40, salt: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Random logits at several scales, and random targets."""
+        rng = np.random.default_rng((self.seed, salt))
+        z = np.concatenate([scale * rng.uniform(-1, 1, (each, VOCAB)) for scale in scales])
+        return z, rng.integers(0, VOCAB, len(z))
+
+
+def make_probe(loss: Loss, seed: int = 0) -> Probe:
+    """A probe of a loss; compiles on first use."""
+
+    @jax.jit
+    def compiled(z, y):
+        value, back = jax.vjp(lambda z: loss(z, y), z)
+        return value, back(jnp.ones_like(value))[0]
+
+    def both(z, y):
+        values, gradients = [], []
+        with jax.enable_x64(True):
+            for start in range(0, len(z), CHUNK):
+                part, targets = z[start : start + CHUNK], y[start : start + CHUNK]
+                missing = CHUNK - len(part)
+                padded = np.pad(np.asarray(part, np.float64), ((0, missing), (0, 0)))
+                value, gradient = compiled(jnp.asarray(padded), jnp.asarray(np.pad(targets, (0, missing)), jnp.int32))
+                values.append(np.asarray(value, np.float64)[: CHUNK - missing])
+                gradients.append(np.asarray(gradient, np.float64)[: CHUNK - missing])
+        return np.concatenate(values), np.concatenate(gradients)
+
+    return Probe(loss, both, seed)
+
+
+def plain(value: Any) -> Any:
+    """Numbers and lists that JSON and a reader take: arrays as lists, to ten digits."""
+    if isinstance(value, np.ndarray):
+        return [plain(each) for each in value]
+    if isinstance(value, np.integer | int) and not isinstance(value, bool):
+        return int(value)
+    if isinstance(value, np.floating | float):
+        return float(f"{value:.10g}")
+    return value
+
+
+def no(evidence: str, **witness: Any) -> Verdict:
+    """A "no" with what shows it."""
+    return Verdict(NO, evidence, {key: plain(value) for key, value in witness.items()})

@@ -1,0 +1,139 @@
+"""What the command prints: tables for people, csv and json for programs, a progress bar on a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sys
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Format = Literal["table", "csv", "json"]
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """A table of rows; columns are the first row's keys."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for column in rows[0]:
+        table.add_column(column, no_wrap=True, justify="left" if isinstance(rows[0][column], str) else "right")
+    for row in rows:
+        table.add_row(*(escaped(text(value)) for value in row.values()))
+    # A pipe or file has no width: nothing is cut off there.
+    Console(width=None if sys.stdout.isatty() else 400).print(table, highlight=False)
+
+
+def print_rows(rows: list[dict[str, Any]], form: Format) -> None:
+    """Rows as csv or json on stdout, and nothing else."""
+    if form == "csv":
+        import pandas as pd
+
+        sys.stdout.write(pd.DataFrame(rows).to_csv(index=False))
+    else:
+        json.dump([{key: _plain(value) for key, value in row.items()} for row in rows], sys.stdout, indent=1, default=_item)
+        print()
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null, and the words inf and -inf."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value
+
+
+def _item(value: Any) -> Any:
+    return value.item()
+
+
+def text(value: Any) -> str:
+    """A value in a table's cell."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return "∞" if value == float("inf") else f"{value:.6g}"
+    return "" if value is None else str(value)
+
+
+def escaped(text: str) -> str:
+    """Text that rich prints as it stands."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def summary(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The table's columns that fit a terminal, means with half of their interval."""
+    rows = []
+    for _, row in table.iterrows():
+        entry = {"source": row.source, "loss": row.loss, "best rate": f"{row.best_rate:g}{' ⇥' * row.rate_at_edge}"}
+        for column, title in (
+            ("test_nll", "test NLL"),
+            ("bits_per_byte", "bits/byte"),
+            ("accuracy", "accuracy"),
+            ("calibration_error", "calibration"),
+            ("kl_to_law", "KL to law"),
+        ):
+            half = (row[f"{column}_high"] - row[f"{column}_low"]) / 2
+            spread = f" ± {half:.2g}" if half == half else ""
+            entry[title] = "" if row[column] != row[column] else f"{row[column]:.4f}{spread}"
+        entry["smoothing"] = f"{row.smoothing:.2g}"
+        entry["diverged"] = row.diverged
+        rows.append(entry)
+    return rows
+
+
+def print_facts(row: dict[str, Any], doc: str) -> None:
+    """One loss's facts, a line each, and its docstring."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for key, value in row.items():
+        if value not in ("", None):
+            table.add_row(f"[bold]{key}[/bold]", escaped(text(value)))
+    out = Console(width=None if sys.stdout.isatty() else 120, soft_wrap=True)
+    out.print(table)
+    if doc:
+        out.print("\n" + escaped(doc), highlight=False)
+
+
+def print_audit(found: Any) -> None:
+    """One loss's audit: verdict, evidence, witness."""
+    print(f"{found.loss}\n")
+    for name, verdict in found.verdicts.items():
+        print(f"{name}: {verdict_text(verdict.value)}\n    {verdict.evidence}")
+        for key, value in (verdict.witness or {}).items():
+            print(f"    {key} = {value}")
+
+
+def verdict_text(value: Any) -> str:
+    """A verdict's value in a table's cell."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {verdict_text(each)}" for key, each in value.items())
+    if value is None:
+        return "–"
+    return "?" if value == "undecided" else text(value)
+
+
+@contextlib.contextmanager
+def progress():
+    """A function (what, done, total) that moves a bar on stderr if that is a terminal, and else is silent."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting (the first steps compile)", total=None)
+
+        def tell(what, done, total):
+            bar.update(task, description=what, completed=done, total=total)
+
+        yield tell
