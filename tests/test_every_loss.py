@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 
 from xentlab import LOSSES, facts_of, link_of, name_of
+from xentlab.contract import low_p_claim
 
 VOCAB, TOKENS = 5, 7
 CASES = [
@@ -197,10 +198,8 @@ def test_bounded_fact(loss):
 @every_loss
 def test_low_probability_facts(loss):
     """|dL/dz_y| at p = 1e-9 is near its stated limit on both paths; an infinite limit is passing 4 and still rising."""
-    facts, settings = facts_of(loss), getattr(loss, "keywords", {})
-    for claim, path in ((facts.low_p_even, "even"), (facts.low_p_one, "one")):
-        known = {k: v for k, v in settings.items() if callable(claim) and k in inspect.signature(claim).parameters}
-        limit = claim(VOCAB, **known) if callable(claim) else claim
+    for path in ("even", "one"):
+        limit = low_p_claim(loss, path, VOCAB)
         found = []
         for gap in (20.0, 40.0, 200.0):
             z = np.zeros((TOKENS, VOCAB))

@@ -256,17 +256,11 @@ def _show(command: Show) -> None:
 
 
 def _facts(name: str, loss: Any) -> dict[str, Any]:
-    from xentlab.contract import facts_of, settings_of, unwrapped
+    from xentlab.contract import facts_of, low_p_claim, settings_of, unwrapped
 
     facts, function = facts_of(loss), unwrapped(loss)[0]
     parameters = list(inspect.signature(function).parameters.values())[2:]
     bound = settings_of(loss)
-
-    def limit(claim):
-        if not callable(claim):
-            return claim
-        known = inspect.signature(claim).parameters
-        return claim(16, **{key: value for key, value in bound.items() if key in known})
 
     return {
         "loss": name,
@@ -281,8 +275,8 @@ def _facts(name: str, loss: Any) -> dict[str, Any]:
         "bounded": facts.bounded,
         "shift": facts.shift,
         "local": facts.local,
-        "low_p_even": limit(facts.low_p_even),
-        "low_p_one": limit(facts.low_p_one),
+        "low_p_even": low_p_claim(loss, "even", 16),
+        "low_p_one": low_p_claim(loss, "one", 16),
         "infinite_at": ", ".join(facts.infinite),
         "source": facts.source,
         "note": facts.note,

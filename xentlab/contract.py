@@ -126,6 +126,21 @@ def link_of(loss: Loss) -> Callable[[Logits], Logits]:
     return functools.partial(link, **bound) if bound else link
 
 
+def low_p_claim(loss: Loss, rivals: Literal["even", "one"], vocab: int) -> float | None:
+    """The claimed limit of |dL/dz_y| as p_y -> 0 on a path, at a vocabulary and the loss's own settings; None if no one claims.
+
+    >>> @loss(low_p_even=lambda vocab, *, scale=1.0: scale * (vocab - 1))
+    ... def many(logits, targets, *, scale=1.0): ...
+    >>> low_p_claim(functools.partial(many, scale=2.0), "even", 4)
+    6.0
+    """
+    claim = getattr(facts_of(loss), f"low_p_{rivals}")
+    if not callable(claim):
+        return claim
+    known = inspect.signature(claim).parameters
+    return claim(vocab, **{key: value for key, value in settings_of(loss).items() if key in known})
+
+
 def is_at_target(values: Float[AnyArray, "... vocab"], targets: Integer[AnyArray, "..."]) -> Bool[Array, "... vocab"]:
     """Where each token's target lies, as a mask [..., V]; all False for a target outside [0, V)."""
     if values.shape[:-1] != targets.shape:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 from collections.abc import Callable
 from types import MappingProxyType
@@ -16,7 +15,8 @@ from xentlab.audit import autodiff, kinship, limits, numerics, shape
 from xentlab.audit.decisions import decide
 from xentlab.audit.probe import NO, UNDECIDED, VOCAB, YES, Probe, Verdict, make_probe, no
 from xentlab.catalogue import resolve
-from xentlab.contract import Loss, facts_of, name_of, settings_of
+from xentlab.contract import Loss, facts_of, low_p_claim, name_of
+from xentlab.gradients import PATHS
 
 __all__ = ["VERDICTS", "Audit", "Verdict", "as_json", "audit", "disagreements"]
 
@@ -106,14 +106,7 @@ def _guarded(question: Callable[[Probe], Any], probe: Probe) -> Any:
 
 def disagreements(found: Audit, loss: Loss) -> list[str]:
     """Where an audit and the facts that a loss claims differ, a line each; claims that nobody made are passed over."""
-    facts, settings, verdicts = facts_of(loss), settings_of(loss), found.verdicts
-
-    def limit(claim):
-        if not callable(claim):
-            return claim
-        known = inspect.signature(claim).parameters
-        return claim(VOCAB, **{key: value for key, value in settings.items() if key in known})
-
+    facts, verdicts = facts_of(loss), found.verdicts
     limits_found = verdicts["low_p_limit"].value
     pairs = [
         ("honest_autodiff", not facts.stops_gradient, verdicts["honest_autodiff"].value),
@@ -126,7 +119,8 @@ def disagreements(found: Audit, loss: Loss) -> list[str]:
         ("local", facts.local, verdicts["local"].value),
     ]
     said = [f"{name}: claimed {claim}, found {value}" for name, claim, value in pairs if claim is not None and claim != value]
-    for rivals, claim in (("even", limit(facts.low_p_even)), ("one", limit(facts.low_p_one))):
+    for rivals in PATHS:
+        claim = low_p_claim(loss, rivals, VOCAB)
         value = limits_found[rivals] if isinstance(limits_found, dict) else UNDECIDED
         if claim is not None and (value == UNDECIDED or not math.isclose(claim, value, rel_tol=1e-4, abs_tol=1e-6)):
             said.append(f"low_p_limit {rivals}: claimed {claim}, found {value}")
