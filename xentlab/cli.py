@@ -13,7 +13,7 @@ import pathlib
 import re
 import sys
 import time
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, arg
@@ -21,9 +21,6 @@ from tyro.conf import Positional, arg
 from xentlab import console
 from xentlab.console import Format
 from xentlab.contract import LabError
-
-if TYPE_CHECKING:
-    pass
 
 Losses = Annotated[
     tuple[str, ...], arg(help='names, with settings if need be: nll "focal(gamma=1)" ./mine.py:my_loss package.module:loss')
