@@ -14,10 +14,10 @@ SHELVES = (
     {"losses"},
     {"catalogue", "information"},
     {"sources", "models", "gradients", "metrics", "reading"},
-    {"training", "audit"},
+    {"training", "coding", "audit"},
     {"race"},
     {"runs", "console"},
-    {"charts"},
+    {"charts", "scoreboard", "markup"},
     {"report"},
     {"cli"},
 )

@@ -1,4 +1,4 @@
-"""The command line: list, show, gradients, budget, audit, race, report. Heavy imports wait until a command needs them."""
+"""The command line, a dataclass a command. Heavy imports wait until a command needs them."""
 
 from __future__ import annotations
 
@@ -149,8 +149,29 @@ class Race:
 
 
 @dataclasses.dataclass(frozen=True)
+class Scoreboard:
+    """The four reasons for cross entropy as numbers, every loss a row: likelihood, code length, numerics, training signal.
+
+    Races the losses on a text and on a Markov chain first, to have models to code with. With --out it writes
+    scoreboard.csv, codes.csv, the coded files and run.json.
+    Example: xentlab scoreboard --losses nll brier ./mine.py:my_loss --format json
+    """
+
+    losses: Losses = DEFAULT
+    all: bool = False
+    """every loss of the catalogue; several minutes"""
+    text: pathlib.Path | None = None
+    """a UTF-8 file or folder; without it, the English that comes with Python"""
+    out: Out = None
+    seed: int = 0
+    format: Format = "table"
+    quick: bool = False
+    """tiny races and no simulation: only to see that all works"""
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
-    """The main job: gradients, budgets and races of several losses, as one page that opens without a network.
+    """The main job: gradients, budgets, races, scoreboard and audit, as one page that opens without a network.
 
     Writes report.html, pictures, CSVs and run.json into --out (by default runs/report-<time>).
     Example: xentlab report --losses nll focal ./mine.py:my_loss --text book.txt
@@ -175,13 +196,17 @@ COMMANDS = {
     "budget": Budget,
     "audit": Audit,
     "race": Race,
+    "scoreboard": Scoreboard,
     "report": Report,
 }
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The `xentlab` command. A user's mistake is one line on stderr and exit code 2."""
-    run = {List: _list, Show: _show, Gradients: _gradients, Budget: _budget, Audit: _audit, Race: _race, Report: _report}
+    run = {
+        **{List: _list, Show: _show, Gradients: _gradients, Budget: _budget},
+        **{Audit: _audit, Race: _race, Scoreboard: _scoreboard, Report: _report},
+    }
     try:
         command = _parse(sys.argv[1:] if arguments is None else arguments)
         run[type(command)](command)
@@ -368,7 +393,33 @@ def _race(command: Race) -> None:
             clip=command.clip,
         )
     frames = {"curves": result.curves, "table": result.table}
-    _finish(command, frames, "table", begun, [source.describe()])
+    _finish(command, frames, "table", begun, [source.describe()], console.summary(result.table))
+
+
+def _scoreboard(command: Scoreboard) -> None:
+    from xentlab import reading
+    from xentlab.catalogue import LOSSES, resolve_all
+    from xentlab.race import run_stage, standard_stages
+    from xentlab.scoreboard import REPLICATES, scoreboard
+    from xentlab.sources import Text
+
+    begun = time.perf_counter()
+    losses = resolve_all(tuple(LOSSES) if command.all else command.losses).values()
+    stages = standard_stages(Text(command.text), command.seed, command.quick)
+    folder = None
+    if command.out:
+        from xentlab import runs
+
+        folder = runs.new_folder("scoreboard", command.out)
+    with console.progress() as tell:
+        races = [run_stage(stage, losses, command.seed, command.quick, tell) for stage in stages]
+        board = scoreboard(losses, races, command.seed, 0 if command.quick else REPLICATES, folder, tell)
+    frames = {"scoreboard": board.table, "codes": board.codes}
+    sources = [stage.source.describe() for stage in stages]
+    _finish(command, frames, "scoreboard", begun, sources, console.scoreboard_rows(board.table, board.codes))
+    if command.format == "table":
+        for sentence in reading.scoreboard(board.table, board.codes):
+            print(f"- {sentence}")
 
 
 def _report(command: Report) -> None:
@@ -387,8 +438,15 @@ def _report(command: Report) -> None:
     print(f"Open {report.folder / 'report.html'} in a browser.", file=sys.stderr)
 
 
-def _finish(command: Any, frames: dict[str, Any], shown: str, begun: float, sources: list[dict] | None = None) -> None:
-    """Writes a command's frames into --out, if there is one, and prints the one that is asked for."""
+def _finish(
+    command: Any,
+    frames: dict[str, Any],
+    shown: str,
+    begun: float,
+    sources: list[dict] | None = None,
+    rows: list[dict] | None = None,
+) -> None:
+    """Writes a command's frames into --out, if there is one, and prints the one that is asked for, as `rows` in a table."""
     if command.out:
         from xentlab import runs
 
@@ -401,7 +459,7 @@ def _finish(command: Any, frames: dict[str, Any], shown: str, begun: float, sour
         print(f"Wrote {folder}.", file=sys.stderr)
     frame = frames[shown]
     if command.format == "table":
-        console.print_table(console.summary(frame) if shown == "table" else frame.to_dict("records"))
+        console.print_table(rows or frame.to_dict("records"))
     else:
         console.print_rows(frame.to_dict("records"), command.format)
 

@@ -87,6 +87,26 @@ def summary(table: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
+def scoreboard_rows(table: pd.DataFrame, codes: pd.DataFrame) -> list[dict[str, Any]]:
+    """The scoreboard's columns that fit a terminal."""
+    rows = []
+    for row in table.itertuples():
+        unknown = row.tokens_needed != row.tokens_needed
+        entry = {"loss": row.loss, "tokens needed": "–" if unknown else f"{row.tokens_needed:.3f}"}
+        entry["simulated"] = "–" if row.simulated != row.simulated else f"{row.simulated:.2f}"
+        entry["bias"] = "0" if row.bias < 1e-6 else f"{row.bias:.3g}"
+        for code in codes[codes.loss == row.loss].itertuples() if len(codes) else []:
+            byte = code.bits_per_byte == code.bits_per_byte
+            entry[f"bits, {code.source}"] = f"{code.bits_per_byte if byte else code.bits_per_token:.4f}"
+        for dtype in ("float32", "bfloat16", "float16"):
+            error = getattr(row, f"gradient_error_{dtype}")
+            entry[dtype] = error if isinstance(error, str) else f"{error:.0e}"
+        entry |= {"pull even": f"{row.low_p_even:.3g}", "one": f"{row.low_p_one:.3g}", "order": f"{row.low_p_order:.3g}"}
+        entry["escape"] = "never" if row.escape_steps == math.inf else f"{row.escape_steps:.0f}"
+        rows.append(entry)
+    return rows
+
+
 def print_facts(row: dict[str, Any], doc: str) -> None:
     """One loss's facts, a line each, and its docstring."""
     from rich.console import Console

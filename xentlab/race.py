@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,7 @@ from xentlab.catalogue import resolve_all
 from xentlab.contract import LabError, Loss, link_of
 from xentlab.metrics import SMOOTHING, bits_per_byte, expected_calibration_error, mean_and_interval, score, smooth
 from xentlab.models import logits
-from xentlab.sources import Source
+from xentlab.sources import MarkovSource, Source, Text
 from xentlab.training import Recipe, Trained, train, windows
 
 if TYPE_CHECKING:
@@ -35,10 +36,32 @@ class Race:
     table: one row a loss: source, loss, best_rate, rate_at_edge (the best rate is the grid's least or greatest, so a
     better one may lie outside), runs, diverged (runs of the whole grid), validation_nll, smoothing (the mean share of
     the uniform that validation chose), and each of `TEST_METRICS` with _low and _high, its 95% interval over seeds.
+    predictors: each loss's model at its best rate and first seed; a loss that diverged everywhere has none.
     """
 
     curves: pd.DataFrame
     table: pd.DataFrame
+    predictors: dict[str, Predictor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """A trained model as its loss means it to be read: through the loss's link, mixed with a share of the uniform.
+
+    Called with tokens [..., T], it gives the probability of what follows each position [..., T, V].
+    """
+
+    model: Any
+    link: Callable
+    smoothing: float
+
+    def __call__(self, tokens):
+        return _predict(self.link, self.model, jnp.float32(self.smoothing), jnp.asarray(tokens))
+
+
+@eqx.filter_jit
+def _predict(link, model, share, tokens):
+    return smooth(link(logits(model, tokens)), share)
 
 
 def race(
@@ -70,13 +93,18 @@ def race(
         if len(set(values)) != len(values):
             raise LabError(f"the {what} repeat: {list(values)}. Each counts once.")
     examine = _examiner(source, plan.window)
-    curves, rows = [], []
+    curves, rows, predictors = [], [], {}
     for name, loss in found.items():
         report = (lambda done, name=name: progress(name, done, steps)) if progress else None
         trained = train(loss, source, model, learning_rates, seeds, plan, report)
         curves.append(_curves(name, source.name, trained))
-        rows.append({"source": source.name, "loss": name, **_tested(loss, source, trained, examine)})
-    return Race(pd.concat(curves, ignore_index=True), pd.DataFrame(rows))
+        chosen = [
+            Predictor(trained.model(run), link_of(loss), SMOOTHING[trained.smoothing[run]])
+            for run in np.flatnonzero(trained.rates == best_rate(trained)).tolist()
+        ]
+        rows.append({"source": source.name, "loss": name, **_tested(trained, chosen, examine)})
+        predictors.update({name: chosen[0]} if chosen else {})
+    return Race(pd.concat(curves, ignore_index=True), pd.DataFrame(rows), predictors)
 
 
 def _known(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -114,7 +142,7 @@ def best_rate(trained: Trained) -> float:
     return float(rates[np.argmin(means)]) if np.isfinite(means).any() else float("nan")
 
 
-def _tested(loss: Loss, source: Source, trained: Trained, examine: Callable) -> dict[str, Any]:
+def _tested(trained: Trained, chosen: list[Predictor], examine: Callable) -> dict[str, Any]:
     best = best_rate(trained)
     runs = np.flatnonzero(trained.rates == best).tolist()
     row: dict[str, Any] = {
@@ -123,9 +151,9 @@ def _tested(loss: Loss, source: Source, trained: Trained, examine: Callable) -> 
         "runs": len(runs),
         "diverged": int((trained.diverged_at >= 0).sum()),
         "validation_nll": trained.validation_nll[runs, -1].mean() if len(runs) else float("nan"),
-        "smoothing": np.mean([SMOOTHING[i] for i in trained.smoothing[runs]]) if len(runs) else float("nan"),
+        "smoothing": np.mean([each.smoothing for each in chosen]) if chosen else float("nan"),
     }
-    each = [examine(link_of(loss), trained.model(run), SMOOTHING[trained.smoothing[run]]) for run in runs]
+    each = [examine(predictor) for predictor in chosen]
     for metric in TEST_METRICS:
         values = np.array([result[metric] for result in each]) if each else np.array([np.nan])
         row[metric], row[f"{metric}_low"], row[f"{metric}_high"] = mean_and_interval(values)
@@ -133,14 +161,12 @@ def _tested(loss: Loss, source: Source, trained: Trained, examine: Callable) -> 
 
 
 def _examiner(source: Source, window: int) -> Callable[..., dict[str, float]]:
-    """A function (link, model, smoothing) -> the metrics of the test part; it compiles once a link and kind of model."""
-    import equinox as eqx
-
+    """A function (predictor) -> the metrics of the test part; it compiles once a link and kind of model."""
     held_out = jnp.asarray(windows(source.split("test"), window))
     targets = np.asarray(held_out[:, 1:]).reshape(-1)
 
     def of_windows(link, model, share, batch):
-        predictions = smooth(link(logits(model, batch[:, :-1])), share)
+        predictions = _predict(link, model, share, batch[:, :-1])
         return score(predictions, batch[:, 1:], _law(source, batch[:, :-1]))
 
     @eqx.filter_jit
@@ -149,8 +175,9 @@ def _examiner(source: Source, window: int) -> Callable[..., dict[str, float]]:
         one = lambda each: jax.tree.map(lambda leaf: leaf[0], of_windows(link, model, share, each[None]))
         return jax.lax.map(one, held_out, batch_size=min(64, len(held_out)))
 
-    def examine(link, model, share):
-        each = {key: np.asarray(value).reshape(-1) for key, value in scores(link, model, jnp.float32(share)).items()}
+    def examine(predictor):
+        found = scores(predictor.link, predictor.model, jnp.float32(predictor.smoothing))
+        each = {key: np.asarray(value).reshape(-1) for key, value in found.items()}
         known = ~np.isnan(each["kl"])
         return {
             "test_nll": float(each["nll"].mean(dtype=np.float64)),
@@ -176,3 +203,55 @@ def _law(source: Source, tokens):
     law = source.law(contexts)
     unknown = jnp.full((*law.shape[:1], order - 1, law.shape[-1]), jnp.nan, law.dtype)
     return jnp.concatenate([unknown, law], axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A source, the model that fits it, and the rates and steps that the model's losses may need."""
+
+    source: Source
+    model: str
+    learning_rates: tuple[float, ...]
+    steps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class StagedRace:
+    """A stage and the race that was run on it."""
+
+    stage: Stage
+    race: Race
+
+    @property
+    def source(self) -> Source:
+        """The stage's source."""
+        return self.stage.source
+
+
+def standard_stages(text: Text, seed: int = 0, quick: bool = False) -> list[Stage]:
+    """The report's two races: real text, and a chain whose law is known. quick: tiny ones, to see that all works."""
+    markov = MarkovSource(seed=seed, tokens=20_000 if quick else 200_000)
+    if quick:
+        return [
+            Stage(text, "mlp(context=2, width=8, inner=16, features=16)", (0.01,), 12),
+            Stage(markov, "bigram", (0.1,), 12),
+        ]
+    return [
+        Stage(text, "mlp(context=6, width=24, inner=96, features=48)", (1e-3, 4e-3, 1.6e-2, 6.4e-2), 160),
+        Stage(markov, "bigram", (1e-2, 4e-2, 0.16, 0.64), 240),
+    ]
+
+
+def run_stage(
+    stage: Stage,
+    losses: Iterable[str | Loss],
+    seed: int = 0,
+    quick: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> StagedRace:
+    """Runs the race of one stage; progress(what, done, total) names the source and the loss."""
+    tell = (lambda loss, done, total: progress(f"{stage.source.name}: {loss}", done, total)) if progress else None
+    seeds = tuple(range(seed, seed + (2 if quick else 3)))
+    blocks = 4 if quick else 16
+    found = race(losses, stage.source, stage.model, stage.learning_rates, seeds, stage.steps, tell, blocks=blocks)
+    return StagedRace(stage, found)

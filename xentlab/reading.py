@@ -150,3 +150,99 @@ def races(table: pd.DataFrame) -> list[str]:
                 f"are; validation mixed in this share of the uniform: {words(smoothed)}."
             )
     return sentences
+
+
+def scoreboard(table: pd.DataFrame, codes: pd.DataFrame) -> list[str]:
+    """Which claims of the usual telling hold on this board, which do not, and what is left of cross entropy's case."""
+    return [*_probability(table), *_information(codes), *_numerics(table), *_optimisation(table), *_combination(table)]
+
+
+def _probability(table: pd.DataFrame) -> list[str]:
+    said = []
+    steady, biased = table[table.tokens_needed.notna()], table[table.tokens_needed.isna() & (table.bias > 0)]
+    if len(steady):
+        needs = [f"{row.loss} {number(row.tokens_needed)}" for row in steady.sort_values("tokens_needed").itertuples()]
+        said.append(f"Tokens needed for the same divergence from the truth, relative to maximum likelihood: {words(needs)}.")
+    tried = steady[steady.simulated.notna() & (steady.loss != "nll")]
+    if len(tried):
+        covers = (tried.simulated_low <= tried.theory) & (tried.theory <= tried.simulated_high)
+        if covers.any():
+            said.append(f"Fits to samples agree: the interval covers the theory for {words(tried.loss[covers])}.")
+        if not covers.all():
+            off = [f"{r.loss} ({number(r.simulated)}, not {number(r.theory)})" for r in tried[~covers].itertuples()]
+            said.append(f"At these sample sizes the simulation is off the theory for {words(off)}.")
+    if len(biased):
+        off = [f"{row.loss} {number(row.bias)}" for row in biased.sort_values("bias").itertuples()]
+        said.append(f"With endless tokens these still end away from the truth, by so many nats: {words(off)}.")
+    return said
+
+
+def _information(codes: pd.DataFrame) -> list[str]:
+    said = []
+    for source, rows in codes.groupby("source", sort=False) if len(codes) else []:
+        best, worst = rows.loc[rows.bits.idxmin()], rows.loc[rows.bits.idxmax()]
+        cost = 100 * (rows.bits / rows.model_bits - 1).abs().max()
+        floor = rows.floor_bits_per_token.iloc[0]
+        known = "" if floor != floor else f" (the chain's own entropy: {floor:.4f})"
+        said.append(
+            f"On {source} every file decoded to the same {rows.tokens.iloc[0]} tokens; {best.loss} wrote the least, "
+            f"{best.bits_per_token:.4f} bits a token{known}, {worst.loss} the most, {worst.bits_per_token:.4f}. Coded size and "
+            f"cross entropy differ by at most {cost:.2g}%: a cross entropy is a file size."
+        )
+    return said
+
+
+def _numerics(table: pd.DataFrame) -> list[str]:
+    bad = {dtype: list(table.loss[table[f"finite_{dtype}"].map(lambda x: x is not True)]) for dtype in ("float32", "float16")}
+    said = [
+        f"In {dtype}, {words(names)} overflow at extreme logits or beside a masked class."
+        for dtype, names in bad.items()
+        if names
+    ]
+    fine = list(table.loss[~table.loss.isin(bad["float32"] + bad["float16"])])
+    if fine:
+        said.append(
+            f"Stable in float32 and float16 as written here: {words(fine)}. It takes the fused form, not only a logarithm."
+        )
+    return said
+
+
+def _optimisation(table: pd.DataFrame) -> list[str]:
+    said = []
+    gone = list(table.loss[(table.low_p_even == 0) & (table.low_p_one == 0)])
+    grows = list(table.loss[(table.low_p_even == math.inf)])
+    holds = list(table.loss[(table.low_p_even > 0) & (table.low_p_even < math.inf) & (table.low_p_one > 0)])
+    if gone:
+        said.append(f"The claim that a confident mistake teaches nothing holds for {words(gone)}: the pull goes to 0 with p.")
+    others = [name for name in holds if name != "nll"]
+    if others and "nll" in holds:
+        said.append(f"That cross entropy alone keeps its pull does not hold: so does {words(others)}.")
+    if grows:
+        said.append(f"Nor is its pull the strongest: that of {words(grows)} grows without bound.")
+    out = table[table.escape_steps < math.inf].sort_values("escape_steps")
+    if len(out):
+        steps = [f"{row.loss} {row.escape_steps:.0f}" for row in out.itertuples()]
+        said.append(f"Steps out of a confidently wrong start, each at its best rate: {words(steps)}.")
+    stuck = list(table.loss[table.escape_steps == math.inf])
+    if stuck:
+        said.append(f"At no rate that was tried did {words(stuck)} get out.")
+    return said
+
+
+def _combination(table: pd.DataFrame) -> list[str]:
+    alive = (table.low_p_even > 0) & (table.low_p_one > 0)
+    true = lambda column: table[column].map(lambda x: x is True)
+    has = {
+        "does not vanish at low p": alive,
+        "has a bounded gradient": true("lipschitz"),
+        "is convex in the logits": true("convex"),
+        "is strictly proper": true("strictly_proper"),
+        "is local": true("local"),
+    }
+    whole = list(table.loss[[all(each) for each in zip(*has.values(), strict=True)]])
+    together = words(list(has))
+    if whole == ["nll"]:
+        return [f"What cross entropy alone on this board combines: it {together}. Each of these it shares with others."]
+    if not whole:
+        return [f"No loss on this board {together} at once."]
+    return [f"On this board {words(whole)} {'has' if len(whole) == 1 else 'have'} all of this: {together}."]

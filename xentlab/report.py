@@ -19,12 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 
 import xentlab.runs as runs
+from xentlab.audit import as_json
 from xentlab.catalogue import resolve_all
 from xentlab.contract import Loss, facts_of
 from xentlab.gradients import PATHS, gradient_budget, gradient_profile
+from xentlab.markup import audit_table, race_tables, scoreboard_table, sentences_list
 from xentlab.models import logits
-from xentlab.race import race
-from xentlab.sources import MarkovSource, Source, Text
+from xentlab.race import Stage, run_stage, standard_stages
+from xentlab.scoreboard import REPLICATES, Scoreboard, scoreboard
+from xentlab.sources import Text
 from xentlab.training import Recipe, train, windows
 
 if TYPE_CHECKING:
@@ -36,16 +39,6 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
-    """One race of the report: a source, the model that fits it, and the rates that the model's losses may need."""
-
-    source: Source
-    model: str
-    learning_rates: tuple[float, ...]
-    steps: int
-
-
-@dataclasses.dataclass(frozen=True)
 class Report:
     """What a report found, as tidy frames, and where it wrote them."""
 
@@ -54,21 +47,8 @@ class Report:
     budgets: pd.DataFrame
     curves: pd.DataFrame
     table: pd.DataFrame
+    board: Scoreboard
     reading: dict[str, list[str]]
-
-
-def stages(text: Text, seed: int, quick: bool) -> list[Stage]:
-    """The report's two races: real text, and a chain whose law is known."""
-    markov = MarkovSource(seed=seed, tokens=20_000 if quick else 200_000)
-    if quick:
-        return [
-            Stage(text, "mlp(context=2, width=8, inner=16, features=16)", (0.01,), 12),
-            Stage(markov, "bigram", (0.1,), 12),
-        ]
-    return [
-        Stage(text, "mlp(context=6, width=24, inner=96, features=48)", (1e-3, 4e-3, 1.6e-2, 6.4e-2), 160),
-        Stage(markov, "bigram", (1e-2, 4e-2, 0.16, 0.64), 240),
-    ]
 
 
 def profile_points() -> np.ndarray:
@@ -96,42 +76,36 @@ def make_report(
     begun = time.perf_counter()
     found = resolve_all(losses)
     text = text or Text()
-    plan = stages(text, seed, quick)
+    plan = standard_stages(text, seed, quick)
     folder = runs.new_folder("report", out)
     tell = progress or (lambda *_: None)
-    seeds = (seed, seed + 1) if quick else (seed, seed + 1, seed + 2)
 
     tell("profiles", 0, 1)
     profiles = pd.concat(
         [gradient_profile(found.values(), profile_points(), PROFILE_VOCAB, path) for path in PATHS], ignore_index=True
     )
     tell("profiles", 1, 1)
-    budgets, curves, tables = [], [], []
+    budgets, races = [], []
     for stage in plan:
         name = stage.source.name
         tell(f"{name}: budget", 0, 1)
         budget = gradient_budget(found.values(), *_held_out_predictions(stage, seed))
         budgets.append(budget.assign(source=name)[["source", *budget.columns]])
         tell(f"{name}: budget", 1, 1)
-        result = race(
-            found.values(),
-            stage.source,
-            stage.model,
-            stage.learning_rates,
-            seeds,
-            stage.steps,
-            progress=lambda loss, done, total, name=name: tell(f"{name}: {loss}", done, total),
-            blocks=4 if quick else 16,
-        )
-        curves.append(result.curves)
-        tables.append(result.table)
-    budgets, curves, table = (pd.concat(parts, ignore_index=True) for parts in (budgets, curves, tables))
+        races.append(run_stage(stage, found.values(), seed, quick, tell))
+    curves, table = (pd.concat([getattr(each.race, part) for each in races], ignore_index=True) for part in ("curves", "table"))
+    budgets = pd.concat(budgets, ignore_index=True)
+    board = scoreboard(found.values(), races, seed, replicates=0 if quick else REPLICATES, folder=folder, progress=tell)
 
     tell("pages and pictures", 0, 1)
     for name, frame in (("profiles", profiles), ("budgets", budgets), ("curves", curves), ("table", table)):
         runs.write_frame(folder, name, frame)
+    runs.write_frame(folder, "scoreboard", board.table)
+    runs.write_frame(folder, "codes", board.codes)
+    runs.write_bytes(folder / "audits.json", json.dumps(as_json(list(board.audits.values())), indent=1).encode())
     said = {"headline": reading.gradients(profiles), "budgets": reading.budgets(budgets), "curves": reading.races(table)}
-    arguments = {"losses": list(found), "seed": seed, "seeds": seeds, "quick": quick}
+    said["scoreboard"] = reading.scoreboard(board.table, board.codes)
+    arguments = {"losses": list(found), "seed": seed, "quick": quick}
     made = runs.record(
         arguments,
         [stage.source.describe() for stage in plan],
@@ -139,7 +113,7 @@ def make_report(
         races=[{"source": s.source.name, "model": s.model, "rates": s.learning_rates, "steps": s.steps} for s in plan],
         reading=said,
     )
-    report = Report(folder, profiles, budgets, curves, table, said)
+    report = Report(folder, profiles, budgets, curves, table, board, said)
     _write_pictures(report, list(found))
     runs.write_bytes(folder / "report.html", page(report, found, made).encode())
     made["seconds"] = round(time.perf_counter() - begun, 2)
@@ -208,17 +182,6 @@ CAPTIONS = {
         "curves",
     ),
 }
-TABLE_COLUMNS = {
-    "loss": "loss",
-    "best_rate": "best rate",
-    "test_nll": "test NLL, nats",
-    "bits_per_byte": "bits per byte",
-    "accuracy": "accuracy",
-    "calibration_error": "calibration error",
-    "kl_to_law": "KL to the law, nats",
-    "smoothing": "smoothing",
-    "diverged": "diverged",
-}
 
 
 def page(report: Report, losses: dict[str, Loss], made: dict) -> str:
@@ -239,7 +202,7 @@ def page(report: Report, losses: dict[str, Loss], made: dict) -> str:
             slots.append(f'<figure class="chart" id="{key}" aria-label="{html.escape(title)}, panel {i + 1}"></figure>')
         sections.append(
             f'<section id="{figure}"><h2>{html.escape(title)}</h2><p>{html.escape(caption)}</p>'
-            f"{_sentences(report.reading.get(figure, []))}"
+            f"{sentences_list(report.reading.get(figure, []))}"
             f'<div class="panels">{"".join(slots)}</div>{_download(report.folder, data)}</section>'
         )
     bundle = vl_convert.javascript_bundle(vl_version=charts.vegalite_version())
@@ -250,7 +213,11 @@ def page(report: Report, losses: dict[str, Loss], made: dict) -> str:
         if made["arguments"]["quick"]
         else "",
         sections="".join(sections),
-        tables=_tables(report.table) + _download(report.folder, "table"),
+        tables=race_tables(report.table) + _download(report.folder, "table"),
+        scoreboard=scoreboard_table(report.board.table, report.board.codes)
+        + sentences_list(report.reading.get("scoreboard", []))
+        + _download(report.folder, "scoreboard"),
+        audit=audit_table(report.board.audits),
         formulas="".join(_formula(name, loss) for name, loss in losses.items()),
         record=html.escape(json.dumps(made, indent=2, default=str)),
         bundle=_code_in_script(bundle),
@@ -267,12 +234,6 @@ def _json_in_script(content: dict) -> str:
 def _code_in_script(code: str) -> str:
     """Code that may stand inside a script element: only `</script` would end it. (`</` alone also occurs in /</g.)"""
     return re.sub(r"</(script)", r"<\\/\1", code, flags=re.IGNORECASE)
-
-
-def _sentences(sentences: list[str]) -> str:
-    if not sentences:
-        return ""
-    return f'<ul class="reading">{"".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)}</ul>'
 
 
 def _download(folder: pathlib.Path, name: str) -> str:
@@ -296,31 +257,3 @@ def _math(latex: str) -> str:
         return convert(latex)
     except Exception:  # a user's formula is shown as it stands rather than lost with the page
         return f"<code>{html.escape(latex)}</code>"
-
-
-def _tables(table: pd.DataFrame) -> str:
-    parts = []
-    for source, rows in table.groupby("source", sort=False):
-        shown = [c for c in TABLE_COLUMNS if not rows[c].isna().all()]
-        head = "".join(f'<th scope="col">{html.escape(TABLE_COLUMNS[c])}</th>' for c in shown)
-        body = ""
-        for _, row in rows.sort_values("test_nll").iterrows():
-            body += "<tr>" + "".join(_cell(row, c) for c in shown) + "</tr>"
-        parts.append(
-            f"<h3>{html.escape(str(source))}</h3><div class='scroll' tabindex='0'><table>"
-            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-        )
-    return "".join(parts)
-
-
-def _cell(row: pd.Series, column: str) -> str:
-    value = row[column]
-    if column == "loss":
-        return f'<th scope="row">{html.escape(value)}</th>'
-    low, high = row.get(f"{column}_low"), row.get(f"{column}_high")
-    text = "–" if value != value else f"{value:g}" if column in ("best_rate", "diverged") else f"{value:.4g}"
-    if column == "best_rate" and row["rate_at_edge"]:
-        text += ' <abbr title="the end of the grid: a better rate may lie outside">⇥</abbr>'
-    if low is not None and low == low:
-        text += f" <small>± {(high - low) / 2:.2g}</small>"
-    return f"<td>{text}</td>"

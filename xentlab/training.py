@@ -1,8 +1,13 @@
-"""One run is a compiled scan; a grid of rates and seeds is one compiled program. What diverges stops alone."""
+"""One run is a compiled scan; a grid of rates and seeds is one compiled program, called a run a core or all runs at once.
 
+What diverges stops alone.
+"""
+
+import concurrent.futures
 import dataclasses
 import functools
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -133,14 +138,15 @@ def windows(tokens: np.ndarray, window: int, limit: int | None = None) -> np.nda
     return tokens[starts[:, None] + np.arange(window + 1)[None, :]]
 
 
-def over_runs(function: Callable, *arguments: Any) -> Any:
-    """`function` over the leading axis: side by side on GPU and TPU, one after another on a CPU.
+def layout(runs: int) -> tuple[int, int]:
+    """How a grid of runs is laid out for the backend: (runs that one call takes, calls at a time).
 
-    A CPU has no use for wide batches of small matrix products; one run at a time already keeps its cores busy.
+    A CPU does best with one run a core: a wide batch of small matrix products leaves its cache. On GPU and TPU one wide
+    program takes all runs at once.
     """
     if jax.default_backend() == "cpu":
-        return jax.lax.map(lambda each: function(*each), arguments)
-    return jax.vmap(function)(*arguments)
+        return 1, min(runs, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return runs, 1
 
 
 def train(
@@ -202,7 +208,7 @@ def train(
 
     @jax.jit
     def first(rates, seeds):
-        return over_runs(begin, rates, seeds)
+        return jax.vmap(begin)(rates, seeds)
 
     @functools.partial(jax.jit, donate_argnums=1)
     def block(rates, states, start):
@@ -219,18 +225,34 @@ def train(
             train_loss = jnp.where(broken, jnp.nan, jnp.sum(values) / done.astype(values.dtype))
             return state, (train_loss, jnp.where(broken, jnp.nan, validation), share)
 
-        return over_runs(advance, rates, states)
+        if rates.shape[0] == 1:  # a vmap of one would still batch every product
+            one = advance(*jax.tree.map(lambda leaf: leaf[0], (rates, states)))
+            return jax.tree.map(lambda leaf: leaf[None], one)
+        return jax.vmap(advance)(rates, states)
 
     pairs = [(rate, seed) for rate in learning_rates for seed in seeds]
     rates = jnp.asarray([rate for rate, _ in pairs], jnp.float32)
-    states = first(rates, jnp.asarray([seed for _, seed in pairs], jnp.uint32))
+    every = first(rates, jnp.asarray([seed for _, seed in pairs], jnp.uint32))
+    width, at_a_time = layout(len(pairs))
+    groups = [slice(first, first + width) for first in range(0, len(pairs), width)]
+    states = [jax.tree.map(lambda leaf, group=group: leaf[group], every) for group in groups]
     steps, measured = [], []
-    for start in range(0, recipe.steps, recipe.steps_a_block):
-        states, results = block(rates, states, jnp.int32(start))
-        measured.append(jax.tree.map(np.asarray, results))
-        steps.append(min(recipe.steps, start + recipe.steps_a_block))
-        if progress:
-            progress(steps[-1])
+
+    def advance_group(place, start):
+        states[place], results = block(rates[groups[place]], states[place], jnp.int32(start))
+        return jax.tree.map(np.asarray, results)
+
+    with concurrent.futures.ThreadPoolExecutor(at_a_time) as pool:
+        for start in range(0, recipe.steps, recipe.steps_a_block):
+            # The first call of all compiles, alone: two threads would each compile the same program.
+            ahead = [advance_group(0, start)] if not steps else []
+            rest_of = range(len(ahead), len(groups))
+            results = [*ahead, *pool.map(advance_group, rest_of, [start] * len(rest_of))]
+            measured.append([np.concatenate(column) for column in zip(*results, strict=True)])
+            steps.append(min(recipe.steps, start + recipe.steps_a_block))
+            if progress:
+                progress(steps[-1])
+    every = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *states)
     train_loss, validation, share = (np.stack(column, axis=1) for column in zip(*measured, strict=True))
     return Trained(
         rates=np.array([rate for rate, _ in pairs]),
@@ -239,6 +261,6 @@ def train(
         train_loss=train_loss,
         validation_nll=validation,
         smoothing=share[:, -1],
-        diverged_at=np.asarray(states[3]),
-        models=eqx.combine(states[0], rest),
+        diverged_at=np.asarray(every[3]),
+        models=eqx.combine(every[0], rest),
     )

@@ -1,0 +1,169 @@
+"""The scoreboard: every loss a row, the four reasons for cross entropy as numbers, each computed.
+
+Probability: tokens needed relative to maximum likelihood. Information: bytes that a range coder wrote. Numerics: error per
+dtype. Optimisation: gradient at low probability, and steps out of a confidently wrong start.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xentlab.audit import Audit, audit
+from xentlab.audit.numerics import DTYPES
+from xentlab.catalogue import resolve, resolve_all
+from xentlab.coding import decode, encode
+from xentlab.contract import LabError, Loss
+from xentlab.race import Predictor, StagedRace
+from xentlab.runs import write_bytes
+from xentlab.scoreboard.efficiency import efficiency, make_truth, simulate, tokens_needed
+from xentlab.scoreboard.escape import wrong_start
+from xentlab.sources import Source
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Scoreboard", "code_lengths", "scoreboard"]
+
+DRAWS = (0, 1, 2)  # of the truth's weights
+REPLICATES = 8  # fits a size in the trial of the theory
+LANES = 8
+MOST_TOKENS = 16_384  # that are coded
+Progress = Callable[[str, int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoreboard:
+    """What the four doors say, as tidy frames.
+
+    table: one row a loss. Probability: bias (nats), tokens_needed with _low and _high over draws of the truth, simulated
+    with _low and _high (95%, on the first draw). Information: bits, model_bits, floor_bits (the chain's entropy rate) on
+    each source, from `codes`. Numerics: error_<dtype> and gradient_error_<dtype>, finite_<dtype>. Optimisation:
+    low_p_even, low_p_one, low_p_order, escape_steps, escape_rate. Beside them the audit's strictly_proper, proper_through,
+    convex, lipschitz and local.
+    codes: one row a source and loss, as `code_lengths` gives it. audits: each loss's audit.
+    """
+
+    table: pd.DataFrame
+    codes: pd.DataFrame
+    audits: dict[str, Audit]
+
+
+def scoreboard(
+    losses: Iterable[str | Loss],
+    races: Sequence[StagedRace] = (),
+    seed: int = 0,
+    replicates: int = 0,
+    folder: pathlib.Path | None = None,
+    progress: Progress | None = None,
+) -> Scoreboard:
+    """Asks the four questions of every loss.
+
+    races: finished races of these losses, whose models are coded with; without any the door of information stays shut.
+    replicates: fits a size for the trial of the first door by simulation; 0 for theory alone. folder: where the coded files
+    are kept. progress(what, done, total) is called after each part.
+    """
+    import pandas as pd
+
+    found = resolve_all(losses)
+    tell = progress or (lambda *_: None)
+    total = 3 * len(found)
+    truths = [make_truth(seed=draw) for draw in DRAWS]
+    reference = None
+    rows, audits = [], {}
+    for i, (name, loss) in enumerate(found.items()):
+        tell(f"audit of {name}", 3 * i, total)
+        audits[name] = audit(loss, seed)
+        tell(f"efficiency of {name}", 3 * i + 1, total)
+        if replicates and reference is None:
+            nll = resolve("nll")
+            reference = simulate(nll, truths[0], truths[0].weights, replicates=replicates, seed=seed)
+        probability = _probability(loss, truths, reference, replicates, seed)
+        tell(f"wrong start of {name}", 3 * i + 2, total)
+        escape = wrong_start(loss)
+        optimisation = {"escape_steps": float(escape.steps), "escape_rate": escape.rate, "escape_tried": escape.high}
+        rows.append({"loss": name, **probability, **_from_audit(audits[name]), **optimisation})
+    parts = [code_lengths(each.race.predictors, each.source, folder, tell) for each in races]
+    codes = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    tell("scoreboard", total, total)
+    return Scoreboard(pd.DataFrame(rows), codes, audits)
+
+
+def _probability(loss: Loss, truths: list, reference: Any, replicates: int, seed: int) -> dict[str, float]:
+    each = [efficiency(loss, truth) for truth in truths]
+    needed = np.array([one.tokens_needed for one in each])
+    row = {
+        "bias": float(np.mean([one.bias for one in each])),
+        "tokens_needed": float(needed.mean()),
+        "tokens_needed_low": float(needed.min()),
+        "tokens_needed_high": float(needed.max()),
+        "theory": float(needed[0]),
+    }
+    trial = (math.nan,) * 3
+    if replicates and np.isfinite(needed[0]):
+        trials = simulate(loss, truths[0], each[0].weights, replicates=replicates, seed=seed)
+        trial = tokens_needed(trials, reference)
+    return {**row, **dict(zip(("simulated", "simulated_low", "simulated_high"), trial, strict=True))}
+
+
+def _from_audit(found: Audit) -> dict[str, Any]:
+    verdicts = {name: verdict.value for name, verdict in found.verdicts.items()}
+    numbers = lambda value, keys: value if isinstance(value, dict) else dict.fromkeys(keys, math.nan)
+    limits = numbers(verdicts["low_p_limit"], ("even", "one"))
+    errors, finite = verdicts["max_error"], verdicts["finite"]
+    row: dict[str, Any] = {}
+    for dtype in DTYPES:
+        error = errors[dtype] if isinstance(errors, dict) else {"value": math.nan, "gradient": math.nan}
+        row[f"error_{dtype}"], row[f"gradient_error_{dtype}"] = error["value"], error["gradient"]
+        row[f"finite_{dtype}"] = finite[dtype] if isinstance(finite, dict) else finite
+    as_float = lambda value: math.nan if value is None or value == "undecided" else float(value)
+    row |= {"low_p_even": as_float(limits["even"]), "low_p_one": as_float(limits["one"])}
+    row |= {"low_p_order": as_float(verdicts["low_p_order"])}
+    return row | {key: verdicts[key] for key in ("strictly_proper", "proper_through", "convex", "lipschitz", "local")}
+
+
+def code_lengths(
+    predictors: dict[str, Predictor], source: Source, folder: pathlib.Path | None = None, progress: Progress | None = None
+) -> pd.DataFrame:
+    """Codes a source's test part with each loss's model, decodes it, compares, and counts.
+
+    One row a loss: source, loss, tokens, bits (of the payload), model_bits (the cross entropy of the same tokens),
+    bits_per_token, bits_per_byte (of text), model_bits_per_token, floor_bits_per_token (a chain's entropy rate). With a
+    folder the files are kept there as <source>-<loss>.coded. Raises `LabError` if the text does not come back.
+    """
+    import pandas as pd
+
+    tokens = np.asarray(source.split("test"))[:MOST_TOKENS].astype(np.int32)
+    sizes = None if source.token_bytes is None else int(np.asarray(source.token_bytes)[tokens].sum())
+    floor = getattr(source, "entropy_rate", None)
+    rows = []
+    for i, (name, predict) in enumerate(predictors.items()):
+        if progress:
+            progress(f"{source.name}: coding by {name}", i, len(predictors))
+        coded = encode(predict, tokens, source.vocab, lanes=LANES)
+        if folder is not None:
+            kept = "".join(c if c.isalnum() or c in "_-." else "_" for c in f"{source.name}-{name}")
+            coded_file = write_bytes(folder / f"{kept}.coded", coded.file).read_bytes()
+        else:
+            coded_file = coded.file
+        if not np.array_equal(decode(predict, coded_file), tokens):
+            raise LabError(f"what the model of {name} coded did not come back as it was: a fault of the lab, please report it.")
+        rows.append(
+            {
+                "source": source.name,
+                "loss": name,
+                "tokens": len(tokens),
+                "bits": coded.payload_bits,
+                "model_bits": coded.model_bits,
+                "bits_per_token": coded.payload_bits / len(tokens),
+                "bits_per_byte": coded.payload_bits / sizes if sizes else math.nan,
+                "model_bits_per_token": coded.model_bits / len(tokens),
+                "floor_bits_per_token": math.nan if floor is None else floor / math.log(2),
+            }
+        )
+    return pd.DataFrame(rows)

@@ -1,0 +1,273 @@
+"""The door of probability: how many tokens a loss needs relative to maximum likelihood, by theory and by simulation.
+
+The model is softmax-linear, z = W phi(x), with phi(x) = (x, 1), x standard normal [6] and 16 classes; the truth is such a model
+with normal weights. Shared parameters are what tells losses apart: with one free logit vector a context, every strictly
+proper loss finds the empirical distribution. Where the loss's own minimiser is the truth, the expected excess KL of a fit to
+n tokens is trace(F J^-1 I J^-T) / (2n) + o(1/n), with F the Fisher information of the predictions, J the expected derivative of
+the loss's gradient and I the gradient's covariance, all in W (White 1982; Huber 1967); for nll it is rank(F) / (2n). Where the
+minimiser is not the truth, what remains with endless tokens is the asymptotic bias. All of it in float64.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from xentlab.contract import Loss, link_of
+from xentlab.information import kl_divergence
+from xentlab.metrics import SMOOTHING, smooth
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CLASSES, FEATURES = 16, 6
+SCALE = 0.7
+POINTS = 2**11  # quasi-random features that stand for their law
+# A loss whose own minimiser is nearer to the truth than this, in nats, is consistent: float64 and the solver give 1e-10.
+CONSISTENT = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    """A softmax-linear source: features [N, F + 1] that stand for their law, and its weights [F + 1, V]."""
+
+    features: np.ndarray
+    weights: np.ndarray
+
+    @property
+    def law(self) -> np.ndarray:
+        """The true probabilities at the features, [N, V]."""
+        z = self.features @ self.weights
+        p = np.exp(z - z.max(axis=1, keepdims=True))
+        return p / p.sum(axis=1, keepdims=True)
+
+
+def make_truth(scale: float = SCALE, seed: int = 0, points: int = POINTS) -> Truth:
+    """A source with normal weights of a scale, bias included, and scrambled Sobol points of a normal law as features."""
+    from scipy.stats import norm, qmc
+
+    draws = norm.ppf(qmc.Sobol(FEATURES, seed=np.random.default_rng(99)).random(points))
+    weights = scale * np.random.default_rng(seed).normal(size=(FEATURES + 1, CLASSES))
+    return Truth(np.concatenate([draws, np.ones((points, 1))], axis=1), weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class Efficiency:
+    """What a loss makes of endless tokens, and of many.
+
+    bias: KL in nats from the truth to the loss's minimiser; tokens_needed: relative to maximum likelihood, NaN where there is
+    a bias; smoothing: the share of the uniform mixed in, where the bias is less with it; residual: what is left of the
+    expected gradient at the minimiser; weights: the minimiser [F + 1, V]; excess: what n times the excess KL tends to, in nats.
+    """
+
+    bias: float
+    tokens_needed: float
+    smoothing: float
+    residual: float
+    excess: float
+    weights: np.ndarray
+
+
+def efficiency(loss: Loss, truth: Truth) -> Efficiency:
+    """A loss's sandwich against maximum likelihood's, or its asymptotic bias, in float64.
+
+    >>> from xentlab import LOSSES
+    >>> truth = make_truth(points=256)
+    >>> [round(efficiency(LOSSES[name], truth).tokens_needed, 6) for name in ("nll", "z_loss")]
+    [1.0, 1.000001]
+    """
+    with jax.enable_x64(True):
+        features, law, start = (jnp.asarray(array) for array in (truth.features, truth.law, truth.weights))
+        programs = _programs(loss)
+        weights = _polish(programs, programs["descend"](start, features, law), features, law)
+        residual = float(jnp.abs(programs["mean_field"](weights, features, law)).max())
+        bias, share = (float(x) for x in programs["bias"](weights, features, law))
+        excess = needed = float("nan")
+        if bias < CONSISTENT:
+            curvature, covariance, fisher = (np.asarray(m) for m in programs["sandwich"](weights, features, law))
+            # Directions that change no logit difference have no curvature in most losses, and no Fisher information.
+            inverse = np.linalg.pinv(curvature, rcond=1e-9)
+            excess = float(np.trace(fisher @ inverse @ covariance @ inverse.T)) / 2
+            needed = 2 * excess / np.linalg.matrix_rank(fisher, hermitian=True, tol=1e-10 * np.abs(fisher).max())
+        return Efficiency(max(0.0, bias), needed, share, residual, excess, np.asarray(weights))
+
+
+def simulate(
+    loss: Loss,
+    truth: Truth,
+    start: np.ndarray,
+    sizes: Sequence[int] = (4000, 8000),
+    replicates: int = 16,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Trains on samples of the source by L-BFGS, and measures the excess KL: the theory's own trial.
+
+    start [F + 1, V]: the weights that every fit begins with. The theory is of the minimum beside the truth, so begin at the
+    loss's own minimiser (`Efficiency.weights`); from zeros, losses that are not convex may end elsewhere.
+
+    One row a fit: tokens, replicate, excess_kl in nats (at the truth's features), residual (the gradient's greatest entry
+    at the end). The same seed gives every loss the same samples.
+    """
+    import pandas as pd
+
+    rows = []
+    with jax.enable_x64(True):
+        features, law, weights = (jnp.asarray(array) for array in (truth.features, truth.law, truth.weights))
+        for size in sizes:
+            keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), size), replicates)
+            excess, residual = _programs(loss)["fits"](weights, features, law, jnp.asarray(start, law.dtype), keys, size)
+            rows += [
+                {"tokens": size, "replicate": i, "excess_kl": float(kl), "residual": float(left)}
+                for i, (kl, left) in enumerate(zip(excess, residual, strict=True))
+            ]
+    return pd.DataFrame(rows)
+
+
+def tokens_needed(trials: pd.DataFrame, reference: pd.DataFrame, draws: int = 2000) -> tuple[float, float, float]:
+    """The simulated need of tokens relative to a reference's, with its 95% bootstrap interval over the replicates.
+
+    Both from the same samples, so that the replicates pair: the draw of a sample, which both share, cancels. NaN where a
+    fit calls impossible what can happen.
+    """
+    mine, theirs = _slopes(trials), _slopes(reference)
+    if not np.isfinite(mine).all():
+        return float("nan"), float("nan"), float("nan")
+    draw = np.random.default_rng(0).integers(0, len(mine), (draws, len(mine)))
+    ratios = mine[draw].mean(axis=1) / theirs[draw].mean(axis=1)
+    return float(mine.mean() / theirs.mean()), *(float(x) for x in np.quantile(ratios, [0.025, 0.975]))
+
+
+def _slopes(trials: pd.DataFrame) -> np.ndarray:
+    """Each replicate's limit of n times the excess KL: the least squares of n KL on 1 and 1/n (KL = a/n + b/n^2)."""
+    table = trials.assign(scaled=trials.tokens * trials.excess_kl).pivot(index="replicate", columns="tokens", values="scaled")
+    sizes = table.columns.to_numpy(float)
+    columns = np.stack([np.ones(len(sizes)), sizes.min() / sizes], axis=1)
+    with np.errstate(invalid="ignore"):
+        return table.to_numpy() @ (np.linalg.pinv(columns)[0] if len(sizes) > 1 else np.ones(1))
+
+
+def _polish(programs: dict[str, Callable], weights: Any, features: Any, law: Any) -> Any:
+    """Newton steps on the field, kept while they help: L-BFGS follows the value, which a stop_gradient sends astray."""
+    size = lambda w: float(jnp.abs(programs["mean_field"](w, features, law)).max())
+    left = size(weights)
+    for _ in range(20):
+        if not 1e-9 < left < np.inf:
+            break
+        curvature = np.asarray(programs["sandwich"](weights, features, law)[0])
+        if not np.isfinite(curvature).all():
+            break
+        step = np.linalg.pinv(curvature, rcond=1e-9) @ np.asarray(programs["mean_field"](weights, features, law)).reshape(-1)
+        tries = [weights - scale * step.reshape(weights.shape) for scale in (1.0, 0.3, 0.1)]
+        sizes = [size(each) for each in tries]
+        if not np.nanmin(sizes) < 0.9 * left:
+            break
+        left, weights = np.nanmin(sizes), tries[int(np.nanargmin(sizes))]
+    return weights
+
+
+def _for_every_target(function: Callable, z: Any) -> Any:
+    """A loss's function of (logits, targets) at every target: [N, V] -> [N, V targets, ...]."""
+    shape = (len(z), z.shape[-1], z.shape[-1])
+    targets = jnp.broadcast_to(jnp.arange(z.shape[-1], dtype=jnp.int32), shape[:2])
+    return function(jnp.broadcast_to(z[:, None, :], shape), targets)
+
+
+def _fields(loss: Loss, z: Any) -> Any:
+    """The gradient in the logits for every target: [N, V] -> [N, V targets, V]."""
+
+    def field(spread, targets):
+        value, back = jax.vjp(lambda z: loss(z, targets), spread)
+        return back(jnp.ones_like(value))[0]
+
+    return _for_every_target(field, z)
+
+
+def _minimise(risk: Callable, weights: Any, steps: int, tolerance: float = 1e-9) -> Any:
+    """optax's L-BFGS until the gradient's greatest entry is below the tolerance, or nothing helps; the best point seen."""
+    solver = optax.lbfgs(memory_size=20)
+    value_and_grad = optax.value_and_grad_from_state(risk)
+
+    def step(carry):
+        count, weights, state, best, least, stale, _ = carry
+        value, gradient = value_and_grad(weights, state=state)
+        better = value < least - 1e-14 * jnp.abs(least)
+        best, least = jnp.where(better, weights, best), jnp.where(better, value, least)
+        updates, state = solver.update(gradient, state, weights, value=value, grad=gradient, value_fn=risk)
+        moved = optax.apply_updates(weights, updates)
+        return count + 1, moved, state, best, least, jnp.where(better, 0, stale + 1), jnp.abs(gradient).max()
+
+    def goes_on(carry):
+        count, *_, stale, size = carry
+        return (count < steps) & (stale < 5) & (size > tolerance)
+
+    far = jnp.array(jnp.finfo(weights.dtype).max)
+    begin = (jnp.int32(0), weights, solver.init(weights), weights, far, jnp.int32(0), far)
+    return jax.lax.while_loop(goes_on, step, begin)[3]
+
+
+@functools.lru_cache(maxsize=64)
+def _programs(loss: Loss) -> dict[str, Callable]:
+    """The compiled functions of one loss; their arguments begin (weights [F + 1, V], features [N, F + 1], law [N, V])."""
+    link = link_of(loss)
+
+    def mean_field(weights, features, law):
+        return features.T @ jnp.einsum("nyv,ny->nv", _fields(loss, features @ weights), law) / len(features)
+
+    def descend(weights, features, law):
+        risk = lambda weights: jnp.mean(jnp.sum(law * _for_every_target(loss, features @ weights), axis=-1))
+        return _minimise(risk, weights, 300)
+
+    def fits(weights, features, law, start, keys, size):
+        def fit(key):
+            first, second = jax.random.split(key)
+            x = jnp.concatenate([jax.random.normal(first, (size, FEATURES)), jnp.ones((size, 1))], axis=1)
+            y = jax.random.categorical(second, x @ weights).astype(jnp.int32)
+            risk = lambda weights: jnp.mean(loss(x @ weights, y))
+            found = _minimise(risk, start, 400, 1e-7)
+            kl = jnp.mean(kl_divergence(law, link(features @ found)))
+            return kl, jnp.abs(jax.grad(risk)(found)).max()
+
+        return jax.lax.map(fit, keys)
+
+    def sandwich(weights, features, law):
+        """The curvature J, the covariance I of the gradient, and the Fisher information F in W, each [P, P]."""
+        z = features @ weights
+        # J by central differences: a second autodiff would take a stop_gradient for a constant.
+        step, eye = 1e-5, jnp.eye(z.shape[-1], dtype=z.dtype)
+        expected = lambda z: jnp.einsum("nyv,ny->nv", _fields(loss, z), law)
+        slopes = jax.lax.map(lambda e: (expected(z + step * e) - expected(z - step * e)) / (2 * step), eye)  # [U, N, V]
+        fields = _fields(loss, z)
+        slope = jax.vmap(jax.jacfwd(lambda z: link(z)))(z)  # of the predictions, [N, V, V]
+        blocks = (
+            jnp.moveaxis(slopes, 0, 2),
+            jnp.einsum("nyu,nyv,ny->nuv", fields, fields, law),
+            jnp.einsum("nyu,nyv,ny->nuv", slope, slope, 1 / law),
+        )
+        return tuple(_assemble(block, features) for block in blocks)
+
+    def bias(weights, features, law):
+        predictions = link(features @ weights)
+        shares = jnp.asarray(SMOOTHING, law.dtype)
+        each = jax.lax.map(lambda share: jnp.mean(kl_divergence(law, smooth(predictions, share))), shares)
+        return jnp.min(each), shares[jnp.argmin(each)]
+
+    return {
+        "descend": jax.jit(descend),
+        "mean_field": jax.jit(mean_field),
+        "fits": jax.jit(fits, static_argnums=5),
+        "sandwich": jax.jit(sandwich),
+        "bias": jax.jit(bias),
+    }
+
+
+def _assemble(blocks: Any, features: Any) -> Any:
+    """The mean over n of blocks[n, v, u] (x) phi_n phi_n^T, as a matrix over (feature, class): [P, P]."""
+    size = features.shape[1] * blocks.shape[-1]
+    return jnp.einsum("nvu,na,nb->avbu", blocks, features, features, optimize="optimal").reshape(size, size) / len(features)

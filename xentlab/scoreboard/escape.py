@@ -1,0 +1,136 @@
+"""The door of optimisation: how long a loss takes to leave a start that is confident and wrong.
+
+Two questions. `escape_time` has two classes and one margin under gradient flow, where nothing can be tuned. `wrong_start`
+trains a linear model by gradient descent from an output bias of -20 on the frequent tokens (after Golik et al. 2013, who
+found squared error stuck at bad starts), each loss at its own best rate, on a chain's own law, so that no draw plays a part.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xentlab.contract import LabError, Loss, link_of
+from xentlab.sources import MarkovSource
+
+# In each context of this chain one token is likelier than all others together, so that every calibrated loss, and hinge
+# too, prefers it: the accuracy is a goal that all can reach.
+CHAIN = MarkovSource(vocab=16, exponent=3.0, seed=1, tokens=10)
+FREQUENT = 4
+BIAS = -20.0
+STEPS = 2000
+# A grid in half decades that extends itself while its best lies at an end, up to the limits.
+GRID = (0.1, 10.0)
+LIMITS = (1e-4, 1e6)
+
+
+def escape_time(loss: Loss, margins: np.ndarray | list[float]) -> np.ndarray:
+    """How long gradient flow ds/dt = -dL/ds takes from a margin s = -m to s = 0, two classes at logits (s, 0), target 0.
+
+    The time is the integral of 1 / |dL/ds|, in float64; +inf where the loss does not pull towards the target all the way.
+
+    >>> from xentlab import LOSSES
+    >>> escape_time(LOSSES["nll"], [2.0, 12.0]).round(3)  # m + 1 - e^-m
+    array([ 2.865, 13.   ])
+    """
+    margins = np.asarray(margins, np.float64)
+    if (margins <= 0).any():
+        raise LabError(f"margins are positive: how far the start is on the wrong side; got {margins.tolist()}.")
+
+    @jax.jit
+    def pull(s):
+        z = jnp.stack([s, jnp.zeros_like(s)], axis=-1)
+        value, back = jax.vjp(lambda z: loss(z, jnp.zeros(s.shape, jnp.int32)), z)
+        return -back(jnp.ones_like(value))[0][:, 0]
+
+    nodes, weights = np.polynomial.legendre.leggauss(20)
+    times = []
+    with jax.enable_x64(True):
+        for margin in margins:
+            edges = np.linspace(-margin, 0, 65)
+            half = np.diff(edges) / 2
+            points = (edges[:-1] + half)[:, None] + half[:, None] * nodes
+            speed = np.asarray(pull(jnp.asarray(points.reshape(-1)))).reshape(points.shape)
+            with np.errstate(divide="ignore"):
+                times.append(float((half[:, None] * weights / speed).sum()) if (speed > 0).all() else np.inf)
+    return np.array(times)
+
+
+@dataclasses.dataclass(frozen=True)
+class Escape:
+    """steps: until accuracy stays at its goal, or inf; rate: the one it took, NaN if none did; low, high: the rates tried."""
+
+    steps: float
+    rate: float
+    low: float
+    high: float
+
+
+def wrong_start(loss: Loss, bias: float = BIAS, steps: int = STEPS) -> Escape:
+    """Steps of plain gradient descent until 95% of the chain's tokens that a perfect reader would get are got, for good.
+
+    Logits are a table's row for the context plus an output bias; both begin at 0 but for `bias` on the frequent tokens.
+    Every rate of a grid is tried, and the grid extends itself while its best lies at an end.
+    """
+    law, share = jnp.asarray(CHAIN.table, jnp.float32), jnp.asarray(CHAIN.stationary, jnp.float32)
+    vocab = CHAIN.vocab
+    frequent = np.argsort(-(CHAIN.stationary @ CHAIN.table))[:FREQUENT]
+    start = jnp.zeros(vocab, jnp.float32).at[frequent].set(bias)
+    best_possible = float(CHAIN.stationary @ CHAIN.table.max(axis=1))
+    targets = jnp.broadcast_to(jnp.arange(vocab, dtype=jnp.int32), (vocab, vocab))
+    link = link_of(loss)
+
+    def risk(parameters):
+        table, offset = parameters
+        z = jnp.broadcast_to((table + offset)[:, None, :], (vocab, vocab, vocab))
+        each = jnp.where(law > 0, law * loss(z, targets), 0)
+        return share @ jnp.sum(each, axis=-1)
+
+    def accuracy(parameters):
+        table, offset = parameters
+        scores = link(table + offset)
+        best = scores == jnp.max(scores, axis=-1, keepdims=True)
+        # What ties is a guess among the tied.
+        return share @ (jnp.sum(law * best, axis=-1) / jnp.sum(best, axis=-1))
+
+    @jax.jit
+    def runs(rates):
+        def one(rate):
+            def step(parameters, _):
+                gradient = jax.grad(risk)(parameters)
+                parameters = jax.tree.map(lambda p, g: p - rate * g, parameters, gradient)
+                return parameters, accuracy(parameters)
+
+            return jax.lax.scan(step, (jnp.zeros((vocab, vocab)), start[None, :]), length=steps)[1]
+
+        return jax.vmap(one)(rates)
+
+    found: dict[float, float] = {}
+
+    def try_rates(exponents):
+        rates = [round(float(10.0 ** (half / 2)), 12) for half in exponents]
+        reached = np.asarray(runs(jnp.asarray(rates, jnp.float32))) >= 0.95 * best_possible
+        lasting = np.flip(np.logical_and.accumulate(np.flip(reached, axis=1), axis=1), axis=1)
+        for rate, held in zip(rates, lasting, strict=True):
+            # A goal touched in the last tenth has not been shown to be kept.
+            found[rate] = int(np.argmax(held)) + 1 if held[: -(steps // 10)].any() else np.inf
+
+    low, high = (round(2 * np.log10(end)) for end in GRID)
+    least, most = (round(2 * np.log10(end)) for end in LIMITS)
+    try_rates(range(low, high + 1))
+    width = high - low + 1  # one shape of grid, compiled once
+    while True:
+        rates = sorted(found)
+        best = min(rates, key=lambda rate: (found[rate], rate))
+        none = np.isinf(found[best])
+        if (none or best == rates[-1]) and high < most:
+            try_rates(range(high + 1, high + 1 + width))
+            high += width
+        elif (none or best == rates[0]) and low > least:
+            try_rates(range(low - width, low))
+            low -= width
+        else:
+            return Escape(found[best], float("nan") if none else best, min(rates), max(rates))
