@@ -70,6 +70,27 @@ def test_new_loss():
     assert cubic.dvalue_dp[0.5] == pytest.approx(-3 * 0.5**2)
 
 
+def test_sample_efficiency():
+    experiment = load("sample_efficiency")
+    frame = experiment.run(["nll", "brier", "focal"], scales=(0.7,), draws=(0,), replicates=2).set_index("loss")
+    assert frame.tokens_needed["nll"] == pytest.approx(1)
+    assert 1.58 < frame.tokens_needed["brier"] < 1.74
+    assert frame.simulated.notna().tolist() == [True, True, False]
+    assert frame.bias["focal"] > 1e-3
+    assert experiment.picture(frame.reset_index()).to_dict()["layer"]
+
+
+def test_wrong_start():
+    """Linear for nll, exponential for brier: the growth of log(time) a unit of margin goes to 0, and to 1."""
+    experiment = load("wrong_start")
+    flow = experiment.flow(["nll", "brier"], margins=(8, 9, 10, 11, 12)).set_index(["loss", "margin"])
+    assert np.diff(flow.time["nll"]) == pytest.approx([1] * 4, abs=0.001)
+    assert flow.exponent["brier", 12] == pytest.approx(1, abs=0.01)
+    steps = experiment.run(["nll", "brier"], steps=500).set_index("loss").steps
+    assert steps["nll"] < 50
+    assert np.isinf(steps["brier"])
+
+
 def test_a_script_runs_from_the_command_line(tmp_path):
     done = subprocess.run([sys.executable, FOLDER / "low_probability.py"], capture_output=True, text=True, check=True)
     assert "brier" in done.stdout

@@ -32,7 +32,10 @@ def report(tmp_path_factory):
 
 def test_the_folder_holds_everything(report):
     names = {path.name for path in report.folder.iterdir()}
-    assert names == {
+    coded = {name for name in names if name.endswith(".coded")}
+    assert len(coded) == 2 * 3
+    assert names - coded == {
+        *("scoreboard.csv", "codes.csv", "audits.json"),
         *("run.json", "report.html", "profiles.csv", "budgets.csv", "curves.csv", "table.csv"),
         *("headline.png", "budgets.png", "curves.png", "sweep.png"),
     }
@@ -179,6 +182,21 @@ def test_a_legend_click_hides_and_shows_a_loss_everywhere(opened):
     assert {chart: lines(page, chart) for chart in before} == {chart: count - 1 for chart, count in before.items()}
     button.click()
     page.wait_for_function(f"document.querySelectorAll('#headline-0 svg g.mark-line path').length == {before['headline-0']}")
+
+
+def test_scoreboard_and_audit_can_be_read_and_witnesses_unfold(opened):
+    page = opened(400)
+    doors = page.locator("#scoreboard h3").all_inner_texts()
+    assert [door.split(":")[0] for door in doors] == ["Probability", "Information", "Numerics", "Optimisation"]
+    assert page.locator("#scoreboard tbody tr").count() == 4 * 3
+    assert "never" in page.locator("#scoreboard").inner_text()
+    folded = page.locator("#audit details").nth(1)
+    witness = folded.locator("ul.witness").first
+    assert not witness.is_visible()
+    folded.locator("summary").press("Enter")
+    assert witness.is_visible()
+    assert "logits" in folded.inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
 
 
 def test_hover_gives_values(opened):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from xentlab.audit import Audit, Verdict
 
+DTYPES = ("float32", "bfloat16", "float16")
 RACE_COLUMNS = {
     "loss": "loss",
     "best_rate": "best rate",
@@ -79,50 +80,77 @@ def _scroll(head: str, body: str, label: str) -> str:
     )
 
 
-def scoreboard_table(table: pd.DataFrame, codes: pd.DataFrame) -> str:
-    """The four doors, every loss a row. A number that is no number is a dash; ∞ is an answer."""
+def scoreboard_tables(table: pd.DataFrame, codes: pd.DataFrame) -> str:
+    """The four doors, a table each, every loss a row. A number that is no number is a dash; ∞ is an answer."""
     sources = list(dict.fromkeys(codes.source)) if len(codes) else []
-    coded = codes.set_index(["source", "loss"]) if len(codes) else None
     doors = {
-        "Probability": ["tokens needed", "simulated", "bias, nats"],
-        "Information": [f"bits coded, {source}" for source in sources],
-        "Numerics: worst error of value, gradient": ["float32", "bfloat16", "float16"],
-        "Optimisation": ["pull left, even", "pull left, one rival", "order in p", "steps to escape"],
+        "Probability": (["tokens needed", "range", "simulated", "95% interval", "bias, nats"], _probability_cells),
+        "Information": (
+            [f"{what}, {source}" for source in sources for what in ("bits coded", "model's cross entropy")],
+            lambda row: _information_cells(codes[codes.loss == row.loss], sources),
+        ),
+        "Numerics: worst error of value and of gradient": (
+            [f"{dtype}, {what}" for dtype in DTYPES for what in ("value", "gradient")],
+            _numerics_cells,
+        ),
+        "Optimisation": (
+            ["pull left, even rivals", "pull left, one rival", "order in p", "steps to escape", "at rate"],
+            _optimisation_cells,
+        ),
     }
-    head = "<tr><td></td>" + "".join(
-        f'<th scope="colgroup" colspan="{len(names)}">{html.escape(door)}</th>' for door, names in doors.items() if names
-    )
-    head += '</tr><tr><th scope="col">loss</th>'
-    head += "".join(f'<th scope="col">{html.escape(name)}</th>' for names in doors.values() for name in names) + "</tr>"
-    body = ""
-    for row in table.itertuples():
-        spread = f"<small>{row.tokens_needed_low:.3g}–{row.tokens_needed_high:.3g}</small>"
-        trial = f"{_number(row.simulated)} <small>{_number(row.simulated_low)}–{_number(row.simulated_high)}</small>"
-        cells = [
-            "–" if math.isnan(row.tokens_needed) else f"{row.tokens_needed:.3g} {spread}",
-            "–" if math.isnan(row.simulated) else trial,
-            "0" if row.bias < 1e-6 else _number(row.bias),
-        ]
-        for source in sources:
-            if (source, row.loss) not in coded.index:
-                cells.append("–")
-                continue
-            one = coded.loc[(source, row.loss)]
-            byte, unit = not math.isnan(one.bits_per_byte), "a token"
-            size = one.bits_per_byte if byte else one.bits_per_token
-            ideal = one.model_bits_per_token * size / one.bits_per_token
-            cells.append(f"{size:.4f} {'a byte' if byte else unit} <small>model {ideal:.4f}</small>")
-        for dtype in ("float32", "bfloat16", "float16"):
-            pair = [_number(getattr(row, f"{kind}_{dtype}"), ".1e") for kind in ("error", "gradient_error")]
-            broken = "" if getattr(row, f"finite_{dtype}") is True else ' <abbr title="not finite at extreme logits">✗</abbr>'
-            cells.append(f"{pair[0]}, {pair[1]}{broken}")
-        cells += [_number(row.low_p_even), _number(row.low_p_one), _number(row.low_p_order)]
-        tried = f"never <small>rates to {row.escape_tried:.0e}</small>"
-        cells.append(
-            tried if math.isinf(row.escape_steps) else f"{row.escape_steps:.0f} <small>rate {row.escape_rate:.2g}</small>"
+    parts = []
+    for door, (names, cells) in doors.items():
+        if not names:
+            continue
+        head = f'<tr><th scope="col">loss</th>{"".join(f"<th scope=col>{html.escape(name)}</th>" for name in names)}</tr>'
+        body = "".join(
+            f'<tr><th scope="row">{html.escape(row.loss)}</th>{"".join(f"<td>{cell}</td>" for cell in cells(row))}</tr>'
+            for row in table.itertuples()
         )
-        body += f'<tr><th scope="row">{html.escape(row.loss)}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
-    return _scroll(head, body, "The scoreboard")
+        parts.append(f"<h3>{door}</h3>{_scroll(head, body, door)}")
+    return "".join(parts)
+
+
+def _range(low: float, high: float) -> str:
+    return "–" if math.isnan(low) or low == high else f"{low:.3g} to {high:.3g}"
+
+
+def _probability_cells(row: Any) -> list[str]:
+    needed = [_number(row.tokens_needed), _range(row.tokens_needed_low, row.tokens_needed_high)]
+    trial = [_number(row.simulated), _range(row.simulated_low, row.simulated_high)]
+    return [*needed, *trial, "0" if row.bias < 1e-6 else _number(row.bias)]
+
+
+def _information_cells(codes: pd.DataFrame, sources: Sequence[str]) -> list[str]:
+    cells = []
+    for source in sources:
+        found = codes[codes.source == source]
+        if not len(found):
+            cells += ["–", "–"]
+            continue
+        one = found.iloc[0]
+        byte = not math.isnan(one.bits_per_byte)
+        size = one.bits_per_byte if byte else one.bits_per_token
+        cells += [f"{size:.4f} a {'byte' if byte else 'token'}", f"{one.model_bits_per_token * size / one.bits_per_token:.4f}"]
+    return cells
+
+
+def _numerics_cells(row: Any) -> list[str]:
+    cells = []
+    for dtype in DTYPES:
+        broken = "" if getattr(row, f"finite_{dtype}") is True else ' <abbr title="not finite at extreme logits">✗</abbr>'
+        cells += [
+            _number(getattr(row, f"error_{dtype}"), ".1e") + broken,
+            _number(getattr(row, f"gradient_error_{dtype}"), ".1e"),
+        ]
+    return cells
+
+
+def _optimisation_cells(row: Any) -> list[str]:
+    pull = [_number(row.low_p_even), _number(row.low_p_one), _number(row.low_p_order)]
+    if math.isinf(row.escape_steps):
+        return [*pull, "never", f"any up to {row.escape_tried:.0e}"]
+    return [*pull, f"{row.escape_steps:.0f}", f"{row.escape_rate:.2g}"]
 
 
 def audit_table(audits: Mapping[str, Audit]) -> str:

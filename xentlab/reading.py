@@ -163,7 +163,7 @@ def _probability(table: pd.DataFrame) -> list[str]:
     if len(steady):
         needs = [f"{row.loss} {number(row.tokens_needed)}" for row in steady.sort_values("tokens_needed").itertuples()]
         said.append(f"Tokens needed for the same divergence from the truth, relative to maximum likelihood: {words(needs)}.")
-    tried = steady[steady.simulated.notna() & (steady.loss != "nll")]
+    tried = steady[steady.simulated.notna()]
     if len(tried):
         covers = (tried.simulated_low <= tried.theory) & (tried.theory <= tried.simulated_high)
         if covers.any():
@@ -195,7 +195,7 @@ def _information(codes: pd.DataFrame) -> list[str]:
 def _numerics(table: pd.DataFrame) -> list[str]:
     bad = {dtype: list(table.loss[table[f"finite_{dtype}"].map(lambda x: x is not True)]) for dtype in ("float32", "float16")}
     said = [
-        f"In {dtype}, {words(names)} overflow at extreme logits or beside a masked class."
+        f"Not finite in {dtype} at extreme logits or beside a masked class: {words(names)}."
         for dtype, names in bad.items()
         if names
     ]
@@ -216,7 +216,8 @@ def _optimisation(table: pd.DataFrame) -> list[str]:
         said.append(f"The claim that a confident mistake teaches nothing holds for {words(gone)}: the pull goes to 0 with p.")
     others = [name for name in holds if name != "nll"]
     if others and "nll" in holds:
-        said.append(f"That cross entropy alone keeps its pull does not hold: so does {words(others)}.")
+        verb = "keeps" if len(others) == 1 else "keep"
+        said.append(f"That cross entropy alone keeps its pull does not hold: {words(others)} {verb} it too.")
     if grows:
         said.append(f"Nor is its pull the strongest: that of {words(grows)} grows without bound.")
     out = table[table.escape_steps < math.inf].sort_values("escape_steps")

@@ -23,12 +23,12 @@ from xentlab.audit import as_json
 from xentlab.catalogue import resolve_all
 from xentlab.contract import Loss, facts_of
 from xentlab.gradients import PATHS, gradient_budget, gradient_profile
-from xentlab.markup import audit_table, race_tables, scoreboard_table, sentences_list
+from xentlab.markup import audit_table, race_tables, scoreboard_tables, sentences_list
 from xentlab.models import logits
-from xentlab.race import Stage, run_stage, standard_stages
+from xentlab.race import StagedRace, race, run_stage, standard_stages
 from xentlab.scoreboard import REPLICATES, Scoreboard, scoreboard
 from xentlab.sources import Text
-from xentlab.training import Recipe, train, windows
+from xentlab.training import Recipe, windows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,11 +88,11 @@ def make_report(
     budgets, races = [], []
     for stage in plan:
         name = stage.source.name
+        races.append(run_stage(stage, found.values(), seed, quick, tell))
         tell(f"{name}: budget", 0, 1)
-        budget = gradient_budget(found.values(), *_held_out_predictions(stage, seed))
+        budget = gradient_budget(found.values(), *_held_out_logits(races[-1], seed))
         budgets.append(budget.assign(source=name)[["source", *budget.columns]])
         tell(f"{name}: budget", 1, 1)
-        races.append(run_stage(stage, found.values(), seed, quick, tell))
     curves, table = (pd.concat([getattr(each.race, part) for each in races], ignore_index=True) for part in ("curves", "table"))
     budgets = pd.concat(budgets, ignore_index=True)
     board = scoreboard(found.values(), races, seed, replicates=0 if quick else REPLICATES, folder=folder, progress=tell)
@@ -122,13 +122,14 @@ def make_report(
     return report
 
 
-def _held_out_predictions(stage: Stage, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Logits and targets on validation text, of a model that nll trained for half of the race: right on much, not on all."""
-    from xentlab import LOSSES
-
-    recipe = Recipe(steps=max(1, stage.steps // 2), blocks=1)
-    rate = stage.learning_rates[len(stage.learning_rates) // 2]
-    model = train(LOSSES["nll"], stage.source, stage.model, [rate], [seed], recipe).model(0)
+def _held_out_logits(finished: StagedRace, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits and targets on validation tokens, of the model that nll trained, in a race of its own if need be."""
+    stage = finished.stage
+    predictors = finished.race.predictors
+    if "nll" not in predictors:
+        rate = stage.learning_rates[len(stage.learning_rates) // 2]
+        predictors = race(["nll"], stage.source, stage.model, [rate], [seed], stage.steps).predictors
+    model, recipe = predictors["nll"].model, Recipe()
     held_out = jnp.asarray(windows(stage.source.split("validation"), recipe.window, recipe.validation_tokens))
     return np.asarray(jax.jit(lambda tokens: logits(model, tokens))(held_out[:, :-1])), np.asarray(held_out[:, 1:])
 
@@ -166,7 +167,7 @@ CAPTIONS = {
     ),
     "budgets": (
         "Where a real batch's gradient goes",
-        "A half-trained model's predictions on held-out tokens, sorted by the probability that it gave the right one. "
+        "The predictions of a model that nll trained, on held-out tokens, by the probability that it gave the right one. "
         "Every loss sees the same predictions; the lines say which tokens it would learn from.",
         "budgets",
     ),
@@ -214,7 +215,7 @@ def page(report: Report, losses: dict[str, Loss], made: dict) -> str:
         else "",
         sections="".join(sections),
         tables=race_tables(report.table) + _download(report.folder, "table"),
-        scoreboard=scoreboard_table(report.board.table, report.board.codes)
+        scoreboard=scoreboard_tables(report.board.table, report.board.codes)
         + sentences_list(report.reading.get("scoreboard", []))
         + _download(report.folder, "scoreboard"),
         audit=audit_table(report.board.audits),

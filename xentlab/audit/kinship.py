@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from xentlab.catalogue import LOSSES
 from xentlab.contract import facts_of, name_of, settings_of, unwrapped
 
 POINTS = 24
+_ONCE = threading.Lock()  # audits may run side by side; the table is made once
 
 
 @functools.cache
@@ -40,11 +42,13 @@ def same_gradient_as(probe: Probe) -> Verdict:
     """A catalogue loss whose gradient is this one's times a factor, as {"loss": .., "factor": ..}, or None."""
     field = probe.field(*_batch(probe.seed))
     me = unwrapped(probe.loss)[0], settings_of(probe.loss)
-    for name, theirs in _catalogue_fields(probe.seed).items():
+    with _ONCE:
+        catalogue = _catalogue_fields(probe.seed)
+    for name, theirs in catalogue.items():
         if LOSSES[name.partition("(")[0]] is me[0] and name == name_of(probe.loss):
             continue
         norm = float(np.sum(theirs * theirs))
         factor = float(np.sum(field * theirs)) / norm if norm else 0.0
         if factor > 0 and np.allclose(field, factor * theirs, rtol=1e-8, atol=1e-10):
             return Verdict({"loss": name, "factor": round(factor, 9)}, f"equal at {POINTS} points to 1e-8")
-    return Verdict(None, f"differs from all {len(_catalogue_fields(probe.seed))} at {POINTS} points")
+    return Verdict(None, f"differs from all {len(catalogue)} at {POINTS} points")
