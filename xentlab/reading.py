@@ -194,10 +194,9 @@ def _information(codes: pd.DataFrame) -> list[str]:
 
 def _numerics(table: pd.DataFrame) -> list[str]:
     bad = {dtype: list(table.loss[table[f"finite_{dtype}"].map(lambda x: x is not True)]) for dtype in ("float32", "float16")}
+    where = {words(names): [each for each in bad if bad[each] == names] for names in bad.values() if names}
     said = [
-        f"Not finite in {dtype} at extreme logits or beside a masked class: {words(names)}."
-        for dtype, names in bad.items()
-        if names
+        f"Not finite in {words(each)} at extreme logits or beside a masked class: {names}." for names, each in where.items()
     ]
     fine = list(table.loss[~table.loss.isin(bad["float32"] + bad["float16"])])
     if fine:

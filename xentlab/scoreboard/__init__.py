@@ -76,21 +76,22 @@ def scoreboard(
     found = resolve_all(losses)
     tell = progress or (lambda *_: None)
     truths = [make_truth(seed=draw) for draw in DRAWS]
-    tell("audit, tokens needed, wrong starts", 0, len(found))
-    nll = resolve("nll")
-    reference = simulate(nll, truths[0], truths[0].weights, replicates=replicates, seed=seed) if replicates else None
+    what = "audit, tokens needed, wrong starts, coding"
+    tell(what, 0, len(found))
     rows, audits = [], {}
-    # Most of it is compilation, which keeps one core busy: a loss a core.
+    # Most of it is compilation, which keeps one core busy: a task a core. What others wait for is asked for first.
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        doors = lambda loss: (audit(loss, seed), _trained_doors(loss, truths, reference, replicates, seed))
+        nll = resolve("nll")
+        trial = lambda: simulate(nll, truths[0], truths[0].weights, replicates=replicates, seed=seed) if replicates else None
+        reference = pool.submit(trial)
+        coding = [pool.submit(code_lengths, each.race.predictors, each.source, folder) for each in races]
+        doors = lambda loss: (audit(loss, seed), _trained_doors(loss, truths, reference.result(), replicates, seed))
         for (name, _), (audited, numbers) in zip(found.items(), pool.map(doors, found.values()), strict=True):
             audits[name] = audited
             rows.append({"loss": name, **_from_audit(audited), **numbers})
-            tell("audit, tokens needed, wrong starts", len(rows), len(found))
-    parts = [code_lengths(each.race.predictors, each.source, folder, tell) for each in races]
-    codes = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-    tell("scoreboard", 1, 1)
-    return Scoreboard(pd.DataFrame(rows), codes, audits)
+            tell(what, len(rows), len(found))
+        codes = [each.result() for each in coding]
+    return Scoreboard(pd.DataFrame(rows), pd.concat(codes, ignore_index=True) if codes else pd.DataFrame(), audits)
 
 
 def _trained_doors(loss: Loss, truths: list, reference: Any, replicates: int, seed: int) -> dict[str, float]:
@@ -136,9 +137,7 @@ def _from_audit(found: Audit) -> dict[str, Any]:
     return row | {key: verdicts[key] for key in ("strictly_proper", "proper_through", "convex", "lipschitz", "local")}
 
 
-def code_lengths(
-    predictors: Mapping[str, Callable], source: Source, folder: pathlib.Path | None = None, progress: Progress | None = None
-) -> pd.DataFrame:
+def code_lengths(predictors: Mapping[str, Callable], source: Source, folder: pathlib.Path | None = None) -> pd.DataFrame:
     """Codes a source's test part with each loss's model, decodes it, compares, and counts.
 
     predictors: by loss, a function of tokens [..., T] to probabilities [..., T, V], `Race.predictors` for one.
@@ -153,9 +152,7 @@ def code_lengths(
     sizes = None if source.token_bytes is None else int(np.asarray(source.token_bytes)[tokens].sum())
     floor = getattr(source, "entropy_rate", None)
     rows = []
-    for i, (name, predict) in enumerate(predictors.items()):
-        if progress:
-            progress(f"{source.name}: coding by {name}", i, len(predictors))
+    for name, predict in predictors.items():
         # Hundreds of calls on a few windows: a plain jit with the model closed over has the least to do for each.
         ask = jax.jit(lambda tokens, predict=predict: predict(tokens))
         coded = encode(ask, tokens, source.vocab, lanes=LANES)
