@@ -205,6 +205,8 @@ def test_the_reading_follows_the_table(board):
     assert "brier" in said
     assert "cross entropy alone keeps its pull does not hold: hinge keeps it too" in said
     assert "What cross entropy alone on this board combines" in said
+    other = board.table.assign(low_p_even=[1.0, 1.0, 0.0], low_p_one=[1.0, 1.0, 0.0])
+    assert "does not hold: brier keeps it too" in " ".join(reading.scoreboard(other, board.codes))
     turned = board.table.assign(low_p_even=0.0, low_p_one=0.0, convex=False)
     said = " ".join(reading.scoreboard(turned, board.codes))
     assert "alone keeps" not in said

@@ -59,6 +59,18 @@ def escape_time(loss: Loss, margins: np.ndarray | list[float]) -> np.ndarray:
     return np.array(times)
 
 
+def settled(reached: np.ndarray) -> np.ndarray:
+    """The step from which on each run [runs, steps] stays at its goal, counted from 1; inf if it does not, or if it came
+    there in the last tenth only, which shows nothing.
+
+    >>> settled(np.array([[False, True, False] + [True] * 17, [False] * 19 + [True]]))
+    array([ 4., inf])
+    """
+    held = np.flip(np.logical_and.accumulate(np.flip(reached, axis=1), axis=1), axis=1)
+    shown = held[:, : held.shape[1] - held.shape[1] // 10].any(axis=1)
+    return np.where(shown, np.argmax(held, axis=1) + 1.0, np.inf)
+
+
 @dataclasses.dataclass(frozen=True)
 class Escape:
     """steps: until accuracy stays at its goal, or inf; rate: the one it took, NaN if none did; low, high: the rates tried."""
@@ -113,10 +125,7 @@ def wrong_start(loss: Loss, bias: float = BIAS, steps: int = STEPS) -> Escape:
     def try_rates(exponents):
         rates = [round(float(10.0 ** (half / 2)), 12) for half in exponents]
         reached = np.asarray(runs(jnp.asarray(rates, jnp.float32))) >= 0.95 * best_possible
-        lasting = np.flip(np.logical_and.accumulate(np.flip(reached, axis=1), axis=1), axis=1)
-        for rate, held in zip(rates, lasting, strict=True):
-            # A goal touched in the last tenth has not been shown to be kept.
-            found[rate] = int(np.argmax(held)) + 1 if held[: -(steps // 10)].any() else np.inf
+        found.update(zip(rates, settled(reached).tolist(), strict=True))
 
     low, high = (round(2 * np.log10(end)) for end in GRID)
     least, most = (round(2 * np.log10(end)) for end in LIMITS)
