@@ -91,6 +91,36 @@ def test_wrong_start():
     assert np.isinf(steps["brier"])
 
 
+def test_questions():
+    experiment = load("questions")
+    prices = experiment.prices()
+    assert prices.nats.tolist() == pytest.approx([0, 0.10536, 2.30259, 4.60517], abs=1e-5)
+    assert prices.bits.tolist() == pytest.approx([0, 0.15200, 3.32193, 6.64386], abs=1e-5)
+    assert experiment.huffman([0.1, 0.4, 0.5]) == [2, 2, 1]
+    assert experiment.huffman([0.5, 0.25, 0.125, 0.125]) == [1, 2, 3, 3]
+    bits = experiment.run(tokens=20_000).set_index("code").bits_per_token
+    assert bits["entropy"] == pytest.approx(1.36096, abs=1e-5)
+    assert bits["Huffman"] == pytest.approx(1.5)
+    assert bits["its draw"] <= bits["range coder"] < bits["its draw"] + 0.01
+    assert bits["range coder"] == pytest.approx(bits["entropy"], abs=0.03)
+
+
+def test_old_map():
+    experiment = load("old_map")
+    found = experiment.run().set_index("map")
+    assert found.cross_entropy["P itself"] == pytest.approx(1.36096, abs=1e-5)
+    assert (found.cross_entropy["uniform"], found.kl["uniform"]) == pytest.approx((1.58496, 0.22400), abs=1e-5)
+    turned = found.loc["P turned round"]
+    assert (turned.cross_entropy, turned.kl) == pytest.approx((2.28974, 0.92877), abs=1e-5)
+    assert np.isinf(found.cross_entropy["a street missing"])
+    assert np.isfinite(found.kl_back["a street missing"])
+    assert found.kl["uniform"] != pytest.approx(found.kl_back["uniform"], rel=0.01)
+    along = experiment.path()
+    finite = along[np.isfinite(along.kl)]
+    np.testing.assert_allclose(finite["sum"], finite.cross_entropy, rtol=1e-5)
+    assert finite.share[finite.cross_entropy.idxmin()] == pytest.approx(0, abs=0.06)
+
+
 def test_a_script_runs_from_the_command_line(tmp_path):
     done = subprocess.run([sys.executable, FOLDER / "low_probability.py"], capture_output=True, text=True, check=True)
     assert "brier" in done.stdout
