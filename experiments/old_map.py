@@ -53,7 +53,7 @@ if __name__ == "__main__":
     write_frame(folder := new_folder("old_map", "runs/old_map"), "maps", found := run())
     write_frame(folder, "path", along := path())
     tall = along.melt("share", ["entropy", "kl", "cross_entropy"], "what", "bits")
-    chart = alt.Chart(tall[np.isfinite(tall.bits)], title="H(P, Q) = H(P) + KL(P || Q), as Q leaves P (0) for the uniform map (1)")
+    chart = alt.Chart(tall[np.isfinite(tall.bits)], title="H(P, Q) = H(P) + KL(P || Q), from Q = P (0) to the uniform map (1)")
     chart = chart.mark_line(strokeWidth=2.5).encode(x="share", y="bits", color="what")
     write_png(chart.properties(width=520, height=300), folder / "path.png")
     print(found.round(5).to_string(index=False), f"Wrote {folder}.", sep="\n")
