@@ -1,12 +1,10 @@
 """Are log-probability, likelihood, NLL, cross entropy, perplexity and a framework's function one quantity?
 
-One batch, every name, one number (claims 1 and 17); the chain rule over whole strings, which sum to 1 (claim 3); and where
-the one-hot target is only a sample: a prefix continued 70/30 trains to (.7, .3), which no one-hot label says.
-torch's cross_entropy is among the names where torch is installed (extra `bench`).
+One batch, every name, one number (claim 1), beside float64 numpy. torch's cross_entropy is among the names where torch is
+installed (extra `bench`). The slider: what a uniform guess over V tokens costs, by every name.
 """
 
-import itertools
-
+import altair as alt
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,14 +12,15 @@ import optax
 import pandas as pd
 
 from xentlab import LOSSES, cross_entropy, information
+from xentlab.charts import marked
+from xentlab.tour import Check, Figure, Slider, Station, show
 
 
 def names(logits, targets) -> dict[str, float]:
     """The mean loss of one batch in nats, by every road."""
-    one_hot = jax.nn.one_hot(targets, logits.shape[-1])
+    one_hot, q = jax.nn.one_hot(targets, logits.shape[-1]), jax.nn.softmax(logits)
     log_p = information.sequence_log_prob(logits, targets)
-    p = np.asarray(jax.nn.softmax(logits), np.float64)[np.arange(len(targets)), np.asarray(targets)]
-    q = jax.nn.softmax(logits)
+    p = np.asarray(q, np.float64)[np.arange(len(targets)), np.asarray(targets)]
     found = {
         "nll": information.weighted_mean(LOSSES["nll"](logits, targets))[0],
         "cross entropy to the one-hot": cross_entropy(logits, one_hot).mean(),
@@ -34,46 +33,47 @@ def names(logits, targets) -> dict[str, float]:
     }
     try:
         import torch
+
+        arrays = torch.tensor(np.asarray(logits)), torch.tensor(np.asarray(targets, np.int64))
+        found["torch cross_entropy"] = torch.nn.functional.cross_entropy(*arrays)
     except ImportError:
-        return {name: float(value) for name, value in found.items()}
-    found["torch cross_entropy"] = torch.nn.functional.cross_entropy(
-        torch.tensor(np.asarray(logits)), torch.tensor(np.asarray(targets, np.int64))
-    )
+        pass
     return {name: float(value) for name, value in found.items()}
 
 
-def strings_sum(symbols: int, length: int, seed: int) -> float:
-    """The summed probability of all strings of one length, under random conditionals of the symbol before."""
-    table = jax.random.normal(jax.random.key(seed), (symbols + 1, symbols))
-    strings = jnp.array(list(itertools.product(range(symbols), repeat=length)))
-    before = jnp.concatenate([jnp.full((len(strings), 1), symbols), strings[:, :-1]], axis=1)
-    return float(jnp.exp(information.sequence_log_prob(table[before], strings)).sum())
+def run(logits, targets) -> pd.DataFrame:
+    """Every name's value beside float64 numpy's."""
+    z = np.asarray(logits, np.float64)
+    exact = float(np.mean(np.log(np.exp(z).sum(-1)) - z[np.arange(len(z)), np.asarray(targets)]))
+    return pd.DataFrame([{"what": name, "value": value, "expected": exact} for name, value in names(logits, targets).items()])
 
 
-def trained_share(steps: int) -> float:
-    """What nll makes of a prefix that goes on with token 0 seven times and with token 1 three times in ten."""
-    targets, optimizer = jnp.array([0] * 7 + [1] * 3), optax.adam(0.1)
-    objective = lambda z: LOSSES["nll"](jnp.broadcast_to(z, (10, 2)), targets).mean()
-
-    def step(state, _):
-        z, moments = state
-        updates, moments = optimizer.update(jax.grad(objective)(z), moments)
-        return (z + updates, moments), None
-
-    (z, _), _ = jax.lax.scan(step, (jnp.zeros(2), optimizer.init(jnp.zeros(2))), length=steps)
-    return float(jax.nn.softmax(z)[0])
-
-
-def run(tokens: int = 64, vocab: int = 50, steps: int = 500, seed: int = 0) -> pd.DataFrame:
-    """Every name's value; then the two facts beside it, each with what it should be."""
-    first, second = jax.random.split(jax.random.key(seed))
-    logits, targets = jax.random.normal(first, (tokens, vocab)), jax.random.randint(second, (tokens,), 0, vocab)
-    found = names(logits, targets)
-    rows = [{"what": name, "value": value, "expected": found["nll"]} for name, value in found.items()]
-    rows.append({"what": "all strings of 3 over 3 symbols", "value": strings_sum(3, 3, seed), "expected": 1.0})
-    rows.append({"what": "share of a 70/30 continuation", "value": trained_share(steps), "expected": 0.7})
-    return pd.DataFrame(rows).assign(difference=lambda f: (f.value - f.expected).abs())
+def stations(tokens: int = 64, vocab: int = 50, seed: int = 0) -> list[Station]:
+    """Claim 1."""
+    rng = np.random.default_rng(seed)
+    logits, targets = jnp.asarray(rng.normal(size=(tokens, vocab)), jnp.float32), jnp.asarray(rng.integers(0, vocab, tokens))
+    found = run(logits, targets)
+    sizes = 2 ** np.arange(1, 19)
+    with jax.enable_x64(True):
+        nats = np.array([float(LOSSES["nll"](jnp.zeros(size), jnp.int32(0))) for size in sizes])
+    uniform = pd.DataFrame({"at": range(18), "V": sizes, "nats": nats, "bits": nats / np.log(2), "perplexity": np.exp(nats)})
+    line = alt.Chart(uniform, title="A uniform guess over V tokens").mark_line(strokeWidth=2.5)
+    line = line.encode(alt.X("V:Q").scale(type="log", base=2), alt.Y("nats:Q", title="NLL, nats a token"))
+    twice = float(optax.softmax_cross_entropy_with_integer_labels(jax.nn.softmax(logits), targets).mean())
+    station = Station(
+        1,
+        "Many names, one mountain",
+        "Log-probability, likelihood, NLL, cross entropy, perplexity and cross_entropy are the same thing.",
+        f"{len(found)} names for the mean loss of {tokens} tokens gave {found.expected[0]:.6f} nats, the furthest "
+        f"{(found.value - found.expected).abs().max():.0e} from float64.",
+        f"Perplexity is e to that number, {np.exp(found.expected[0]):.3f}. And a framework's function takes logits: given the "
+        f"probabilities instead, it raises nothing and says {twice:.3f} nats.",
+        tuple(Check(row.what, row.value, row.expected, 1e-6) for row in found.itertuples()),
+        (Figure((marked(line, uniform, "V", "nats", 14),), "NLL grows like log V.", Slider("vocabulary V", uniform, 14)),),
+        {"names": found},
+    )
+    return [station]
 
 
 if __name__ == "__main__":
-    print(run().to_string(index=False))
+    show(stations, __file__, __doc__)

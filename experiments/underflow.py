@@ -1,11 +1,8 @@
-"""Where does a product of probabilities vanish, and is it the logarithm that saves training?
+"""Where does a product of probabilities vanish, and does the sum of logarithms?
 
-The product of n tokens at p each is 0 from some n on, the sum of logarithms never (claim 4). -log(softmax(z)) is infinite
-with a NaN gradient long before log_softmax(z) errs: the remedy is the fused form, not the log alone (claim 5). And sums of
-logarithms are not sums of percentages (claim 6).
+The product of n tokens at p each is 0 from some n on, which depends on the number format; the sum never is (claim 4).
 """
 
-import decimal
 import math
 
 import altair as alt
@@ -14,11 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from xentlab import LOSSES
-from xentlab.charts import write_png
-from xentlab.runs import new_folder, write_frame
+from xentlab.tour import Check, Figure, Station, show
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
+CLIFFS = {"float16": 8, "bfloat16": 41, "float32": 46, "float64": 324}
 
 
 def jax_product(p: float, longest: int, dtype: str) -> np.ndarray:
@@ -42,38 +38,38 @@ def products(p: float = 0.1, longest: int = 400) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def gaps(largest: float = 120.0) -> pd.DataFrame:
-    """Loss and gradient at the target for logits (0, gap), naive and fused, in float32."""
-    naive = lambda z, y: -jnp.log(jnp.exp(z) / jnp.exp(z).sum())[y]
-    rows = []
-    for gap in np.arange(0, largest + 1, 10.0):
-        for form, loss in (("naive", naive), ("fused", LOSSES["nll"])):
-            value, gradient = jax.value_and_grad(loss)(jnp.array([0, gap], jnp.float32), jnp.int32(0))
-            rows.append({"gap": gap, "form": form, "value": float(value), "gradient": float(gradient[0])})
-    return pd.DataFrame(rows)
-
-
-def returns(factors=("1.05", "0.97", "1.12")) -> dict[str, float]:
-    """An investment's years: the product, the sum of logs, and the sum of percentages."""
-    factors = [decimal.Decimal(factor) for factor in factors]
-    logs = sum(math.log(factor) for factor in factors)
-    return {"product": float(math.prod(factors)), "sum of logs": logs, "sum of per cent": float(sum(factors) - len(factors))}
-
-
-def run(p: float = 0.1, longest: int = 400) -> pd.DataFrame:
+def run(frame: pd.DataFrame) -> pd.DataFrame:
     """The first n at which each dtype's product is 0, in NumPy and in JAX."""
-    frame = products(p, longest)
     first = lambda column: frame[frame[column] == 0].groupby("dtype", sort=False).tokens.min()
     return pd.DataFrame({"numpy_first_zero": first("numpy"), "jax_first_zero": first("jax")}).reset_index()
 
 
+def stations() -> list[Station]:
+    """Claim 4."""
+    frame = products()
+    cliffs = run(frame).set_index("dtype")
+    nats = float(frame[(frame.dtype == "float32") & (frame.tokens == 100)].sum_of_logs.iloc[0])
+    checks = [Check(f"first zero, {d}, NumPy", cliffs.numpy_first_zero[d], at) for d, at in CLIFFS.items()]
+    if jax.default_backend() == "cpu":  # others keep or flush subnormals in their own way
+        checks.append(Check("first zero, float32, JAX on a CPU", cliffs.jax_first_zero["float32"], 38))
+    checks += [
+        Check("100 tokens at .1: sum of logs, nats", nats, 100 * math.log(0.1), 1e-3),
+        Check("the same in bits", nats / math.log(2), 100 * math.log2(0.1), 1e-3),
+        Check("perplexity", math.exp(-nats / 100), 10, 1e-4),
+    ]
+    rows = frame.assign(log10=np.log10(frame["numpy"].clip(lower=5e-324)).where(frame["numpy"] > 0, -400), what=frame.dtype)
+    logs = rows[rows.dtype == "float32"].assign(what="sum of logs", log10=lambda f: f.sum_of_logs / math.log(10))
+    y = alt.Y("log10:Q", title="log₁₀ of the product; the floor is 0")
+    lines = alt.Chart(pd.concat([rows, logs])[["tokens", "log10", "what"]], title="n tokens at p = 0.1").mark_line(strokeWidth=2.5)
+    lines = lines.encode(alt.X("tokens:Q", title="n, tokens").scale(type="log"), y, alt.Color("what:N", title=None))
+    found = f"100 tokens at 0.1 are {nats:.4f} nats. The product is 0 from n = "
+    found += ", ".join(f"{n} in {dtype}" for dtype, n in cliffs.numpy_first_zero.items()) + " (NumPy)."
+    loose = "“The product underflows” depends on the number format: float64 holds 10⁻¹⁰⁰. JAX on this device, where float32 "
+    loose += f"numbers below the normal range are flushed, reaches 0 at {cliffs.jax_first_zero['float32']}."
+    told = "The product of a hundred small probabilities is too small for a computer."
+    figure = Figure((lines,), found)
+    return [Station(4, "Where the product falls off the cliff", told, found, loose, tuple(checks), (figure,), {"products": frame})]
+
+
 if __name__ == "__main__":
-    write_frame(folder := new_folder("underflow", "runs/underflow"), "products", frame := products())
-    logs = frame[frame.dtype == "float32"].assign(dtype="sum of logs, float32", log10=lambda f: f.sum_of_logs / math.log(10))
-    fallen = frame.assign(log10=np.log10(frame["numpy"].clip(lower=5e-324)).where(frame["numpy"] > 0, -450))
-    chart = alt.Chart(pd.concat([logs, fallen])).mark_line(strokeWidth=2.5).properties(width=520)
-    chart = chart.encode(
-        alt.X("tokens").scale(type="log"), alt.Y("log10", title="log10 of the product; bottom: 0"), color="dtype"
-    )
-    write_png(chart, folder / "cliff.png")
-    print(run().to_string(index=False), gaps().to_string(index=False), returns(), f"Wrote {folder}.", sep="\n")
+    show(stations, __file__, __doc__)

@@ -17,8 +17,8 @@ SHELVES = (
     {"training", "coding", "audit"},
     {"race"},
     {"runs", "console"},
-    {"charts", "scoreboard", "markup"},
-    {"report"},
+    {"charts", "scoreboard", "markup", "pages"},
+    {"report", "tour"},
     {"cli"},
 )
 LEVEL = {name: level for level, shelf in enumerate(SHELVES) for name in shelf}
