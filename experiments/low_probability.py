@@ -1,23 +1,21 @@
 """Is cross entropy's gradient the strongest at low probability?
 
 In the probability it explodes like 1/p; in the logit, which is what a network moves, it is 1 - p and stays below 1, and
-others keep up with it or pass it. What vanishes is the square loss on probabilities. Both ways in which p can become
+others keep up with it or pass it (claim 9). What vanishes is the square loss on probabilities. Both ways in which p can become
 small are shown, for any losses: `python experiments/low_probability.py --losses nll brier ./mine.py:my_loss`.
 """
 
-import dataclasses
-import pathlib
-
+import altair as alt
 import numpy as np
 import pandas as pd
-import tyro
 
 from xentlab import charts
 from xentlab.gradients import PATHS, gradient_profile
 from xentlab.reading import gradients as read
-from xentlab.runs import new_folder, write_frame
+from xentlab.tour import Check, Figure, Slider, Station, show
 
 LOSSES = ("nll", "brier", "mse_logits", "hinge", "focal", "generalized_cross_entropy", "entmax15")
+COLUMNS = ["loss", "p", "value", "dvalue_dp", "dvalue_dlogit"]
 
 
 def run(losses=LOSSES, vocab: int = 16, points: int = 49) -> pd.DataFrame:
@@ -30,27 +28,45 @@ def run(losses=LOSSES, vocab: int = 16, points: int = 49) -> pd.DataFrame:
     return frame.assign(times_nll=(joined.dvalue_dlogit / joined.nll).abs())
 
 
-@dataclasses.dataclass
-class Arguments:
-    """See the top of the file."""
-
-    losses: tuple[str, ...] = LOSSES
-    vocab: int = 16
-    out: pathlib.Path = pathlib.Path("runs/low_probability")
+def by_vocabulary(losses=LOSSES) -> pd.DataFrame:
+    """The pull in the logit where training starts, at p = 1/V, for V = 2, 4 .. 2^18."""
+    sizes = 2 ** np.arange(1, 19)
+    profiles = [gradient_profile(losses, [1 / V], int(V)).assign(at=at, V=V) for at, V in enumerate(sizes)]
+    return pd.concat(profiles, ignore_index=True).assign(pull=lambda f: f.dvalue_dlogit.abs())[["at", "V", "loss", "pull"]]
 
 
-def main(arguments: Arguments) -> None:
-    """Prints the answer, and writes the frame and the headline figure."""
-    frame = run(arguments.losses, arguments.vocab)
-    folder = new_folder("low_probability", arguments.out)
-    write_frame(folder, "profiles", frame)
-    names = list(dict.fromkeys(frame.loss))
-    panels = [charts.profile(frame, names, space, path, legend=True) for path in PATHS for space in charts.SPACES]
-    charts.write_png(charts.grid(panels), folder / "headline.png")
-    low = frame[np.isclose(frame.p, frame.p.unique()[np.abs(np.log(frame.p.unique() / 1e-6)).argmin()])]
-    print(low[["loss", "rivals", "p", "dvalue_dp", "dvalue_dlogit", "times_nll"]].to_string(index=False))
-    print(*read(frame), f"Wrote {folder}.", sep="\n")
+def stations(losses: tuple[str, ...] = LOSSES, vocab: int = 16) -> list[Station]:
+    """Claim 9."""
+    frame, starts = run(losses, vocab), by_vocabulary(losses)
+    named = gradient_profile(["nll"], [0.9, 0.1, 0.01], vocab)
+    checks = [Check(f"nll: dL/dp at {row.p:g}", row.dvalue_dp, -1 / row.p, 1e-9) for row in named.itertuples()]
+    checks += [Check(f"nll: dL/dz_y at {row.p:g}", row.dvalue_dlogit, row.p - 1, 1e-9) for row in named.itertuples()]
+    even = frame[frame.rivals == "even"].copy()
+    even["at"] = even.p.rank(method="dense").astype(int) - 1
+    even["size"] = even.dvalue_dlogit.abs()
+    names, start = list(dict.fromkeys(frame.loss)), 36
+    panels = []
+    for space in charts.SPACES:
+        dots = even.assign(size=even[space].abs())[["at", "loss", "p", "size"]]
+        color = alt.Color("loss:N", legend=None).scale(domain=names)
+        chart = charts.profile(frame, names, space, "even", legend=True)
+        panels.append(charts.marked(chart, dots[dots["size"] > 1e-9], "p", "size", start, color))
+    spring = Figure(tuple(panels), " ".join(read(frame)), Slider("p", even[["at", *COLUMNS]], start))
+    lines = alt.Chart(starts, title="the pull at the start, where p = 1/V").mark_line(strokeWidth=2).encode(
+        alt.X("V:Q").scale(type="log", base=2), alt.Y("pull:Q", title="|∂L/∂z_y|").scale(type="log"), **charts.colours(names)
+    )  # fmt: skip
+    color = alt.Color("loss:N", legend=None).scale(domain=names)
+    chart = charts.marked(lines, starts[["at", "V", "loss", "pull"]], "V", "pull", 14, color)
+    last = starts[starts["at"] == starts["at"].max()].set_index("loss").pull
+    said = f"At V = {starts.V.max()} a uniform start pulls with " + ", ".join(f"{n} {last[n]:.2g}" for n in names) + "."
+    begin = Figure((chart,), said, Slider("vocabulary V", starts, 14))
+    told = "The lower the probability of the right token, the heavier the penalty, like a spring."
+    loose = "The slope explodes in p and saturates in the logit: " + " ".join(read(frame)[1:])
+    found = f"In p the slope is {', '.join(f'{x:.3g}' for x in named.dvalue_dp)} at p = .9, .1, .01; in the logit "
+    found += f"{', '.join(f'{x:.3g}' for x in named.dvalue_dlogit)}. {said}"
+    frames = {"profiles": frame, "starts": starts}
+    return [Station(9, "The spring, in two spaces", told, found, loose, tuple(checks), (spring, begin), frames)]
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))
+    show(stations, __file__, __doc__)

@@ -64,8 +64,8 @@ def stations() -> list[Station]:
     lines = lines.encode(alt.X("tokens:Q", title="n, tokens").scale(type="log"), y, alt.Color("what:N", title=None))
     found = f"100 tokens at 0.1 are {nats:.4f} nats. The product is 0 from n = "
     found += ", ".join(f"{n} in {dtype}" for dtype, n in cliffs.numpy_first_zero.items()) + " (NumPy)."
-    loose = "“The product underflows” depends on the number format: float64 holds 10⁻¹⁰⁰. JAX on this device, where float32 "
-    loose += f"numbers below the normal range are flushed, reaches 0 at {cliffs.jax_first_zero['float32']}."
+    loose = "“The product underflows” depends on the number format: float64 holds 10⁻¹⁰⁰. In float32 JAX "
+    loose += f"on this device is at 0 by {cliffs.jax_first_zero['float32']} (XLA on a CPU flushes what is below the normal range)."
     told = "The product of a hundred small probabilities is too small for a computer."
     figure = Figure((lines,), found)
     return [Station(4, "Where the product falls off the cliff", told, found, loose, tuple(checks), (figure,), {"products": frame})]

@@ -30,7 +30,8 @@ def look(losses: Sequence[str]) -> dict[str, tuple[str, tuple[int, ...]]]:
     return {name: (HUES[i % len(HUES)], DASHES[i // len(HUES) % len(DASHES)]) for i, name in enumerate(losses)}
 
 
-def _colour(losses: Sequence[str], legend: bool) -> dict:
+def colours(losses: Sequence[str], legend: bool = True) -> dict:
+    """Encodings of `loss` as hue and dash, the same for a loss in every chart."""
     looks = look(losses)
     key = (
         alt.Legend(title=None, orient="bottom", columns=4, symbolType="stroke", symbolStrokeWidth=4, symbolSize=300)
@@ -76,7 +77,7 @@ def profile(frame: pd.DataFrame, losses: Sequence[str], space: str, rivals: str,
                 alt.Tooltip("value:Q", title="loss value", format=".4~g"),
             ],
             strokeWidth=_widths(losses),
-            **_colour(losses, legend),
+            **colours(losses, legend),
         ),
         losses,
     )
@@ -113,7 +114,7 @@ def budget(frame: pd.DataFrame, losses: Sequence[str], title: str, legend: bool 
                 alt.Tooltip("share_of_gradient:Q", title="share of gradient", format=".2%"),
                 alt.Tooltip("gradient:Q", title="mean |∂L/∂z|", format=".3~g"),
             ],
-            **_colour(losses, legend),
+            **colours(losses, legend),
         )
         .transform_filter("indexof(shown, datum.loss) >= 0")
     )
@@ -128,10 +129,10 @@ def _bands(
     """Means over seeds as lines, with a band from the least seed to the greatest."""
     y = alt.Y("mean:Q", title="validation NLL, nats a token").scale(zero=False)
     band = alt.Chart(rows).mark_area(opacity=0.18).encode(x=x, y=alt.Y("low:Q").scale(zero=False), y2="high:Q")
-    band = band.encode(color=_colour(losses, False)["color"])
+    band = band.encode(color=colours(losses, False)["color"])
     tips = ["loss:N", x_tip, *[alt.Tooltip(f"{name}:Q", format=".4f") for name in ("mean", "low", "high")]]
     line = alt.Chart(rows).mark_line(strokeWidth=2.2, point={"size": 40, "filled": True})
-    line = line.encode(x=x, y=y, tooltip=tips, **_colour(losses, legend))
+    line = line.encode(x=x, y=y, tooltip=tips, **colours(losses, legend))
     keep = "indexof(shown, datum.loss) >= 0"
     layers = alt.layer(band.transform_filter(keep), line.transform_filter(keep), title=title)
     return layers.add_params(alt.param(name="shown", value=list(losses)))
