@@ -47,16 +47,22 @@ def stations() -> list[Station]:
     )
     found = f"At logits (0, 100) the naive form gives {broken.value:g} and a gradient of {broken.at_target:g}; the fused form "
     found += f"{fused.value:g} and ({fused.at_target:g}, {fused.at_rival:g})."
-    loose = f"The naive form has its logarithm, and is lost from a gap of {lost:g} on. The remedy is the fused log-softmax: the "
+    loose = (
+        f"The naive form has its logarithm, and is lost from a gap of {lost:g} on. The remedy is the fused log-softmax: the "
+    )
     loose += "largest logit is subtracted before anything is exponentiated, and log and exp cancel on paper, not in float32."
     rows = frame[np.isfinite(frame.value)]
     lines = alt.Chart(rows, title="loss").mark_line(strokeWidth=2.5, opacity=0.8)
     x, color = alt.X("gap:Q", title="gap between the rival's logit and the target's"), alt.Color("form:N", title=None)
     value = lines.encode(x, alt.Y("value:Q", title="nats"), color, strokeDash="form:N")
-    slope = alt.Chart(frame[np.isfinite(frame.at_target)], title="gradient at the target").mark_line(strokeWidth=2.5, opacity=0.8)
+    slope = alt.Chart(frame[np.isfinite(frame.at_target)], title="gradient at the target").mark_line(
+        strokeWidth=2.5, opacity=0.8
+    )
     slope = slope.encode(x, alt.Y("at_target:Q", title=None), color, strokeDash="form:N")
     told = "Working with logs makes training numerically stable."
-    figure = Figure((value, slope), f"Both forms rise together; the naive one ends at a gap of {lost:g}, the fused one goes on.")
+    figure = Figure(
+        (value, slope), f"Both forms rise together; the naive one ends at a gap of {lost:g}, the fused one goes on."
+    )
     return [Station(5, "Fused, not only logarithmic", told, found, loose, checks, (figure,), {"fused": frame})]
 
 

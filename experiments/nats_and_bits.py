@@ -28,14 +28,16 @@ def run(probabilities=NAMED) -> pd.DataFrame:
 def stations() -> list[Station]:
     """Claim 8."""
     named, curve = run(), run(tuple(np.round(np.arange(0.01, 1.001, 0.01), 2)))
-    checks = [Check(f"p = {row.p:g}, nats", row.nats, -math.log(row.p), 1e-12) for row in named.itertuples()]
-    checks += [Check(f"p = {row.p:g}, bits", row.bits, -math.log2(row.p), 1e-12) for row in named.itertuples()]
+    checks = [Check(f"p = {row.p:g}, nats", row.nats, abs(math.log(row.p)), 1e-12) for row in named.itertuples()]
+    checks += [Check(f"p = {row.p:g}, bits", row.bits, abs(math.log2(row.p)), 1e-12) for row in named.itertuples()]
     found = "; ".join(f"p = {row.p:g} costs {row.nats:.3f} nats or {row.bits:.3f} bits" for row in named.itertuples()) + "."
     loose = "Nats and bits get mixed: papers on models report nats a token, compressors bits a byte, and "
     loose += f"{named.nats[2]:.3f} and {named.bits[2]:.3f} are one price for p = 0.1. A number without its unit says nothing."
     lines = alt.Chart(curve, title="-log p: nats (blue, left) and bits (red, right)")
     x = alt.X("p:Q", title="p, the probability of the right token")
-    nats = marked(lines.mark_line(strokeWidth=2.5, color="#4477AA").encode(x, alt.Y("nats:Q")), rows := at(curve), "p", "nats", 49)
+    nats = marked(
+        lines.mark_line(strokeWidth=2.5, color="#4477AA").encode(x, alt.Y("nats:Q")), rows := at(curve), "p", "nats", 49
+    )
     bits = lines.mark_line(strokeWidth=2.5, color="#EE6677", strokeDash=[6, 3]).encode(x, alt.Y("bits:Q").axis(orient="right"))
     chart = alt.layer(nats, bits).resolve_scale(y="independent")
     told = "The loss at p = 1 is 0, at 0.9 it is 0.105, at 0.1 it is 2.303, at 0.01 it is 4.605."

@@ -67,7 +67,9 @@ def stations(steps: int = 200, draws: int = 1000) -> list[Station]:
     found += f"p(database) = {p['database']:.1e}; all {len(p)} sum to {p.sum():.6f}."
     told = "A language model predicts the next token: it picks the likeliest."
     loose = f"It gives a distribution; to pick is the reader's choice. Greedy decoding says {p.idxmax()} each time; of {draws} "
-    loose += f"draws {np.mean(np.array(p.index)[drawn] != p.idxmax()):.0%} were another word. Temperature turns one into the other."
+    loose += (
+        f"draws {np.mean(np.array(p.index)[drawn] != p.idxmax()):.0%} were another word. Temperature turns one into the other."
+    )
     shown = frame[frame.word.isin(["paris", "beautiful", "tokyo", "rome", "a", "database"])]
     bars = alt.Chart(shown, title="after “the capital of france is”").mark_bar().transform_filter("datum.at == at")
     bars = bars.encode(alt.X("p:Q").scale(domain=[0, 1]), alt.Y("word:N", sort=None, title=None))

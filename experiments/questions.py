@@ -1,7 +1,7 @@
 """How many yes/no questions is a token worth: by entropy, by Huffman's whole questions, and in bytes that were written?
 
--log p in bits is a number of questions (claims 8 and 12). Whole questions give whole bits: Huffman's code for .1/.4/.5 takes
-1.5 bits a token where the entropy is 1.36096 (claim 13); a range coder has no such step, and its file shows it.
+-log p in bits is a number of questions (claim 12). Whole questions give whole bits: Huffman's code for .1/.4/.5 takes 1.5 bits a
+token where the entropy is 1.36096; a range coder has no such step, and its file shows it.
 """
 
 import heapq
@@ -13,9 +13,8 @@ import numpy as np
 import pandas as pd
 
 from xentlab import information
-from xentlab.charts import write_png
 from xentlab.coding import decode, encode
-from xentlab.runs import new_folder, write_frame
+from xentlab.tour import Check, Figure, Station, show
 
 
 def huffman(law) -> list[int]:
@@ -27,12 +26,6 @@ def huffman(law) -> list[int]:
         (p, _, left), (q, _, right) = heapq.heappop(heap), heapq.heappop(heap)
         heapq.heappush(heap, (p + q, next(count), {token: depth + 1 for token, depth in (left | right).items()}))
     return [heap[0][2][token] for token in range(len(law))]
-
-
-def prices(probabilities=(1.0, 0.9, 0.1, 0.01)) -> pd.DataFrame:
-    """-log p in nats and in bits."""
-    nats = np.asarray(information.self_information(jnp.asarray(probabilities, jnp.float32)), np.float64)
-    return pd.DataFrame({"p": probabilities, "nats": nats, "bits": nats / np.log(2)})
 
 
 def written(law, tokens: int, seed: int) -> tuple[float, float]:
@@ -53,10 +46,32 @@ def run(law=(0.1, 0.4, 0.5), tokens: int = 100_000, seed: int = 0) -> pd.DataFra
     return pd.DataFrame({"code": rows.keys(), "bits_per_token": rows.values()})
 
 
+def stations(tokens: int = 100_000) -> list[Station]:
+    """Claim 12."""
+    frame = run(tokens=tokens)
+    bits, depths = frame.set_index("code").bits_per_token, huffman((0.1, 0.4, 0.5))
+    checks = (
+        Check("entropy, bits", bits["entropy"], 1.36096, 1e-5),
+        Check("Huffman, bits a token", bits["Huffman"], 1.5, 1e-12),
+        Check("Huffman for .5/.25/.25, whole questions", np.dot((0.5, 0.25, 0.25), huffman((0.5, 0.25, 0.25))), 1.5, 1e-12),
+        Check("range coder, bits a token, against its draw", bits["range coder"], bits["its draw"], 0.005),
+        Check("range coder below Huffman, by", bits["Huffman"] - bits["range coder"], 0.1, relation="at least"),
+    )
+    found = (
+        f"Entropy {bits['entropy']:.5f} bits; Huffman's tree {bits['Huffman']:.2f} ({depths[0]}, {depths[1]} and {depths[2]} "
+    )
+    found += f"questions); a range coder's file of {tokens:,} tokens, decoded back, {bits['range coder']:.4f} a token."
+    loose = (
+        f"Whole questions give whole bits: no tree asks less than {bits['Huffman']:.2f} here. Questions put to many tokens at "
+    )
+    loose += f"once do: the file is {bits['range coder'] / bits['its draw'] - 1:.2%} above what its own tokens are worth."
+    told = "Information is the number of yes/no questions it takes to find out."
+    bars = alt.Chart(frame, title="bits a token, law .1/.4/.5").mark_bar()
+    x = alt.X("bits_per_token:Q", title="bits a token").scale(domain=[1.2, 1.55], clamp=True)
+    bars = bars.encode(x, alt.Y("code:N", sort=None, title=None), alt.Color("code:N", legend=None))
+    figure = Figure((bars,), found)
+    return [Station(12, "Bits are questions", told, found, loose, checks, (figure,), {"codes": frame})]
+
+
 if __name__ == "__main__":
-    write_frame(folder := new_folder("questions", "runs/questions"), "prices", prices(tuple(np.linspace(0.01, 1, 100))))
-    write_frame(folder, "codes", found := run())
-    curve = pd.read_csv(folder / "prices.csv").melt("p", var_name="unit", value_name="price")
-    chart = alt.Chart(curve, title="What a token at p costs").mark_line(strokeWidth=2.5).encode(x="p", y="price", color="unit")
-    write_png(chart.properties(width=520, height=300), folder / "prices.png")
-    print(prices().to_string(index=False), found.to_string(index=False), f"Wrote {folder}.", sep="\n")
+    show(stations, __file__, __doc__)

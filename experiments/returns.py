@@ -20,7 +20,11 @@ def run(returns=YEARS) -> dict[str, float]:
     """The product of the factors (exact decimals), the sum of their logarithms, and the sum of the percentages."""
     factors = [1 + decimal.Decimal(each) for each in returns]
     logs = sum(math.log(factor) for factor in factors)
-    return {"product": float(math.prod(factors)), "sum of logs": logs, "sum of per cent": float(sum(map(decimal.Decimal, returns)))}
+    return {
+        "product": float(math.prod(factors)),
+        "sum of logs": logs,
+        "sum of per cent": float(sum(map(decimal.Decimal, returns))),
+    }
 
 
 def wilder(scales=tuple(range(1, 9))) -> pd.DataFrame:
@@ -44,7 +48,9 @@ def stations() -> list[Station]:
         Check("sum of the percentages", found["sum of per cent"], 0.14, 1e-12),
     )
     wildest = frame[frame["at"] == frame["at"].max()].set_index("road")
-    said = f"The product is {found['product']:.5f}, the logs sum to {found['sum of logs']:.5f} = log {found['product']:.5f}, the "
+    said = (
+        f"The product is {found['product']:.5f}, the logs sum to {found['sum of logs']:.5f} = log {found['product']:.5f}, the "
+    )
     said += f"percentages to {found['sum of per cent']:.2f}."
     loose = "Percentage points are not logs: they are their first term. For small returns nobody sees it; at "
     loose += f"{wildest.times.iloc[0]} times the size they say {wildest.gain['by percentages']:+.0%} where "
