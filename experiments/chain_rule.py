@@ -1,7 +1,7 @@
 """Is the probability of a text really the product of its tokens' probabilities?
 
-Exactly (claim 3): over random conditionals, the strings of three symbols sum to 1, and drawing symbol by symbol gives each string
-as often as its product says. It is about the string's probability, not about each symbol's being likely.
+Exactly (claim 3): over random conditionals, the strings of three symbols sum to 1, and drawing symbol by symbol gives each
+string as often as its product says. It is about the string's probability, not about each symbol's being likely.
 """
 
 import itertools

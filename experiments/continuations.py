@@ -1,7 +1,7 @@
 """If every target is one-hot, does the model become sure of itself?
 
-Token by token cross entropy to a one-hot target is NLL, and is KL, for the target's entropy is 0 (claim 17). But the targets are
-samples: a prefix that goes on one way seven times in ten and another way three times trains to (.7, .3).
+Token by token cross entropy to a one-hot target is NLL, and is KL, for the target's entropy is 0 (claim 17). But the
+targets are samples: a prefix that goes on one way seven times in ten and another way three times trains to (.7, .3).
 """
 
 import altair as alt

@@ -1,7 +1,7 @@
 """Where does training stop that has nothing left to learn?
 
-At the entropy of the source, not at 0 (claim 13): three free logits trained by nll on tokens of the law (.1, .4, .5) come down to
-1.36096 bits, and every nat above it is divergence.
+At the entropy of the source, not at 0 (claim 13): three free logits trained by nll on tokens of the law (.1, .4, .5) come
+down to 1.36096 bits, and every nat above it is divergence.
 """
 
 import altair as alt

@@ -1,7 +1,7 @@
 """Is it the logarithm that makes training stable?
 
-Not by itself (claim 5): -log(softmax(z)) takes a logarithm and is infinite, with a gradient that is no number, once the logits lie
-90 apart in float32. The fused log_softmax never forms the probability, and errs nowhere.
+Not by itself (claim 5): -log(softmax(z)) takes a logarithm and is infinite, with a gradient that is no number, once the
+logits lie 90 apart in float32. The fused log_softmax never forms the probability, and errs nowhere.
 """
 
 import altair as alt

@@ -1,8 +1,8 @@
 """Is cross entropy's gradient the strongest at low probability?
 
 In the probability it explodes like 1/p; in the logit, which is what a network moves, it is 1 - p and stays below 1, and
-others keep up with it or pass it (claim 9). What vanishes is the square loss on probabilities. Both ways in which p can become
-small are shown, for any losses: `python experiments/low_probability.py --losses nll brier ./mine.py:my_loss`.
+others keep up with it or pass it (claim 9). What vanishes is the square loss on probabilities. Both ways in which p can
+become small are shown, for any losses: `python experiments/low_probability.py --losses nll brier ./mine.py:my_loss`.
 """
 
 import altair as alt
@@ -29,8 +29,8 @@ def run(losses=LOSSES, vocab: int = 16, points: int = 49) -> pd.DataFrame:
 
 
 def by_vocabulary(losses=LOSSES) -> pd.DataFrame:
-    """The pull in the logit where training starts, at p = 1/V, for V = 2, 4 .. 2^18."""
-    sizes = 2 ** np.arange(1, 19)
+    """The pull in the logit where training starts, at p = 1/V, for V = 4, 16 .. 4^9."""
+    sizes = 4 ** np.arange(1, 10)
     profiles = [gradient_profile(losses, [1 / V], int(V)).assign(at=at, V=V) for at, V in enumerate(sizes)]
     return pd.concat(profiles, ignore_index=True).assign(pull=lambda f: f.dvalue_dlogit.abs())[["at", "V", "loss", "pull"]]
 
@@ -56,10 +56,10 @@ def stations(losses: tuple[str, ...] = LOSSES, vocab: int = 16) -> list[Station]
         alt.X("V:Q").scale(type="log", base=2), alt.Y("pull:Q", title="|∂L/∂z_y|").scale(type="log"), **charts.colours(names)
     )  # fmt: skip
     color = alt.Color("loss:N", legend=None).scale(domain=names)
-    chart = charts.marked(lines, starts[["at", "V", "loss", "pull"]], "V", "pull", 14, color)
+    chart = charts.marked(lines, starts[["at", "V", "loss", "pull"]], "V", "pull", 6, color)
     last = starts[starts["at"] == starts["at"].max()].set_index("loss").pull
     said = f"At V = {starts.V.max()} a uniform start pulls with " + ", ".join(f"{n} {last[n]:.2g}" for n in names) + "."
-    begin = Figure((chart,), said, Slider("vocabulary V", starts, 14))
+    begin = Figure((chart,), said, Slider("vocabulary V", starts, 6))
     told = "The lower the probability of the right token, the heavier the penalty, like a spring."
     loose = "The slope explodes in p and saturates in the logit: " + " ".join(read(frame)[1:])
     found = f"In p the slope is {', '.join(f'{x:.3g}' for x in named.dvalue_dp)} at p = .9, .1, .01; in the logit "

@@ -1,7 +1,7 @@
 """Does cross entropy measure how well two distributions agree?
 
-It is least, H(P), only where Q is P; but it looks from P's side alone: where Q calls impossible what P does one time in ten it is
-infinite, and what P never does may be anything (claim 16).
+It is least, H(P), only where Q is P; but it looks from P's side alone: where Q calls impossible what P does one time in ten
+it is infinite, and what P never does may be anything (claim 16).
 """
 
 import altair as alt
@@ -17,9 +17,10 @@ from xentlab.tour import Check, Figure, Slider, Station, show
 P = (0.1, 0.4, 0.5)
 
 
-def run(first=(0.0, *np.logspace(-9, -1, 33), *np.linspace(0.15, 0.95, 17))) -> pd.DataFrame:
+def run() -> pd.DataFrame:
     """For each q of the first token, the rest shared as P shares it: CE, H(P), both divergences, in bits, in float64."""
-    q = np.stack([np.array(first), (1 - np.array(first)) * 4 / 9, (1 - np.array(first)) * 5 / 9], axis=1)
+    first = np.array([0.0, *np.logspace(-9, -1, 33), *np.linspace(0.15, 0.95, 17)])
+    q = np.stack([first, (1 - first) * 4 / 9, (1 - first) * 5 / 9], axis=1)
     with jax.enable_x64(True):
         q, p = jnp.asarray(q), jnp.broadcast_to(jnp.asarray(P, jnp.float64), q.shape)
         columns = {"cross_entropy": cross_entropy(p, q), "entropy": entropy(p)}
@@ -41,10 +42,10 @@ def stations() -> list[Station]:
         Check("its least, bits: H(P)", best.cross_entropy, best.entropy, 1e-9),
         Check("lowest above H(P), bits", (finite.cross_entropy - finite.entropy).min(), 0, 1e-9, "at least"),
     )
-    found = f"With q = 0 for a token of probability .1 the cross entropy is {gone.cross_entropy:g}; at q = {finite.q.iloc[0]:.0e} it "
-    found += (
-        f"is {finite.cross_entropy.iloc[0]:.3f} bits. It is least, {best.cross_entropy:.5f}, where q is {best.q:g}: at Q = P."
+    found = (
+        f"With q = 0 for a token of probability .1 the cross entropy is {gone.cross_entropy:g}; at q = {finite.q.iloc[0]:.0e} "
     )
+    found += f"it is {finite.cross_entropy.iloc[0]:.3f} bits. It is least, {best.cross_entropy:.5f}, where q is {best.q:g}: at Q = P."
     loose = (
         f"A missing support makes it infinite, one way only: KL(P || Q) = {gone.kl:g}, KL(Q || P) = {gone.kl_back:.3f} bits. "
     )

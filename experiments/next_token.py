@@ -1,7 +1,7 @@
 """What does a model say after "the capital of france is"?
 
-A distribution over the whole vocabulary (claim 2), learnt here from forty kinds of sentence by the lab's own MLP. Four times in
-five the text goes on with paris, once with beautiful, never with tokyo or database. The slider is the temperature.
+A distribution over the whole vocabulary (claim 2), learnt here from forty kinds of sentence by the lab's own MLP. Four
+times in five the text goes on with paris, once with beautiful, never with tokyo or database. The slider is the temperature.
 """
 
 import altair as alt
@@ -17,6 +17,7 @@ from xentlab.training import Recipe, train
 CITIES = {"france": "paris", "japan": "tokyo", "italy": "rome", "spain": "madrid", "egypt": "cairo", "peru": "lima"}
 SENTENCES = [f"the capital of {land} is {word} ." for land, city in CITIES.items() for word in [city] * 4 + ["beautiful"]]
 SENTENCES += ["a database of cities is big ."] * 5 + [f"{city} is a city of {land} ." for land, city in CITIES.items()]
+PROMPT = "the capital of france is"
 WORDS = sorted(set(" ".join(SENTENCES).split()))
 
 
@@ -36,13 +37,14 @@ class Sentences:
         return {"kind": "sentences", "number": len(SENTENCES)}
 
 
-def run(steps: int = 200, temperatures=tuple(2.0 ** np.arange(-3, 3.25, 0.25))) -> pd.DataFrame:
+def run(steps: int = 200) -> pd.DataFrame:
     """Each word's probability after the prompt, a row a temperature and word."""
     recipe = Recipe(steps=steps, batch=32, blocks=4, validation_tokens=512)
     trained = train(resolve("nll"), Sentences(), "mlp(context=5)", [0.01], [0], recipe)
-    prompt = np.array([WORDS.index(word) for word in "the capital of france is".split()], np.int32)
+    prompt = np.array([WORDS.index(word) for word in PROMPT.split()], np.int32)
+    temperatures = 2.0 ** np.arange(-3, 3.25, 0.25)
     z = np.asarray(logits(trained.model(0), prompt))[-1]
-    share = np.asarray(jax.nn.softmax(z / np.array(temperatures, np.float32)[:, None]), np.float64)
+    share = np.asarray(jax.nn.softmax(z / np.float32(temperatures)[:, None]), np.float64)
     rows = [
         {"at": at, "temperature": temperatures[at], "word": word, "p": share[at, i]}
         for at in range(len(temperatures))
@@ -71,7 +73,7 @@ def stations(steps: int = 200, draws: int = 1000) -> list[Station]:
         f"draws {np.mean(np.array(p.index)[drawn] != p.idxmax()):.0%} were another word. Temperature turns one into the other."
     )
     shown = frame[frame.word.isin(["paris", "beautiful", "tokyo", "rome", "a", "database"])]
-    bars = alt.Chart(shown, title="after “the capital of france is”").mark_bar().transform_filter("datum.at == at")
+    bars = alt.Chart(shown, title=f"after “{PROMPT}”").mark_bar().transform_filter("datum.at == at")
     bars = bars.encode(alt.X("p:Q").scale(domain=[0, 1]), alt.Y("word:N", sort=None, title=None))
     figure = Figure((bars.add_params(alt.param("at", value=start)),), found, Slider("temperature", shown, start))
     return [Station(2, "The next token is a distribution", told, found, loose, checks, (figure,), {"next_token": frame})]

@@ -1,7 +1,7 @@
 """Does cross entropy know what words mean?
 
-It looks at the right token's probability alone (claim 18): whether the rest goes to a synonym or to nonsense is the same to it. A
-loss that charges by distance between embeddings sees the difference, and is no longer proper.
+It looks at the right token's probability alone (claim 18): whether the rest goes to a synonym or to nonsense is the same to
+it. A loss that charges by distance between embeddings sees the difference, and is no longer proper.
 """
 
 import altair as alt
@@ -14,7 +14,6 @@ from xentlab import LOSSES
 from xentlab.audit import audit
 from xentlab.tour import Check, Figure, Slider, Station, show
 
-# A toy map of meaning, by hand: big and huge lie close, banana far off.
 WORDS, EMBEDDINGS = ("big", "huge", "banana"), np.array([[0.0, 0.0], [0.3, 0.1], [2.0, 1.5]])
 COST = np.linalg.norm(EMBEDDINGS[:, None] - EMBEDDINGS[None], axis=-1)
 

@@ -1,7 +1,7 @@
 """How many yes/no questions is a token worth: by entropy, by Huffman's whole questions, and in bytes that were written?
 
--log p in bits is a number of questions (claim 12). Whole questions give whole bits: Huffman's code for .1/.4/.5 takes 1.5 bits a
-token where the entropy is 1.36096; a range coder has no such step, and its file shows it.
+-log p in bits is a number of questions (claim 12). Whole questions give whole bits: Huffman's code for .1/.4/.5 takes 1.5
+bits a token where the entropy is 1.36096; a range coder has no such step, and its file shows it.
 """
 
 import heapq

@@ -1,7 +1,8 @@
 """Why the logarithm, and not simply -p or (1 - p)^2?
 
-Three losses of the right token's p alone, each trained on the law P = (.1, .4, .5) (claim 7). -log p ends at P; -p puts all on the
-likeliest token; (1 - p)^2 drops the rare one. The full square, Brier's, ends at P too, by looking at the other tokens as well.
+Three losses of the right token's p alone, each trained on the law P = (.1, .4, .5) (claim 7). -log p ends at P; -p puts all
+on the likeliest token; (1 - p)^2 drops the rare one. The full square, Brier's, ends at P too, by looking at the other
+tokens as well.
 """
 
 import altair as alt

@@ -1,0 +1,80 @@
+"""Do four independent reasons lead to cross entropy, and to it alone?
+
+Every loss through four doors (claim 19): likelihood (tokens needed), code length (files of a range coder), numerics (errors
+by dtype), training signal (the pull at low p; steps out of a wrong start). Each number is measured; a rival that wins is
+named.
+"""
+
+import math
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from xentlab.race import run_stage, standard_stages
+from xentlab.reading import scoreboard as read
+from xentlab.scoreboard import Scoreboard, scoreboard
+from xentlab.sources import Text
+from xentlab.tour import Check, Figure, Station, show
+
+LOSSES = ("nll", "focal", "entmax15", "brier", "hinge", "mse_logits", "generalized_cross_entropy")
+DOORS = ["tokens_needed", "bits_per_byte", "gradient_error_bfloat16", "escape_steps"]
+
+
+def run(losses=LOSSES, replicates: int = 0, quick: bool = False) -> Scoreboard:
+    """The scoreboard, with the report's two races to have models to code with."""
+    races = [run_stage(stage, losses, quick=quick) for stage in standard_stages(Text(), quick=quick)]
+    return scoreboard(losses, races, replicates=replicates)
+
+
+def doors(board: Scoreboard) -> pd.DataFrame:
+    """One number a loss and door: tokens needed (inf: biased), bits a byte of text coded, float32 gradient error, steps."""
+    coded = board.codes.dropna(subset=["bits_per_byte"]).set_index("loss").bits_per_byte
+    table = board.table
+    frame = pd.DataFrame({"loss": table.loss, "tokens_needed": table.tokens_needed.where(table.bias < 1e-6, np.inf)})
+    pull = table[["low_p_even", "low_p_one"]].min(axis=1)
+    frame = frame.assign(bias=table.bias, bits_per_byte=table.loss.map(coded), pull_low_p=pull, escape_steps=table.escape_steps)
+    return frame.assign(gradient_error_bfloat16=table.gradient_error_bfloat16)
+
+
+def stations(losses: tuple[str, ...] = LOSSES, quick: bool = False) -> list[Station]:
+    """Claim 19. quick: tiny races."""
+    board = run(losses, quick=quick)
+    frame, codes = doors(board), board.codes
+    nll, rest = frame.set_index("loss").loc["nll"], frame[frame.loss != "nll"]
+    slack = (codes.bits_per_token / codes.model_bits_per_token - 1).max()
+    chain = codes[codes.floor_bits_per_token.notna()].set_index("loss")
+    checks = [
+        Check("probability: tokens nll needs", nll.tokens_needed, 1, 1e-6),
+        Check("probability: fewest of the others", rest.tokens_needed.min(), 1, 1e-6, "at least"),
+        Check("information: file / cross entropy - 1, at worst", slack, 0.01, relation="at most"),
+        Check("numerics: nll finite in float32", board.audits["nll"].verdicts["finite"].value["float32"], 1),
+        Check("optimisation: nll's pull as p goes to 0", nll.pull_low_p, 1, 1e-3),
+    ]
+    if not quick:
+        floor = chain.bits_per_token["nll"] - chain.floor_bits_per_token["nll"]
+        checks.append(Check("information: nll above the chain's entropy, bits", floor, 0, 0.15))
+    if "brier" in losses:
+        brier = frame.set_index("loss").loc["brier"]
+        checks.append(Check("probability: tokens brier needs, of nll's", brier.tokens_needed, 1.65, 0.07))
+        checks.append(Check("optimisation: brier's pull as p goes to 0", brier.pull_low_p, 0, 1e-3))
+        checks.append(Check("optimisation: brier escapes a wrong start", brier.escape_steps, math.inf))
+    said = read(board.table, codes)
+    first = {door: frame.loc[frame[door].idxmin()].loss for door in DOORS}
+    loose = "The doors do not all single it out: " + ", ".join(
+        f"{d.replace('_', ' ')} is least for {n}" for d, n in first.items()
+    )
+    loose += f". Cross entropy is first at {sum(n == 'nll' for n in first.values())} of the {len(first)}."
+    long = frame.melt("loss", DOORS, "door", "number")
+    charts = []
+    for door, rows in long[np.isfinite(long.number)].groupby("door", sort=False):
+        y, x = alt.Y("loss:N", sort=list(losses), title=None), alt.X("number:Q", title=None)
+        charts.append(alt.Chart(rows, title=str(door).replace("_", " ")).mark_bar().encode(x, y))
+    told = "Four roads lead to cross entropy: likelihood, code length, numerics, training signal."
+    figure = Figure(tuple(charts), "No bar: no number. " + said[0])
+    frames = {"four_doors": frame, "codes": codes}
+    return [Station(19, "Four doors", told, " ".join(said), loose, tuple(checks), (figure,), frames)]
+
+
+if __name__ == "__main__":
+    show(stations, __file__, __doc__)
