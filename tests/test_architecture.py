@@ -22,7 +22,7 @@ SHELVES = (
     {"cli"},
 )
 LEVEL = {name: level for level, shelf in enumerate(SHELVES) for name in shelf}
-MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
 def module_of(path):

@@ -5,11 +5,8 @@ from __future__ import annotations
 import base64
 import dataclasses
 import html
-import importlib.resources
 import json
 import pathlib
-import re
-import string
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
@@ -25,6 +22,7 @@ from xentlab.contract import Loss, facts_of
 from xentlab.gradients import PATHS, gradient_budget, gradient_profile
 from xentlab.markup import audit_table, race_tables, scoreboard_tables, sentences_list
 from xentlab.models import logits
+from xentlab.pages import fill, json_in_script
 from xentlab.race import StagedRace, race, run_stage, standard_stages
 from xentlab.scoreboard import REPLICATES, Scoreboard, scoreboard
 from xentlab.sources import Text
@@ -187,8 +185,6 @@ CAPTIONS = {
 
 def page(report: Report, losses: dict[str, Loss], made: dict) -> str:
     """The report as one HTML file: charts with their data, scripts and styles inside."""
-    import vl_convert
-
     from xentlab import charts
 
     names = list(losses)
@@ -206,10 +202,10 @@ def page(report: Report, losses: dict[str, Loss], made: dict) -> str:
             f"{sentences_list(report.reading.get(figure, []))}"
             f'<div class="panels">{"".join(slots)}</div>{_download(report.folder, data)}</section>'
         )
-    bundle = vl_convert.javascript_bundle(vl_version=charts.vegalite_version())
     looks = {name: {"hue": hue, "dash": dash} for name, (hue, dash) in charts.look(names).items()}
-    template = string.Template(importlib.resources.files("xentlab").joinpath("page.html").read_text())
-    return template.substitute(
+    return fill(
+        "report",
+        specs,
         quick='<p class="note">A quick run: the races are too short to mean anything.</p>'
         if made["arguments"]["quick"]
         else "",
@@ -221,20 +217,8 @@ def page(report: Report, losses: dict[str, Loss], made: dict) -> str:
         audit=audit_table(report.board.audits),
         formulas="".join(_formula(name, loss) for name, loss in losses.items()),
         record=html.escape(json.dumps(made, indent=2, default=str)),
-        bundle=_code_in_script(bundle),
-        specs=_json_in_script(specs),
-        looks=_json_in_script(looks),
+        looks=json_in_script(looks),
     )
-
-
-def _json_in_script(content: dict) -> str:
-    """JSON that may stand inside a script element, whatever names a user gave."""
-    return json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _code_in_script(code: str) -> str:
-    """Code that may stand inside a script element: only `</script` would end it. (`</` alone also occurs in /</g.)"""
-    return re.sub(r"</(script)", r"<\\/\1", code, flags=re.IGNORECASE)
 
 
 def _download(folder: pathlib.Path, name: str) -> str:

@@ -1,0 +1,20 @@
+// The legend: a button a loss, which hides and shows it in every chart.
+const looks = read("looks");
+let shown = Object.keys(looks);
+
+for (const [name, look] of Object.entries(looks)) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.ariaPressed = "true";
+  button.title = "Hide or show " + name;
+  const line = `<line x1="0" y1="4" x2="22" y2="4" stroke="${look.hue}" stroke-width="4" stroke-dasharray="${look.dash[1] ? look.dash : ""}"/>`;
+  button.innerHTML = `<svg aria-hidden="true">${line}</svg>`;
+  button.append(name);
+  button.onclick = async () => {
+    shown = shown.includes(name) ? shown.filter(each => each !== name) : Object.keys(looks).filter(each => each === name || shown.includes(each));
+    button.ariaPressed = String(shown.includes(name));
+    await Promise.all([...views.values()].map(view => view.signal("shown", shown).runAsync()));
+  };
+  document.getElementById("legend").append(button);
+}
+drawAlways(view => view.signal("shown", shown).runAsync());
