@@ -1,0 +1,189 @@
+"""The tour as one page, and as a run folder."""
+
+from __future__ import annotations
+
+import html
+import json
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import xentlab.runs as runs
+from xentlab.pages import fill, json_in_script
+from xentlab.tour.station import Check, Figure, Station, check_rows, write_stations
+from xentlab.tour.walk import Walked, walk
+
+RELATIONS = {"equal": "", "at least": "≥ ", "at most": "≤ "}
+
+
+def make_tour(
+    out: str | pathlib.Path | None = None,
+    quick: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[pathlib.Path, list[Walked]]:
+    """Runs every experiment and writes tour.html, tour.json, frames, pictures and run.json: (the folder, what was run).
+
+    tour.json: a list of {claim, what, expected, relation, measured, tolerance, pass}. quick: small sizes for slow parts.
+    """
+    begun = time.perf_counter()
+    folder = runs.new_folder("tour", out)
+    walked = walk(quick, progress)
+    stations = [station for each in walked for station in each.stations]
+    write_stations(stations, folder)
+    checks = json.dumps(as_json(check_rows(stations)), indent=1)
+    runs.write_bytes(folder / "tour.json", checks.encode())
+    arguments = {"quick": quick}
+    experiments = [
+        {
+            "name": each.name,
+            "question": each.question,
+            "seconds": round(each.seconds, 1),
+            "claims": [station.claim for station in each.stations],
+            "titles": [station.title for station in each.stations],
+            "found": [station.found for station in each.stations],
+        }
+        for each in walked
+    ]
+    made = runs.record(arguments, [], time.perf_counter() - begun, experiments=experiments)
+    runs.write_bytes(folder / "tour.html", page(walked, made).encode())
+    runs.write_record(folder, made)
+    return folder, walked
+
+
+def as_json(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows that strict JSON can hold: NaN is null, infinities are "∞" and "-∞"."""
+    return json.loads(json_in_script(list(rows)))
+
+
+def page(walked: Sequence[Walked], made: dict[str, Any]) -> str:
+    """The walk as one HTML file that needs no network."""
+    stations = [(each, station) for each in walked for station in each.stations]
+    specs, sliders, sections = {}, {}, []
+    for i, (each, station) in enumerate(stations):
+        after = stations[i + 1][1] if i + 1 < len(stations) else None
+        sections.append(_station(each, station, after, specs, sliders))
+    checks = [check for _, station in stations for check in station.checks]
+    held, passed = sum(station.passed for _, station in stations), sum(check.passed for check in checks)
+    summary = (
+        f"{held} of {len(stations)} stations hold: {passed} of {len(checks)} numbers are what they must be, each within the "
+        f"tolerance beside it. It took {made['seconds']:.0f} seconds on {made['device']['kind']}."
+    )
+    contents = "".join(
+        f'<li><a href="#claim-{s.claim}"><span>{s.claim}</span><span>{html.escape(s.title)}</span>{_mark(s.passed)}</a></li>'
+        for _, s in stations
+    )
+    own = _own_charts()
+    specs |= own
+    return fill(
+        "tour",
+        specs,
+        count=str(len(stations)),
+        contents=contents + '<li><a href="#own"><span></span><span>A loss of your own</span></a></li>',
+        summary=html.escape(summary),
+        quick='<p class="note">A quick walk: the slow experiments are too short to mean much.</p>'
+        if made["arguments"]["quick"]
+        else "",
+        stations="".join(sections),
+        own="".join(f'<div class="chart" id="{key}" role="group" aria-label="{_said(key)}"></div>' for key in own),
+        sliders=json_in_script(sliders),
+        formula=_script("formula.js"),
+        record=html.escape(json.dumps(made, indent=2, default=str)),
+    )
+
+
+def _script(name: str) -> str:
+    import importlib.resources
+
+    return importlib.resources.files("xentlab.pages").joinpath(name).read_text().removeprefix('"use strict";\n')
+
+
+def _mark(passed: bool) -> str:
+    return f'<span class="{"pass" if passed else "fail"}" aria-label="{"holds" if passed else "fails"}">{"✓" if passed else "✗"}</span>'
+
+
+def _station(each: Walked, station: Station, after: Station | None, specs: dict, sliders: dict) -> str:
+    key = f"claim-{station.claim}"
+    text = {name: html.escape(getattr(station, name)) for name in ("title", "told", "found", "loose")}
+    figures = "".join(_figure(f"{key}-{i}", figure, station, specs, sliders) for i, figure in enumerate(station.figures))
+    rows = "".join(_check(check) for check in station.checks)
+    onward = f'<a href="#claim-{after.claim}">Next: {html.escape(after.title)} →</a>' if after else '<a href="#own">Next: your own →</a>'
+    return (
+        f'<section class="station" id="{key}" aria-labelledby="{key}-title"><p class="number">Claim {station.claim}</p>'
+        f'<h2 id="{key}-title">{text["title"]} {_mark(station.passed)}</h2>'
+        f'<p class="told">As it is told: {text["told"]}</p><p>{text["found"]}</p>{figures}'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="Claim {station.claim}: measured beside exact"><table><thead><tr>'
+        '<th scope="col" class="what">what</th><th scope="col">measured</th><th scope="col">exact</th>'
+        f'<th scope="col">tolerance</th><th scope="col">holds</th></tr></thead><tbody>{rows}</tbody></table></div>'
+        f'<p class="loose"><b>Where the telling is loose</b>{text["loose"]}</p>'
+        f"<details><summary>The code that made it: <code>python experiments/{each.name}.py</code></summary>"
+        f'<pre tabindex="0" role="region" aria-label="Code of {each.name}">{html.escape(each.code)}</pre></details>'
+        f'<p class="next"><span></span>{onward}</p></section>'
+    )
+
+
+def _check(check: Check) -> str:
+    tolerance = f"{check.tolerance:.2g}" if check.tolerance else "–"
+    return (
+        f'<tr><th scope="row" class="what">{html.escape(check.what)}</th><td>{_number(check.measured)}</td>'
+        f"<td>{RELATIONS[check.relation]}{_number(check.expected)}</td><td>{tolerance}</td><td>{_mark(check.passed)}</td></tr>"
+    )
+
+
+def _number(value: float) -> str:
+    value = float(value)
+    if value != value:
+        return "NaN"
+    return "∞" if value == float("inf") else f"{value:.6g}".replace("-", "−", 1) if value < 0 else f"{value:.6g}"
+
+
+def _figure(key: str, figure: Figure, station: Station, specs: dict, sliders: dict) -> str:
+    slots, names = [], []
+    for i, chart in enumerate(figure.charts):
+        names.append(name := f"{key}-chart-{i}")
+        specs[name] = chart.properties(width="container", height=260).to_dict()
+        slots.append(f'<div class="chart" id="{name}"></div>')
+    one = " one" if len(slots) == 1 else ""
+    control = ""
+    if figure.slider:
+        positions = figure.slider.positions
+        columns = [column for column in positions.columns if column != "at"]
+        # The first cell names the position: the column that tells positions apart comes first.
+        columns.sort(key=lambda column: positions.groupby("at")[column].nunique().max() > 1)
+        groups = [rows[columns].values.tolist() for _, rows in positions.sort_values("at", kind="stable").groupby("at")]
+        sliders[key] = {"rows": groups, "charts": names}
+        label = html.escape(figure.slider.label)
+        head = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in columns)
+        control = (
+            f'<div class="slider"><label for="{key}-slider">{label}</label><input id="{key}-slider" type="range" min="0" '
+            f'max="{len(groups) - 1}" step="1" value="{figure.slider.start}"><output for="{key}-slider"></output></div>'
+            f'<div class="scroll" tabindex="0" role="region" aria-label="Numbers at the chosen {label}"><table aria-live="polite">'
+            f"<thead><tr>{head}</tr></thead><tbody></tbody></table></div>"
+        )
+    return (
+        f'<figure id="{key}" aria-label="{html.escape(station.title)}: {html.escape(figure.words)}">'
+        f'<div class="panels{one}">{"".join(slots)}</div>{control}</figure>'
+    )
+
+
+OWN = {"value": "the loss", "dp": "|dL/dp|, in the probability", "dz": "|∂L/∂z_y|, in the logit"}
+
+
+def _said(key: str) -> str:
+    return f"Your loss beside cross entropy: {OWN[key.removeprefix('own-')]}"
+
+
+def _own_charts() -> dict[str, dict]:
+    """Empty charts of the loss that a reader types, whose data the page makes."""
+    import altair as alt
+
+    specs = {}
+    for column, title in OWN.items():
+        y = alt.Y(f"{column}:Q", title=None)
+        y = y if column == "value" else y.scale(type="log").axis(tickCount=6, format="~e")
+        x = alt.X("p:Q", title="p").scale(type="log").axis(format="~e", tickCount=6)
+        chart = alt.Chart(alt.NamedData("own"), title=title).mark_line(strokeWidth=2.5)
+        color = alt.Color("loss:N", title=None).scale(domain=["cross entropy", "yours"])
+        chart = chart.encode(x, y, color, strokeDash=alt.StrokeDash("loss:N", title=None).scale(domain=["cross entropy", "yours"]))
+        specs[f"own-{column}"] = chart.properties(width="container", height=260).to_dict()
+    return specs
