@@ -1,8 +1,7 @@
 """Do four independent reasons lead to cross entropy, and to it alone?
 
 Every loss through four doors (claim 19): likelihood (tokens needed), code length (files of a range coder), numerics (errors
-by dtype), training signal (the pull at low p; steps out of a wrong start). Each number is measured; a rival that wins is
-named.
+by dtype), training signal (the pull at low p; steps out of a wrong start). A rival that wins is named.
 """
 
 import math
@@ -28,7 +27,7 @@ def run(losses=LOSSES, replicates: int = 0, quick: bool = False) -> Scoreboard:
 
 
 def doors(board: Scoreboard) -> pd.DataFrame:
-    """One number a loss and door: tokens needed (inf: biased), bits a byte of text coded, float32 gradient error, steps."""
+    """One number a loss and door: tokens needed (inf: biased), bits a byte of text coded, gradient error, steps."""
     coded = board.codes.dropna(subset=["bits_per_byte"]).set_index("loss").bits_per_byte
     table = board.table
     frame = pd.DataFrame({"loss": table.loss, "tokens_needed": table.tokens_needed.where(table.bias < 1e-6, np.inf)})
@@ -52,8 +51,8 @@ def stations(losses: tuple[str, ...] = LOSSES, quick: bool = False) -> list[Stat
         Check("optimisation: nll's pull as p goes to 0", nll.pull_low_p, 1, 1e-3),
     ]
     if not quick:
-        floor = chain.bits_per_token["nll"] - chain.floor_bits_per_token["nll"]
-        checks.append(Check("information: nll above the chain's entropy, bits", floor, 0, 0.15))
+        above = chain.bits_per_token["nll"] - chain.floor_bits_per_token["nll"]
+        checks.append(Check("information: nll above the chain's entropy, bits", above, 0, 0.15))
     if "brier" in losses:
         brier = frame.set_index("loss").loc["brier"]
         checks.append(Check("probability: tokens brier needs, of nll's", brier.tokens_needed, 1.65, 0.07))

@@ -45,7 +45,7 @@ def stations() -> list[Station]:
     found = (
         f"With q = 0 for a token of probability .1 the cross entropy is {gone.cross_entropy:g}; at q = {finite.q.iloc[0]:.0e} "
     )
-    found += f"it is {finite.cross_entropy.iloc[0]:.3f} bits. It is least, {best.cross_entropy:.5f}, where q is {best.q:g}: at Q = P."
+    found += f"it is {finite.cross_entropy.iloc[0]:.3f} bits. It is least, {best.cross_entropy:.5f}, where Q is P."
     loose = (
         f"A missing support makes it infinite, one way only: KL(P || Q) = {gone.kl:g}, KL(Q || P) = {gone.kl_back:.3f} bits. "
     )
@@ -55,7 +55,7 @@ def stations() -> list[Station]:
     lines = finite.melt("q", ["cross_entropy", "entropy", "kl_back"], "what", "bits")
     chart = alt.Chart(lines, title="what the map gives a street that P walks one time in ten").mark_line(strokeWidth=2.5)
     x = alt.X("q:Q", title="q of that street").scale(type="log").axis(format="~e", tickCount=6)
-    chart = chart.encode(x, alt.Y("bits:Q"), alt.Color("what:N", title=None))
+    chart = chart.encode(x, alt.Y("bits:Q", title="bits"), alt.Color("what:N", title=None))
     figure = Figure((marked(chart, finite, "q", "cross_entropy", 33),), found, Slider("q", frame, 33))
     told = "Cross entropy measures the alignment of two distributions."
     return [Station(16, "The street that the map lacks", told, found, loose, checks, (figure,), {"missing_street": frame})]

@@ -63,7 +63,9 @@ def stations(steps: int = 400) -> list[Station]:
     loose += f"cost {there.kl_back:.3f} bits extra in the old one."
     lines = frame.melt("share", ["cross_entropy", "entropy", "kl", "kl_back"], "what", "bits")
     chart = alt.Chart(lines, title="the city moves, the map stays (dots: drawn tokens)").mark_line(strokeWidth=2.5)
-    chart = chart.encode(alt.X("share:Q", title="share of the new law"), alt.Y("bits:Q"), alt.Color("what:N", title=None))
+    chart = chart.encode(
+        alt.X("share:Q", title="share of the new law"), alt.Y("bits:Q", title="bits"), alt.Color("what:N", title=None)
+    )
     dots = alt.Chart(frame).mark_point(color="#888888", filled=True, size=25).encode(alt.X("share:Q"), alt.Y("drawn:Q"))
     chart = charts.marked(alt.layer(chart, dots), frame, "share", "cross_entropy", 0)
     figure = Figure((chart,), found, Slider("share of the new law", frame, 0))

@@ -17,7 +17,7 @@ from xentlab.training import Recipe, train
 CITIES = {"france": "paris", "japan": "tokyo", "italy": "rome", "spain": "madrid", "egypt": "cairo", "peru": "lima"}
 SENTENCES = [f"the capital of {land} is {word} ." for land, city in CITIES.items() for word in [city] * 4 + ["beautiful"]]
 SENTENCES += ["a database of cities is big ."] * 5 + [f"{city} is a city of {land} ." for land, city in CITIES.items()]
-PROMPT = "the capital of france is"
+PROMPT, SHOWN = "the capital of france is", ["paris", "beautiful", "rome", "tokyo", "a", "database"]
 WORDS = sorted(set(" ".join(SENTENCES).split()))
 
 
@@ -45,12 +45,8 @@ def run(steps: int = 200) -> pd.DataFrame:
     temperatures = 2.0 ** np.arange(-3, 3.25, 0.25)
     z = np.asarray(logits(trained.model(0), prompt))[-1]
     share = np.asarray(jax.nn.softmax(z / np.float32(temperatures)[:, None]), np.float64)
-    rows = [
-        {"at": at, "temperature": temperatures[at], "word": word, "p": share[at, i]}
-        for at in range(len(temperatures))
-        for i, word in enumerate(WORDS)
-    ]
-    return pd.DataFrame(rows)
+    frame = pd.DataFrame(share, columns=WORDS).assign(at=range(len(share)), temperature=temperatures)
+    return frame.melt(["at", "temperature"], WORDS, "word", "p")
 
 
 def stations(steps: int = 200, draws: int = 1000) -> list[Station]:
@@ -72,7 +68,7 @@ def stations(steps: int = 200, draws: int = 1000) -> list[Station]:
     loose += (
         f"draws {np.mean(np.array(p.index)[drawn] != p.idxmax()):.0%} were another word. Temperature turns one into the other."
     )
-    shown = frame[frame.word.isin(["paris", "beautiful", "tokyo", "rome", "a", "database"])]
+    shown = frame.set_index("word").loc[SHOWN].reset_index()[["at", "temperature", "word", "p"]]
     bars = alt.Chart(shown, title=f"after “{PROMPT}”").mark_bar().transform_filter("datum.at == at")
     bars = bars.encode(alt.X("p:Q").scale(domain=[0, 1]), alt.Y("word:N", sort=None, title=None))
     figure = Figure((bars.add_params(alt.param("at", value=start)),), found, Slider("temperature", shown, start))

@@ -56,7 +56,9 @@ def stations() -> list[Station]:
     )
     tall = along.melt("share", ["entropy", "kl", "cross_entropy"], "what", "bits")
     lines = alt.Chart(tall[np.isfinite(tall.bits)], title="Q from a map that misses a street, through P (0), to uniform (1)")
-    lines = lines.mark_line(strokeWidth=2.5).encode(alt.X("share:Q"), alt.Y("bits:Q"), alt.Color("what:N", title=None))
+    lines = lines.mark_line(strokeWidth=2.5).encode(
+        alt.X("share:Q"), alt.Y("bits:Q", title="bits"), alt.Color("what:N", title=None)
+    )
     rows = along[["share", "q1", "q2", "q3", "entropy", "kl", "cross_entropy", "kl_back"]].assign(at=range(len(along)))
     chart = marked(lines, rows[np.isfinite(rows.kl)], "share", "cross_entropy", 12)
     sums = f"H(P) is {flat.entropy:.5f} bits. The uniform map costs {flat.cross_entropy:.5f}, {flat.kl:.5f} of it divergence; "

@@ -60,20 +60,17 @@ def stations() -> list[Station]:
     rows = frame.assign(log10=np.log10(frame["numpy"].clip(lower=5e-324)).where(frame["numpy"] > 0, -400), what=frame.dtype)
     logs = rows[rows.dtype == "float32"].assign(what="sum of logs", log10=lambda f: f.sum_of_logs / math.log(10))
     y = alt.Y("log10:Q", title="log₁₀ of the product; the floor is 0")
-    lines = alt.Chart(pd.concat([rows, logs])[["tokens", "log10", "what"]], title="n tokens at p = 0.1").mark_line(
-        strokeWidth=2.5
-    )
+    rows = pd.concat([rows, logs])[["tokens", "log10", "what"]]
+    lines = alt.Chart(rows, title="n tokens at p = 0.1").mark_line(strokeWidth=2.5)
     lines = lines.encode(alt.X("tokens:Q", title="n, tokens").scale(type="log"), y, alt.Color("what:N", title=None))
     found = f"100 tokens at 0.1 are {nats:.4f} nats. The product is 0 from n = "
     found += ", ".join(f"{n} in {dtype}" for dtype, n in cliffs.numpy_first_zero.items()) + " (NumPy)."
-    loose = "“The product underflows” depends on the number format: float64 holds 10⁻¹⁰⁰. In float32 JAX "
-    loose += (
-        f"on this device is at 0 by {cliffs.jax_first_zero['float32']} (XLA on a CPU flushes what is below the normal range)."
-    )
+    loose = "“The product underflows” depends on the number format: float64 holds 10⁻¹⁰⁰. In float32 JAX on this device is "
+    loose += f"at 0 by {cliffs.jax_first_zero['float32']} (XLA on a CPU flushes what is below the normal range)."
     told = "The product of a hundred small probabilities is too small for a computer."
-    figure = Figure((lines,), found)
+    figures = (Figure((lines,), found),)
     return [
-        Station(4, "Where the product falls off the cliff", told, found, loose, tuple(checks), (figure,), {"products": frame})
+        Station(4, "Where the product falls off the cliff", told, found, loose, tuple(checks), figures, {"products": frame})
     ]
 
 

@@ -34,7 +34,7 @@ def colours(losses: Sequence[str], legend: bool = True) -> dict:
     """Encodings of `loss` as hue and dash, the same for a loss in every chart."""
     looks = look(losses)
     key = (
-        alt.Legend(title=None, orient="bottom", columns=4, symbolType="stroke", symbolStrokeWidth=4, symbolSize=300)
+        alt.Legend(title=None, orient="bottom", columns=3, symbolType="stroke", symbolStrokeWidth=4, symbolSize=300)
         if legend
         else None
     )

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 PACKAGES = ("jax", "jaxlib", "optax", "numpy", "equinox", "pandas", "altair")
 
+PAGES = ("tour.html", "report.html", "index.html")
+
 
 def new_folder(kind: str, out: str | pathlib.Path | None = None) -> pathlib.Path:
     """The folder for a run's files, made if need be: `out`, or runs/<kind>-<time>. Raises `LabError` if it is no folder."""
@@ -80,6 +82,25 @@ def record(arguments: dict[str, Any], sources: list[dict[str, Any]], seconds: fl
 def write_record(folder: pathlib.Path, content: dict[str, Any]) -> pathlib.Path:
     """The record as folder/run.json."""
     return write_bytes(folder / "run.json", (json.dumps(content, indent=2, default=str) + "\n").encode())
+
+
+def find_page(run: str | pathlib.Path | None = None, under: str | pathlib.Path = "runs") -> pathlib.Path:
+    """The page of a run: of a folder or page that is named, or of the newest run under `under`.
+
+    Raises `LabError` where there is none.
+    """
+    if run is None:
+        pages = [page for page in pathlib.Path(under).glob("*/*.html") if page.name in PAGES]
+        if not pages:
+            raise LabError(f"no run with a page under {under}/. Make one with `xentlab report` or `xentlab tour`.")
+        return max(pages, key=lambda page: page.stat().st_mtime)
+    run = pathlib.Path(run).expanduser()
+    if run.is_file():
+        return run
+    for name in PAGES:
+        if (run / name).is_file():
+            return run / name
+    raise LabError(f"{run} has no page. `xentlab report` and `xentlab tour` write one into their --out.")
 
 
 def commit() -> str | None:

@@ -6,6 +6,7 @@ const chosen = {};
 
 function cell(tag, content, scope) {
   const element = document.createElement(tag);
+  if (typeof content === "string" && content.length > 2) element.className = "what";
   element.textContent = show(content);
   if (typeof content === "number") element.dataset.value = content;
   if (scope) element.scope = scope;
@@ -25,7 +26,7 @@ for (const [figure, slider] of Object.entries(sliders)) {
   const move = async () => {
     const at = Number(input.value), rows = slider.rows[at];
     chosen[figure] = at;
-    box.querySelector("output").textContent = input.ariaValueText = show(rows[0][0]);
+    box.querySelector("output").textContent = input.ariaValueText = show(slider.names[at]);
     fillTable(box.querySelector("tbody"), rows);
     await Promise.all(slider.charts.filter(id => views.has(id)).map(id => views.get(id).signal("at", at).runAsync()));
   };
@@ -52,13 +53,15 @@ function limit(tree) {
   return "its pull in the logit holds as p goes to 0, near " + show(+b.toPrecision(3)) + " (cross entropy: 1)";
 }
 
+function curves() {
+  const rows = [["cross entropy", CROSS_ENTROPY], ["yours", own]].flatMap(([loss, tree]) => profile(tree, CURVE).map(row => ({
+    loss, p: row.p, value: row.value, dp: Math.abs(row.dp), dz: Math.abs(row.dz),
+  })));
+  // What has no place on a logarithmic axis is left out.
+  return rows.filter(row => Number.isFinite(row.value) && row.dp > 1e-9 && row.dz > 1e-9 && Number.isFinite(row.dp));
+}
+
 async function feed(view, id) {
-  if (id.startsWith("own-")) {
-    const rows = [["cross entropy", CROSS_ENTROPY], ["yours", own]].flatMap(([loss, tree]) => profile(tree, CURVE).map(row => ({
-      loss, p: row.p, value: row.value, dp: Math.abs(row.dp), dz: Math.abs(row.dz),
-    }))).filter(row => Number.isFinite(row.value) && row.dp > 1e-9 && row.dz > 1e-9 && Number.isFinite(row.dp));
-    await view.data("own", rows).runAsync();
-  }
   for (const [figure, slider] of Object.entries(sliders)) {
     if (slider.charts.includes(id)) await view.signal("at", chosen[figure]).runAsync();
   }
@@ -86,8 +89,12 @@ async function readFormula() {
   fillTable(document.querySelector("#own-table tbody"), rows.map((row, i) =>
     [row.p, row.value, row.dp, row.dz, both[i].value, both[i].dp, both[i].dz].map(x => Number.isNaN(x) ? null : Math.abs(x) === Infinity ? (x > 0 ? "∞" : "-∞") : x)));
   document.getElementById("own-code").textContent = "import jax\nimport jax.numpy as jnp\nfrom xentlab import at_target\n\n\n"
-    + "def mine(logits, targets):\n    p = at_target(jax.nn.softmax(logits), targets)\n    return " + python(own) + " + 0 * p\n";
-  await Promise.all([...views].filter(([id]) => id.startsWith("own-")).map(([id, view]) => feed(view, id)));
+    + "def mine(logits, targets):\n    p = at_target(jax.nn.softmax(logits), targets)\n    return " + python(own) + (input.value.match(/\bp\b/) ? "" : " + 0 * p") + "\n";
+  const lines = curves();
+  await Promise.all(Object.keys(specs).filter(id => id.startsWith("own-")).map(id => {
+    specs[id].datasets = {own: lines};  // for when it is drawn again
+    return views.get(id)?.data("own", lines).runAsync();
+  }));
 }
 
 document.getElementById("formula").addEventListener("input", readFormula);

@@ -99,7 +99,8 @@ def _script(name: str) -> str:
 
 
 def _mark(passed: bool) -> str:
-    return f'<span class="{"pass" if passed else "fail"}" aria-label="{"holds" if passed else "fails"}">{"✓" if passed else "✗"}</span>'
+    name, word, sign = ("pass", "holds", "✓") if passed else ("fail", "fails", "✗")
+    return f'<span class="{name}" role="img" aria-label="{word}">{sign}</span>'
 
 
 def _station(each: Walked, station: Station, after: Station | None, specs: dict, sliders: dict) -> str:
@@ -107,18 +108,18 @@ def _station(each: Walked, station: Station, after: Station | None, specs: dict,
     text = {name: html.escape(getattr(station, name)) for name in ("title", "told", "found", "loose")}
     figures = "".join(_figure(f"{key}-{i}", figure, station, specs, sliders) for i, figure in enumerate(station.figures))
     rows = "".join(_check(check) for check in station.checks)
-    onward = f'<a href="#claim-{after.claim}">Next: {html.escape(after.title)} →</a>' if after else '<a href="#own">Next: your own →</a>'
+    onward = (f"#claim-{after.claim}", html.escape(after.title)) if after else ("#own", "a loss of your own")
     return (
         f'<section class="station" id="{key}" aria-labelledby="{key}-title"><p class="number">Claim {station.claim}</p>'
         f'<h2 id="{key}-title">{text["title"]} {_mark(station.passed)}</h2>'
         f'<p class="told">As it is told: {text["told"]}</p><p>{text["found"]}</p>{figures}'
-        f'<div class="scroll" tabindex="0" role="region" aria-label="Claim {station.claim}: measured beside exact"><table><thead><tr>'
-        '<th scope="col" class="what">what</th><th scope="col">measured</th><th scope="col">exact</th>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="Claim {station.claim}: measured beside exact">'
+        '<table><thead><tr><th scope="col" class="what">what</th><th scope="col">measured</th><th scope="col">exact</th>'
         f'<th scope="col">tolerance</th><th scope="col">holds</th></tr></thead><tbody>{rows}</tbody></table></div>'
         f'<p class="loose"><b>Where the telling is loose</b>{text["loose"]}</p>'
         f"<details><summary>The code that made it: <code>python experiments/{each.name}.py</code></summary>"
         f'<pre tabindex="0" role="region" aria-label="Code of {each.name}">{html.escape(each.code)}</pre></details>'
-        f'<p class="next"><span></span>{onward}</p></section>'
+        f'<p class="next"><span></span><a href="{onward[0]}">Next: {onward[1]} →</a></p></section>'
     )
 
 
@@ -148,17 +149,20 @@ def _figure(key: str, figure: Figure, station: Station, specs: dict, sliders: di
     if figure.slider:
         positions = figure.slider.positions
         columns = [column for column in positions.columns if column != "at"]
-        # The first cell names the position: the column that tells positions apart comes first.
-        columns.sort(key=lambda column: positions.groupby("at")[column].nunique().max() > 1)
-        groups = [rows[columns].values.tolist() for _, rows in positions.sort_values("at", kind="stable").groupby("at")]
-        sliders[key] = {"rows": groups, "charts": names}
+        by_place = positions.groupby("at", sort=True)
+        # The first column that has one value a position names it; with several rows it stands beside the slider alone.
+        named = next((column for column in columns if by_place[column].nunique().max() == 1), columns[0])
+        columns.remove(named)
+        columns = columns if by_place.size().max() > 1 else [named, *columns]
+        groups = [rows[columns].values.tolist() for _, rows in by_place]
+        sliders[key] = {"names": by_place[named].first().tolist(), "rows": groups, "charts": names}
         label = html.escape(figure.slider.label)
         head = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in columns)
         control = (
             f'<div class="slider"><label for="{key}-slider">{label}</label><input id="{key}-slider" type="range" min="0" '
             f'max="{len(groups) - 1}" step="1" value="{figure.slider.start}"><output for="{key}-slider"></output></div>'
-            f'<div class="scroll" tabindex="0" role="region" aria-label="Numbers at the chosen {label}"><table aria-live="polite">'
-            f"<thead><tr>{head}</tr></thead><tbody></tbody></table></div>"
+            f'<div class="scroll" tabindex="0" role="region" aria-label="Numbers at the chosen {label}">'
+            f'<table aria-live="polite"><thead><tr>{head}</tr></thead><tbody></tbody></table></div>'
         )
     return (
         f'<figure id="{key}" aria-label="{html.escape(station.title)}: {html.escape(figure.words)}">'
@@ -184,6 +188,8 @@ def _own_charts() -> dict[str, dict]:
         x = alt.X("p:Q", title="p").scale(type="log").axis(format="~e", tickCount=6)
         chart = alt.Chart(alt.NamedData("own"), title=title).mark_line(strokeWidth=2.5)
         color = alt.Color("loss:N", title=None).scale(domain=["cross entropy", "yours"])
-        chart = chart.encode(x, y, color, strokeDash=alt.StrokeDash("loss:N", title=None).scale(domain=["cross entropy", "yours"]))
+        chart = chart.encode(
+            x, y, color, strokeDash=alt.StrokeDash("loss:N", title=None).scale(domain=["cross entropy", "yours"])
+        )
         specs[f"own-{column}"] = chart.properties(width="container", height=260).to_dict()
     return specs

@@ -52,7 +52,9 @@ def load(path: pathlib.Path) -> ModuleType:
     return module
 
 
-def walk(quick: bool = False, progress: Callable[[str, int, int], None] | None = None, only: Sequence[str] = ()) -> list[Walked]:
+def walk(
+    quick: bool = False, progress: Callable[[str, int, int], None] | None = None, only: Sequence[str] = ()
+) -> list[Walked]:
     """Runs every experiment that has stations, and gives them in the order of their claims.
 
     quick: small sizes for the slow ones. only: names of scripts, for all. progress(name, done, total) is called before

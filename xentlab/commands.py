@@ -1,0 +1,230 @@
+"""The commands and their arguments, a dataclass each: what `--help` shows. `cli` runs them."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from xentlab.console import Format
+
+Losses = Annotated[
+    tuple[str, ...], arg(help='names, with settings if need be: nll "focal(gamma=1)" ./mine.py:my_loss package.module:loss')
+]
+Out = Annotated[pathlib.Path | None, arg(help="folder to write into; made if need be")]
+DEFAULT = ("nll", "brier", "mse_logits", "hinge", "focal", "generalized_cross_entropy", "entmax15")
+
+
+@dataclasses.dataclass(frozen=True)
+class List:
+    """Every loss of the catalogue and of installed packages, with what is known of it.
+
+    Example: xentlab list --format csv
+    """
+
+    format: Format = "table"
+
+
+@dataclasses.dataclass(frozen=True)
+class Show:
+    """One loss: formula, gradient, source, facts, and where its code is.
+
+    Example: xentlab show focal
+    """
+
+    loss: Positional[str]
+    """a name of the list, or ./mine.py:my_loss"""
+    format: Format = "table"
+
+
+@dataclasses.dataclass(frozen=True)
+class Gradients:
+    """Each loss's value and gradient at chosen probabilities of the right token, in float64.
+
+    Example: xentlab gradients --losses nll brier --probabilities .9 .1 .01 --rivals one
+    """
+
+    losses: Losses = DEFAULT
+    probabilities: tuple[float, ...] = (0.99, 0.9, 0.5, 0.1, 0.01, 1e-3, 1e-6, 1e-9, 1e-12)
+    """each strictly between 0 and 1"""
+    vocab: int = 16
+    """size of the vocabulary"""
+    rivals: Literal["even", "one", "both"] = "even"
+    """how p becomes small: the target's logit falls (even), or one rival rises (one)"""
+    out: Out = None
+    format: Format = "table"
+    seed: int = 0
+    """has no effect here: a profile draws nothing"""
+    quick: bool = False
+    """three probabilities only"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """Where a real batch's gradient goes, by the probability that your model gave each right token.
+
+    FILE is an .npz with arrays logits [..., V] and targets [...], or a .npy of logits with --targets.
+    Example: xentlab budget batch.npz --losses nll focal
+    """
+
+    file: Positional[pathlib.Path]
+    """.npz with logits and targets, or .npy of logits"""
+    targets: pathlib.Path | None = None
+    """.npy of targets, where FILE holds logits alone"""
+    losses: Losses = DEFAULT
+    bins: tuple[float, ...] = ()
+    """rising edges of p from 0 to 1; by default 0 1e-4 1e-3 .01 .1 .25 .5 .75 .9 .99 1"""
+    out: Out = None
+    format: Format = "table"
+
+
+@dataclasses.dataclass(frozen=True)
+class Audit:
+    """What is true of a loss, found from its values and gradients alone, with a witness for every "no".
+
+    Example: xentlab audit nll focal ./mine.py:my_loss --format json
+    """
+
+    losses: Positional[tuple[str, ...]] = ()
+    """names of the list, with settings if need be, or ./mine.py:my_loss"""
+    all: bool = False
+    """every loss of the catalogue"""
+    seed: int = 0
+    format: Format = "table"
+
+
+@dataclasses.dataclass(frozen=True)
+class Race:
+    """Train a model with each loss, at each loss's own best learning rate, and compare on held-out tokens.
+
+    With --out it writes curves.csv, table.csv, run.json and pictures.
+    Example: xentlab race --losses nll brier --text book.txt --steps 500 --seeds 0 1 2 --out runs/book
+    """
+
+    losses: Losses = DEFAULT
+    text: pathlib.Path | None = None
+    """a UTF-8 file or folder; without it, the English that comes with Python"""
+    tokenizer: Literal["bytes", "bpe"] = "bytes"
+    bpe_vocab: int = 1024
+    """tokens of the BPE vocabulary that is trained on the text"""
+    markov: int | None = None
+    """race on a Markov chain over this many tokens instead, whose law is known"""
+    order: int = 1
+    """how many tokens the Markov chain's law reads"""
+    model: str = "mlp"
+    """bigram, mlp or transformer, with options: "transformer(layers=3)" """
+    learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
+    steps: int = 400
+    seeds: tuple[int, ...] = ()
+    """by default three, from --seed on"""
+    batch: int = 16
+    """windows a step"""
+    window: int = 32
+    """predicted tokens a window"""
+    optimizer: str = "adamw"
+    """sgd, adam, adamw, muon or lion, with options: "sgd(momentum=.9)" """
+    schedule: str = "cosine"
+    """constant, linear or cosine, with options: "cosine(warmup=.1)" """
+    clip: float | None = None
+    """greatest length of the gradient"""
+    out: Out = None
+    seed: int = 0
+    format: Format = "table"
+    quick: bool = False
+    """20 steps, one rate, two seeds: only to see that all works"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoreboard:
+    """The four reasons for cross entropy as numbers, every loss a row: likelihood, code length, numerics, training signal.
+
+    Races the losses on a text and on a Markov chain first, to have models to code with. With --out it writes
+    scoreboard.csv, codes.csv, the coded files and run.json.
+    Example: xentlab scoreboard --losses nll brier ./mine.py:my_loss --format json
+    """
+
+    losses: Losses = DEFAULT
+    all: bool = False
+    """every loss of the catalogue; several minutes"""
+    text: pathlib.Path | None = None
+    """a UTF-8 file or folder; without it, the English that comes with Python"""
+    out: Out = None
+    seed: int = 0
+    format: Format = "table"
+    quick: bool = False
+    """tiny races and no simulation: only to see that all works"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The main job: gradients, budgets, races, scoreboard and audit, as one page that opens without a network.
+
+    Writes report.html, pictures, CSVs and run.json into --out (by default runs/report-<time>).
+    Example: xentlab report --losses nll focal ./mine.py:my_loss --text book.txt
+    """
+
+    losses: Losses = DEFAULT
+    text: pathlib.Path | None = None
+    """a UTF-8 file or folder; without it, the English that comes with Python"""
+    tokenizer: Literal["bytes", "bpe"] = "bytes"
+    bpe_vocab: int = 1024
+    out: Out = None
+    seed: int = 0
+    format: Format = "table"
+    quick: bool = False
+    """tiny races: only to see that all works"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tour:
+    """The whole argument for cross entropy, claim by claim: runs every experiment and writes one page to walk through.
+
+    Writes tour.html, tour.json, pictures, CSVs and run.json into --out (by default runs/tour-<time>); a few minutes. Ends with
+    exit code 1 if a number is not what it must be.
+    Example: xentlab tour --format json
+    """
+
+    out: Out = None
+    format: Format = "table"
+    quick: bool = False
+    """small sizes for the slow experiments; about a minute"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Open:
+    """A run's page in your browser.
+
+    Example: xentlab open runs/book
+    """
+
+    run: Positional[pathlib.Path | None] = None
+    """a run's folder, or a page; by default the newest run under runs/"""
+    print: bool = False
+    """only print where the page is, for a machine without a browser"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Api:
+    """The package's API as pages, from its docstrings, into a run's folder. Needs the extra `docs` (pdoc).
+
+    Example: xentlab api --out runs/api
+    """
+
+    out: Out = None
+
+
+COMMANDS = {
+    "list": List,
+    "show": Show,
+    "gradients": Gradients,
+    "budget": Budget,
+    "audit": Audit,
+    "race": Race,
+    "scoreboard": Scoreboard,
+    "report": Report,
+    "tour": Tour,
+    "open": Open,
+    "api": Api,
+}
