@@ -72,7 +72,7 @@ def stations(losses: tuple[str, ...] = LOSSES, quick: bool = False) -> list[Stat
     told = "Four roads lead to cross entropy: likelihood, code length, numerics, training signal."
     figure = Figure(tuple(charts), "No bar: no number. " + said[0])
     frames = {"four_doors": frame, "codes": codes}
-    return [Station(19, "Four doors", told, " ".join(said), loose, tuple(checks), (figure,), frames)]
+    return [Station(19, "Four doors", told, "\n".join(said), loose, tuple(checks), (figure,), frames)]
 
 
 if __name__ == "__main__":

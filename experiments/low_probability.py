@@ -48,15 +48,13 @@ def stations(losses: tuple[str, ...] = LOSSES, vocab: int = 16) -> list[Station]
     panels = []
     for space in charts.SPACES:
         dots = even.assign(size=even[space].abs())[["at", "loss", "p", "size"]]
-        color = alt.Color("loss:N").scale(domain=names)
         chart = charts.profile(frame, names, space, "even", legend=True)
-        panels.append(charts.marked(chart, dots[dots["size"] > 1e-9], "p", "size", start, color))
+        panels.append(charts.marked(chart, dots[dots["size"] > 1e-9], "p", "size", start))
     spring = Figure(tuple(panels), " ".join(read(frame)), Slider("p", even[["at", *COLUMNS]], start))
     lines = alt.Chart(starts, title="the pull at the start, where p = 1/V").mark_line(strokeWidth=2).encode(
         alt.X("V:Q").scale(type="log", base=2), alt.Y("pull:Q", title="|∂L/∂z_y|").scale(type="log"), **charts.colours(names)
     )  # fmt: skip
-    color = alt.Color("loss:N").scale(domain=names)
-    chart = charts.marked(lines, starts[["at", "V", "loss", "pull"]], "V", "pull", 6, color)
+    chart = charts.marked(lines, starts[["at", "V", "loss", "pull"]], "V", "pull", 6)
     last = starts[starts["at"] == starts["at"].max()].set_index("loss").pull
     said = f"At V = {starts.V.max()} a uniform start pulls with " + ", ".join(f"{n} {last[n]:.2g}" for n in names) + "."
     begin = Figure((chart,), said, Slider("vocabulary V", starts, 6))

@@ -6,6 +6,7 @@ H(P) + KL(P || Q): the first part any map pays, the second is for the map's age.
 
 import altair as alt
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
@@ -21,7 +22,7 @@ OLD, NEW = MarkovSource(vocab=8, seed=0, exponent=1.5), MarkovSource(vocab=8, se
 def learnt(steps: int) -> np.ndarray:
     """The model's law after each token [V, V], in float64, trained by nll on the old chain."""
     trained = train(resolve("nll"), OLD, "bigram", [0.1], [0], Recipe(steps=steps, batch=32, blocks=4))
-    q = jax.nn.softmax(logits(trained.model(0), np.arange(OLD.vocab, dtype=np.int32)[:, None])[:, 0])
+    q = jax.nn.softmax(logits(trained.model(0), jnp.arange(OLD.vocab)[:, None])[:, 0])
     return np.asarray(q, np.float64) / np.asarray(q, np.float64).sum(axis=1, keepdims=True)
 
 

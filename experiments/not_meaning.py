@@ -12,6 +12,7 @@ import pandas as pd
 
 from xentlab import LOSSES
 from xentlab.audit import audit
+from xentlab.charts import marked
 from xentlab.tour import Check, Figure, Slider, Station, show
 
 WORDS, EMBEDDINGS = ("big", "huge", "banana"), np.array([[0.0, 0.0], [0.3, 0.1], [2.0, 1.5]])
@@ -67,10 +68,9 @@ def stations(p_right: float = 0.5) -> list[Station]:
     chart = alt.Chart(lines, title="the wrong half moves from banana (0) to huge (1)").mark_line(strokeWidth=2.5)
     chart = chart.encode(alt.X("share of the synonym:Q"), alt.Y("value:Q", title="loss"), alt.Color("loss:N", title=None))
     rows = frame.melt(["at", "share of the synonym"], ["nll", "embedding cost"], "loss", "value")
-    dots = alt.Chart(rows).mark_point(size=130, filled=True, opacity=1).transform_filter("datum.at == at")
-    dots = dots.encode(alt.X("share of the synonym:Q"), alt.Y("value:Q"), alt.Color("loss:N"))
-    chart = alt.layer(chart, dots).add_params(alt.param("at", value=10))
-    figure = Figure((chart,), found, Slider("share of the synonym", frame, 10))
+    figure = Figure(
+        (marked(chart, rows, "share of the synonym", "value", 10),), found, Slider("share of the synonym", frame, 10)
+    )
     told = "Cross entropy measures whether the model has understood."
     return [Station(18, "It does not measure meaning", told, found, loose, checks, (figure,), {"meaning": frame})]
 

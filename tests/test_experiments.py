@@ -1,38 +1,115 @@
-"""Every experiment at a tiny size, against the numbers it is there to show; and as the script that the README names."""
+"""Every experiment: its stations hold, its numbers are right at a small size too, and the walk's page in a real browser."""
 
-import importlib.util
+import json
+import math
 import os
-import pathlib
 import subprocess
 import sys
 
+import altair as alt
 import numpy as np
+import pandas as pd
 import pytest
+from browser import chromium, luminance, watched
+
+from xentlab import LabError, cli
+from xentlab.gradients import gradient_profile
+from xentlab.tour import Check, Figure, Slider
+from xentlab.tour.page import as_json, make_tour
+from xentlab.tour.station import check_rows
+from xentlab.tour.walk import experiments_folder, load, walk
 
 TRAINS = True
-FOLDER = pathlib.Path(__file__).parent.parent / "experiments"
+FOLDER = experiments_folder()
 SCRIPTS = sorted(path for path in FOLDER.glob("*.py") if not path.name.startswith("bench_"))
+CLAIMS = range(1, 20)
+EXAMPLES = ["-log(p)", "(1-p)^2", "-log(p) * (1-p)^2", "1/p - 1", "sqrt(1-p) + tanh(p)/2", "max(1-2*p, exp(-3*p)) + 2^-p", "3"]
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module")
+def tour(tmp_path_factory):
+    """The walk at its quick sizes: the folder and what was run."""
+    return make_tour(tmp_path_factory.mktemp("tour"), quick=True)
+
+
+@pytest.fixture(scope="module")
+def stations(tour):
+    return {station.claim: station for each in tour[1] for station in each.stations}
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
-def test_a_script_asks_one_question_and_is_listed_and_tested(path):
+def test_a_script_asks_one_question(path):
     text = path.read_text()
     assert text.splitlines()[0].endswith("?")
     assert len(text.splitlines()) < 80
-    assert f"`python experiments/{path.name}`" in (FOLDER / "README.md").read_text()
-    assert f'load("{path.stem}")' in pathlib.Path(__file__).read_text()
 
 
-def test_low_probability():
-    frame = load("low_probability").run(["nll", "brier", "mse_logits"], points=9)
+def test_every_claim_has_its_station_in_order(tour):
+    assert [station.claim for each in tour[1] for station in each.stations] == list(CLAIMS)
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_a_station_holds_and_says_so(stations, claim):
+    station = stations[claim]
+    assert [row for row in check_rows([station]) if not row["pass"]] == []
+    assert station.figures
+    for text in (station.title, station.told, station.found, station.loose, *(figure.words for figure in station.figures)):
+        assert len(text) > 5
+        assert "nan" not in text.lower().replace("gradient of nan", "").split()
+
+
+def test_the_folder_has_the_numbers_as_json(tour):
+    rows = json.loads((tour[0] / "tour.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert {row["claim"] for row in rows} == set(CLAIMS)
+    assert all({"claim", "what", "expected", "measured", "tolerance", "pass"} <= row.keys() for row in rows)
+    assert (tour[0] / "tour.html").stat().st_size < 6e6
+    assert {f"claim-{claim}.png" for claim in CLAIMS if claim != 9} <= {path.name for path in tour[0].iterdir()}
+
+
+def test_a_check_fails_where_it_should():
+    assert not Check("off", 1.1, 1, 0.05).passed
+    assert not Check("nan", math.nan, 1, 10).passed
+    assert not Check("inf", math.inf, 1, 10).passed
+    assert not Check("minus inf", -math.inf, math.inf, 10).passed
+    assert not Check("nan at least", math.nan, 1, relation="at least").passed
+    assert Check("inf at least", math.inf, 1, relation="at least").passed
+    assert not Check("above", 2, 1, relation="at most").passed
+    assert as_json([{"a": math.nan, "b": math.inf}]) == [{"a": None, "b": "∞"}]
+
+
+def test_a_slider_without_all_its_positions_is_refused():
+    with pytest.raises(LabError, match="numbered 0, 1"):
+        Slider("p", pd.DataFrame({"at": [0, 2], "p": [0.1, 0.2]}))
+    with pytest.raises(LabError, match="start 5"):
+        Slider("p", pd.DataFrame({"at": [0, 1], "p": [0.1, 0.2]}), 5)
+
+
+def test_an_unknown_experiment_is_refused():
+    with pytest.raises(LabError, match=r"no experiment 'averges'; there are averages"):
+        walk(only=["averges"])
+
+
+def test_a_claim_that_fails_is_told_and_ends_with_1(monkeypatch, capsys, tmp_path):
+    """The command on a station whose number is wrong: no story, exit code 1."""
+    from xentlab.tour import Station
+    from xentlab.tour import walk as package_walk
+    from xentlab.tour.walk import Walked
+
+    chart = alt.Chart(pd.DataFrame({"x": [1]})).mark_point().encode(x="x:Q")
+    wrong = Station(4, "A cliff", "told", "found", "loose", (Check("n", 9, 8),), (Figure((chart,), "words"),))
+    monkeypatch.setattr("xentlab.tour.page.walk", lambda *_: [Walked("underflow", "Why?", "code", (wrong,), 0.1)])
+    with pytest.raises(SystemExit) as end:
+        cli.main(["tour", "--out", str(tmp_path / "t"), "--format", "json"])
+    out = capsys.readouterr()
+    assert end.value.code == 1
+    assert json.loads(out.out)[0]["pass"] is False
+    assert "claim 4: n is 9, not equal 8" in out.err
+    assert "✗" in (tmp_path / "t" / "tour.html").read_text()
+    assert package_walk
+
+
+def test_low_probability_for_any_losses():
+    frame = load(FOLDER / "low_probability.py").run(["nll", "brier", "mse_logits"], points=9)
     low = frame[frame.p < 1e-11].set_index(["loss", "rivals"])
     assert low.times_nll["nll", "even"] == 1
     assert low.times_nll["brier", "even"] < 1e-10
@@ -41,48 +118,23 @@ def test_low_probability():
     assert (low.dvalue_dp["nll"] * low.p["nll"]).tolist() == pytest.approx([-1, -1])
 
 
-def test_one_mountain():
-    frame = load("one_mountain").run(tokens=16, vocab=7, steps=400)
-    assert len(frame) >= 10
-    assert (frame.difference < 1e-5).all()
-    assert frame.difference[:-2].max() < 1e-6
+def test_every_name_is_there(stations):
+    names = {check.what for check in stations[1].checks}
+    assert {"nll", "optax", "log perplexity"} <= names
     if os.environ.get("CI"):
-        assert "torch cross_entropy" in set(frame.what), "CI installs the extra bench"
-
-
-def test_underflow():
-    experiment = load("underflow")
-    cliffs = experiment.run().set_index("dtype")
-    assert cliffs.numpy_first_zero.to_dict() == {"float16": 8, "bfloat16": 41, "float32": 46, "float64": 324}
-    assert cliffs.jax_first_zero["float32"] == 38
-    gaps = experiment.gaps().set_index(["form", "gap"])
-    assert np.isinf(gaps.value["naive", 100])
-    assert np.isnan(gaps.gradient["naive", 100])
-    assert (gaps.value["fused", 100], gaps.gradient["fused", 100]) == (100, -1)
-    assert experiment.products(longest=100).sum_of_logs.iloc[-1] == pytest.approx(-230.2585, abs=1e-3)
-    assert list(experiment.returns().values()) == pytest.approx([1.14072, 0.13166, 0.14], abs=1e-5)
+        assert "torch cross_entropy" in names, "CI installs the extra bench"
 
 
 def test_new_loss():
-    found = load("new_loss").run(steps=20, seeds=2, rates=(0.1,))
+    found = load(FOLDER / "new_loss.py").run(steps=20, seeds=2, rates=(0.1,))
     assert all({"nll", "cubic"} == set(frame.loss) for frame in found.values())
     cubic = found["profile"].set_index(["loss", "p"]).loc["cubic"]
     assert cubic.dvalue_dp[0.5] == pytest.approx(-3 * 0.5**2)
 
 
-def test_sample_efficiency():
-    experiment = load("sample_efficiency")
-    frame = experiment.run(["nll", "brier", "focal"], scales=(0.7,), draws=(0,), replicates=2).set_index("loss")
-    assert frame.tokens_needed["nll"] == pytest.approx(1)
-    assert 1.58 < frame.tokens_needed["brier"] < 1.74
-    assert frame.simulated.notna().tolist() == [True, True, False]
-    assert frame.bias["focal"] > 1e-3
-    assert experiment.picture(frame.reset_index()).to_dict()["layer"]
-
-
 def test_wrong_start():
     """Linear for nll, exponential for brier: the growth of log(time) a unit of margin goes to 0, and to 1."""
-    experiment = load("wrong_start")
+    experiment = load(FOLDER / "wrong_start.py")
     flow = experiment.flow(["nll", "brier"], margins=(8, 9, 10, 11, 12)).set_index(["loss", "margin"])
     assert np.diff(flow.time["nll"]) == pytest.approx([1] * 4, abs=0.001)
     assert flow.exponent["brier", 12] == pytest.approx(1, abs=0.01)
@@ -91,37 +143,147 @@ def test_wrong_start():
     assert np.isinf(steps["brier"])
 
 
-def test_questions():
-    experiment = load("questions")
-    prices = experiment.prices()
-    assert prices.nats.tolist() == pytest.approx([0, 0.10536, 2.30259, 4.60517], abs=1e-5)
-    assert prices.bits.tolist() == pytest.approx([0, 0.15200, 3.32193, 6.64386], abs=1e-5)
-    assert experiment.huffman([0.1, 0.4, 0.5]) == [2, 2, 1]
-    assert experiment.huffman([0.5, 0.25, 0.125, 0.125]) == [1, 2, 3, 3]
-    bits = experiment.run(tokens=20_000).set_index("code").bits_per_token
-    assert bits["entropy"] == pytest.approx(1.36096, abs=1e-5)
-    assert bits["Huffman"] == pytest.approx(1.5)
-    assert bits["its draw"] <= bits["range coder"] < bits["its draw"] + 0.01
-    assert bits["range coder"] == pytest.approx(bits["entropy"], abs=0.03)
-
-
-def test_old_map():
-    experiment = load("old_map")
-    found = experiment.run().set_index("map")
-    assert found.cross_entropy["P itself"] == pytest.approx(1.36096, abs=1e-5)
-    assert (found.cross_entropy["uniform"], found.kl["uniform"]) == pytest.approx((1.58496, 0.22400), abs=1e-5)
-    turned = found.loc["P turned round"]
-    assert (turned.cross_entropy, turned.kl) == pytest.approx((2.28974, 0.92877), abs=1e-5)
-    assert np.isinf(found.cross_entropy["a street missing"])
-    assert np.isfinite(found.kl_back["a street missing"])
-    assert found.kl["uniform"] != pytest.approx(found.kl_back["uniform"], rel=0.01)
-    along = experiment.path()
-    finite = along[np.isfinite(along.kl)]
-    np.testing.assert_allclose(finite["sum"], finite.cross_entropy, rtol=1e-5)
-    assert finite.share[finite.cross_entropy.idxmin()] == pytest.approx(0, abs=0.06)
+def test_huffman_on_halves():
+    assert load(FOLDER / "questions.py").huffman([0.5, 0.25, 0.125, 0.125]) == [1, 2, 3, 3]
 
 
 def test_a_script_runs_from_the_command_line(tmp_path):
-    done = subprocess.run([sys.executable, FOLDER / "low_probability.py"], capture_output=True, text=True, check=True)
-    assert "brier" in done.stdout
-    assert (tmp_path / "runs" / "low_probability" / "headline.png").stat().st_size > 10_000
+    command = [sys.executable, FOLDER / "returns.py"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "1.14072" in done.stdout
+    assert (tmp_path / "runs" / "returns" / "claim-6.png").stat().st_size > 5_000
+
+
+@pytest.fixture(scope="module")
+def running():
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture
+def opened(running, tour):
+    with watched(running, tour[0] / "tour.html") as open_page:
+        yield open_page
+
+
+def move(page, figure, at):
+    """Sets a figure's slider as a reader would, and waits for the table."""
+    page.locator(f"#{figure}-slider").evaluate(
+        "(input, at) => { input.value = at; input.dispatchEvent(new Event('input')); }", at
+    )
+
+
+def dots(page, chart):
+    """Where the marks of a chart lie."""
+    return page.evaluate(
+        "id => [...document.querySelectorAll(`#${id} svg .mark-symbol.role-mark path, #${id} svg .mark-rect.role-mark path`)]"
+        ".map(each => each.getAttribute('transform') + each.getAttribute('d'))",
+        chart,
+    )
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_fits_and_has_marks_and_no_serious_violation(opened, width, scheme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    page = opened(width, scheme)
+    charts = page.locator(".chart").evaluate_all("all => all.map(each => each.id)")
+    assert len(charts) >= 25
+    for chart in charts:
+        assert page.evaluate(f"document.querySelectorAll('#{chart} svg [class*=mark-] path').length") >= 1, chart
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert (luminance(page) < 200) == (scheme == "dark")
+    page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+    found = Axe().run(page).response["violations"]
+    serious = [(each["id"], each["nodes"][0]["target"]) for each in found if each["impact"] in ("serious", "critical")]
+    assert serious == []
+
+
+def test_sliders_move_marks_and_show_the_librarys_numbers(opened, stations):
+    page = opened()
+    sliders = [(f"claim-{c}-{i}", f) for c, s in stations.items() for i, f in enumerate(s.figures) if f.slider]
+    assert len(sliders) >= 9
+    for key, figure in sliders:
+        frame = figure.slider.positions
+        last, before = int(frame["at"].max()), None
+        for at in (1, last // 2 + 1, last):
+            move(page, key, at)
+            shown = page.evaluate(
+                f"[...document.querySelectorAll('#{key} td, #{key} tbody th')].map(e => Number(e.dataset.value))"
+            )
+            rows = frame[frame["at"] == at].drop(columns="at").select_dtypes("number").to_numpy().ravel()
+            for number in rows[np.isfinite(rows)]:
+                near = np.isclose(shown, number, rtol=1e-6, atol=1e-300)
+                assert near.any() or len(frame[frame["at"] == at]) > 1, (key, at, number)
+            page.wait_for_timeout(30)
+            now = dots(page, f"{key}-chart-0")
+            assert now != before, (key, at)
+            before = now
+
+
+def test_the_slider_of_p_agrees_with_a_fresh_profile(opened, stations):
+    page = opened()
+    slider = stations[9].figures[0].slider
+    for at in (3, 20, 40):
+        move(page, "claim-9-0", at)
+        p = float(slider.positions.query("at == @at").p.iloc[0])
+        fresh = gradient_profile(load(FOLDER / "low_probability.py").LOSSES, [p])
+        shown = page.evaluate(
+            "[...document.querySelectorAll('#claim-9-0 tbody tr')]"
+            ".map(row => [...row.cells].slice(1).map(cell => Number(cell.dataset.value)))"
+        )
+        np.testing.assert_allclose(shown, fresh[["value", "dvalue_dp", "dvalue_dlogit"]], rtol=1e-6)
+
+
+def test_a_slider_goes_by_keyboard(opened):
+    page = opened()
+    slider = page.locator("#claim-14-0-slider")
+    before = page.locator("#claim-14-0 output").inner_text()
+    slider.focus()
+    slider.press("ArrowRight")
+    assert page.locator("#claim-14-0 output").inner_text() != before
+    assert slider.get_attribute("aria-valuetext") == page.locator("#claim-14-0 output").inner_text()
+
+
+@pytest.mark.parametrize("formula", EXAMPLES)
+def test_a_typed_loss_has_the_librarys_gradients(opened, formula, tmp_path):
+    """The page's numbers against the library's, of the file that the page writes for the same formula."""
+    page = opened()
+    page.locator("#formula").fill(formula)
+    (tmp_path / "mine.py").write_text(page.locator("#own-code").inner_text())
+    rows = page.evaluate(
+        "[...document.querySelectorAll('#own-table tbody tr')].map(r => [...r.cells].map(c => Number(c.dataset.value)))"
+    )
+    profile = gradient_profile([f"{tmp_path}/mine.py:mine", "nll"], [row[0] for row in rows])
+    for name, columns in (("mine", slice(1, 4)), ("nll", slice(4, 7))):
+        expected = profile[profile.loss.str.contains(name)][["value", "dvalue_dp", "dvalue_dlogit"]]
+        np.testing.assert_allclose(np.array(rows)[:, columns], expected, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("formula", "said"),
+    [
+        ("-log(p", "missing before the end"),
+        ("-log(q)", "“q” at character 6 is not known"),
+        ("2p", "An operator is missing before “p” at character 2"),
+        ("alert(1)", "“alert” at character 1 is not known"),
+        ("constructor", "is not known"),
+        ("p.constructor", "“.” at character 2 has no meaning"),
+        ("min(p)", "min takes 2 numbers; got 1"),
+        ("log", "“(” after log is missing"),
+        ("", "Write a loss of p"),
+        ("((((" * 40, "nested too deep"),
+        ("1/(p-p)", "no finite number"),
+    ],
+)
+def test_a_wrong_formula_gets_a_clear_message(opened, formula, said):
+    page = opened()
+    kept = page.locator("#own-code").inner_text()
+    page.locator("#formula").fill(formula)
+    assert said in page.locator("#said").inner_text()
+    if "finite" not in said:
+        assert page.locator("#formula").get_attribute("aria-invalid") == "true"
+        assert page.locator("#own-code").inner_text() == kept
+    page.locator("#formula").fill("-log(p)")
+    assert page.locator("#formula").get_attribute("aria-invalid") == "false"

@@ -1,21 +1,18 @@
 """The report's folder, its words, and its page in a real browser."""
 
 import json
-import os
 import pathlib
 import re
-import shutil
 
 import pandas as pd
 import pytest
+from browser import chromium, luminance, watched
 
 from xentlab import charts, reading, runs
 from xentlab.report import make_report
 
 TRAINS = True
 LOSSES = ["nll", "brier"]
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
 
 
 @pytest.fixture(scope="module")
@@ -111,43 +108,15 @@ def test_a_file_is_whole_or_absent(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def browser():
-    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if path is None:
-        if os.environ.get("CI"):
-            pytest.fail("CI has no Chromium: install the system's package")
-        pytest.skip("no Chromium on this machine; install the system's package to test the page")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=path, args=QUIET)
-        yield running
-        running.close()
+def running():
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture
-def opened(browser, report):
-    """A function (width, scheme) -> the page, drawn; afterwards no error and no request beyond the file was seen."""
-    troubles, pages = [], []
-
-    def open_page(width=1280, scheme="light"):
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        page.on("console", lambda message: troubles.append(message.text) if message.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("request", lambda request: troubles.append(request.url) if not _local(request.url, report) else None)
-        page.goto(f"file://{report.folder}/report.html")
-        page.wait_for_selector("body[data-drawn=yes]", timeout=60_000)
-        pages.append(page)
-        return page
-
-    yield open_page
-    for page in pages:
-        page.close()
-    assert troubles == []
-
-
-def _local(url: str, report) -> bool:
-    return url.startswith("data:") or url == f"file://{report.folder}/report.html"
+def opened(running, report):
+    with watched(running, report.folder / "report.html") as open_page:
+        yield open_page
 
 
 def lines(page, chart):
@@ -168,8 +137,7 @@ def test_every_chart_has_marks_and_the_page_fits(opened, width, scheme):
         box = page.locator(f"#{figure} svg").first.bounding_box()
         assert box["width"] > 0.7 * page.locator(f"#{figure}").bounding_box()["width"]
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert (sum(map(int, re.findall(r"\d+", ground)[:3])) < 200) == (scheme == "dark")
+    assert (luminance(page) < 200) == (scheme == "dark")
 
 
 def test_a_legend_click_hides_and_shows_a_loss_everywhere(opened):

@@ -172,15 +172,12 @@ def sweep(frame: pd.DataFrame, losses: Sequence[str], source: str, legend: bool 
     )
 
 
-def marked(
-    chart: alt.Chart | alt.LayerChart, rows: pd.DataFrame, x: str, y: str, start: int, color: alt.Color | None = None
-) -> alt.LayerChart:
+def marked(chart: alt.Chart | alt.LayerChart, rows: pd.DataFrame, x: str, y: str, start: int) -> alt.LayerChart:
     """A chart with a dot on each of the rows whose column `at` is the parameter `at`, which a page's slider sets."""
-    # The chart's own axes hold: a second mention of a field must not rename or rescale them.
-    encoded = {"x": alt.X(f"{x}:Q"), "y": alt.Y(f"{y}:Q"), "color": alt.value(HUES[1]) if color is None else color}
-    dots = alt.Chart(rows).mark_point(size=130, filled=True, opacity=1, stroke="white", strokeWidth=1.2).encode(**encoded)
-    layers = [chart, dots.transform_filter("datum.at == at")]
-    return alt.layer(*layers).add_params(alt.param(name="at", value=start))
+    # One grey for all: a second encoding of the losses' colour would fight with the chart's own legend.
+    dots = alt.Chart(rows).mark_point(size=110, filled=True, opacity=1, color="#777777", stroke="white", strokeWidth=1.2)
+    dots = dots.encode(alt.X(f"{x}:Q"), alt.Y(f"{y}:Q")).transform_filter("datum.at == at")
+    return alt.layer(chart, dots).add_params(alt.param(name="at", value=start))
 
 
 def grid(

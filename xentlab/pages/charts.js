@@ -25,6 +25,7 @@ async function draw(after) {
       actions: {export: true, source: false, compiled: false, editor: false},
     });
     views.set(id, result.view);
+    document.querySelector("#" + CSS.escape(id) + " summary")?.setAttribute("aria-label", "Save this chart");
     await after(result.view, id);
   }
   document.body.dataset.drawn = "yes";

@@ -26,7 +26,7 @@ for (const [figure, slider] of Object.entries(sliders)) {
   const move = async () => {
     const at = Number(input.value), rows = slider.rows[at];
     chosen[figure] = at;
-    box.querySelector("output").textContent = input.ariaValueText = show(slider.names[at]);
+    box.querySelector("output").textContent = input.ariaValueText = show(typeof slider.names[at] === "number" ? +slider.names[at].toPrecision(4) : slider.names[at]);
     fillTable(box.querySelector("tbody"), rows);
     await Promise.all(slider.charts.filter(id => views.has(id)).map(id => views.get(id).signal("at", at).runAsync()));
   };

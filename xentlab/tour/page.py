@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import xentlab.runs as runs
+from xentlab.markup import sentences_list
 from xentlab.pages import fill, json_in_script
 from xentlab.tour.station import Check, Figure, Station, check_rows, write_stations
 from xentlab.tour.walk import Walked, walk
@@ -112,7 +113,7 @@ def _station(each: Walked, station: Station, after: Station | None, specs: dict,
     return (
         f'<section class="station" id="{key}" aria-labelledby="{key}-title"><p class="number">Claim {station.claim}</p>'
         f'<h2 id="{key}-title">{text["title"]} {_mark(station.passed)}</h2>'
-        f'<p class="told">As it is told: {text["told"]}</p><p>{text["found"]}</p>{figures}'
+        f'<p class="told">As it is told: {text["told"]}</p>{_found(station.found)}{figures}'
         f'<div class="scroll" tabindex="0" role="region" aria-label="Claim {station.claim}: measured beside exact">'
         '<table><thead><tr><th scope="col" class="what">what</th><th scope="col">measured</th><th scope="col">exact</th>'
         f'<th scope="col">tolerance</th><th scope="col">holds</th></tr></thead><tbody>{rows}</tbody></table></div>'
@@ -121,6 +122,11 @@ def _station(each: Walked, station: Station, after: Station | None, specs: dict,
         f'<pre tabindex="0" role="region" aria-label="Code of {each.name}">{html.escape(each.code)}</pre></details>'
         f'<p class="next"><span></span><a href="{onward[0]}">Next: {onward[1]} →</a></p></section>'
     )
+
+
+def _found(found: str) -> str:
+    lines = found.splitlines()
+    return f"<p>{html.escape(found)}</p>" if len(lines) == 1 else sentences_list(lines)
 
 
 def _check(check: Check) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, SupportsFloat
 
 from xentlab.contract import LabError
 from xentlab.runs import new_folder, write_frame
@@ -29,10 +29,14 @@ class Check:
     """
 
     what: str
-    measured: float
-    expected: float
+    measured: SupportsFloat
+    expected: SupportsFloat
     tolerance: float = 0.0
     relation: Literal["equal", "at least", "at most"] = "equal"
+
+    def __post_init__(self):
+        for field in ("measured", "expected"):  # NumPy's numbers and truth values become plain ones
+            object.__setattr__(self, field, float(getattr(self, field)))
 
     @property
     def passed(self) -> bool:
@@ -78,7 +82,8 @@ class Figure:
 class Station:
     """One claim (its number in the argument) and what became of it.
 
-    told: the usual telling. found: what the run says. loose: where the telling does not hold as it stands.
+    told: the usual telling. found: what the run says, in one paragraph or a line a finding. loose: where the telling does
+    not hold as it stands.
     frames: tables by name, for the run's folder.
     """
 
@@ -103,10 +108,10 @@ def check_rows(stations: Sequence[Station]) -> list[dict[str, Any]]:
         {
             "claim": station.claim,
             "what": check.what,
-            "expected": float(check.expected),
+            "expected": check.expected,
             "relation": check.relation,
-            "measured": float(check.measured),
-            "tolerance": float(check.tolerance),
+            "measured": check.measured,
+            "tolerance": check.tolerance,
             "pass": check.passed,
         }
         for station in stations
