@@ -20,26 +20,26 @@ LOSSES = ("nll", "focal", "entmax15", "brier", "hinge", "mse_logits", "generaliz
 DOORS = ["tokens_needed", "bits_per_byte", "gradient_error_bfloat16", "escape_steps"]
 
 
-def run(losses=LOSSES, replicates: int = 0, quick: bool = False) -> Scoreboard:
-    """The scoreboard, with the report's two races to have models to code with."""
+def run(losses=LOSSES, replicates: int = 0, quick: bool = False) -> tuple[Scoreboard, pd.DataFrame]:
+    """The scoreboard, with the report's two races to have models to code with; and the race's table on text."""
     races = [run_stage(stage, losses, quick=quick) for stage in standard_stages(Text(), quick=quick)]
-    return scoreboard(losses, races, replicates=replicates)
+    return scoreboard(losses, races, replicates=replicates), races[0].race.table
 
 
-def doors(board: Scoreboard) -> pd.DataFrame:
-    """One number a loss and door: tokens needed (inf: biased), bits a byte of text coded, gradient error, steps."""
+def doors(board: Scoreboard, raced: pd.DataFrame) -> pd.DataFrame:
+    """A loss's number at each door; tokens_needed is inf where it has a bias; bits_per_byte_low, _high: the race's."""
     coded = board.codes.dropna(subset=["bits_per_byte"]).set_index("loss").bits_per_byte
-    table = board.table
-    frame = pd.DataFrame({"loss": table.loss, "tokens_needed": table.tokens_needed.where(table.bias < 1e-6, np.inf)})
-    pull = table[["low_p_even", "low_p_one"]].min(axis=1)
-    frame = frame.assign(bias=table.bias, bits_per_byte=table.loss.map(coded), pull_low_p=pull, escape_steps=table.escape_steps)
-    return frame.assign(gradient_error_bfloat16=table.gradient_error_bfloat16)
+    table = board.table.assign(pull_low_p=lambda t: t[["low_p_even", "low_p_one"]].min(axis=1))
+    frame = table[["loss", "tokens_needed", "bias", "gradient_error_bfloat16", "pull_low_p", "escape_steps"]].copy()
+    frame["tokens_needed"] = frame.tokens_needed.where(frame.bias < 1e-6, np.inf)
+    raced = raced.set_index("loss")[["best_rate", "bits_per_byte_low", "bits_per_byte_high"]]
+    return frame.assign(bits_per_byte=frame.loss.map(coded)).join(raced, on="loss")
 
 
 def stations(losses: tuple[str, ...] = LOSSES, quick: bool = False) -> list[Station]:
     """Claim 19. quick: tiny races."""
-    board = run(losses, quick=quick)
-    frame, codes = doors(board), board.codes
+    board, raced = run(losses, quick=quick)
+    frame, codes = doors(board, raced), board.codes
     nll, rest = frame.set_index("loss").loc["nll"], frame[frame.loss != "nll"]
     slack = (codes.bits_per_token / codes.model_bits_per_token - 1).max()
     chain = codes[codes.floor_bits_per_token.notna()].set_index("loss")

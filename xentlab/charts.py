@@ -177,7 +177,9 @@ def marked(chart: alt.Chart | alt.LayerChart, rows: pd.DataFrame, x: str, y: str
     # One grey for all: a second encoding of the losses' colour would fight with the chart's own legend.
     dots = alt.Chart(rows).mark_point(size=110, filled=True, opacity=1, color="#777777", stroke="white", strokeWidth=1.2)
     dots = dots.encode(alt.X(f"{x}:Q"), alt.Y(f"{y}:Q")).transform_filter("datum.at == at")
-    return alt.layer(chart, dots).add_params(alt.param(name="at", value=start))
+    layers = alt.layer(chart, dots).add_params(alt.param(name="at", value=start))
+    # Widths have no legend; were it shared, Vega-Lite would warn that the layers disagree about it.
+    return layers.resolve_legend(strokeWidth="independent")
 
 
 def grid(

@@ -43,6 +43,7 @@ def make_tour(
             "claims": [station.claim for station in each.stations],
             "titles": [station.title for station in each.stations],
             "found": [station.found for station in each.stations],
+            "loose": [station.loose for station in each.stations],
         }
         for each in walked
     ]
