@@ -49,13 +49,17 @@ def index(results: dict) -> str:
         rows.append((99, "", question, name, " ".join(rest[0].split()), seconds))
     for _, claims, question, name, found, seconds in sorted(rows):
         cell = found.replace("|", "\\|")
-        lines.append(f"| {claims} | {question} | `python experiments/{name}.py` | {cell} | {seconds:.0f} s |")
+        lines.append(f"| {claims} | {question} | `python experiments/{name}.py` | {cell} | {_time(seconds)} |")
     whole = f"{results['seconds']:.0f} s"
     lines += [
         f"| 1–19 | Does every claim hold? | `python experiments/all.py` | All of these as one page | {whole} |",
         "| | The same as a notebook (jupytext) | `python experiments/tour.py` | Five stations, and a loss of your own | |",
     ]
     return "\n".join(lines)
+
+
+def _time(seconds: float) -> str:
+    return "a moment" if seconds < 1 else f"{seconds:.0f} s"
 
 
 def four_doors(results: dict) -> str:

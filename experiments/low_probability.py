@@ -59,7 +59,7 @@ def stations(losses: tuple[str, ...] = LOSSES, vocab: int = 16) -> list[Station]
     said = f"At V = {starts.V.max()} a uniform start pulls with " + ", ".join(f"{n} {last[n]:.2g}" for n in names) + "."
     begin = Figure((chart,), said, Slider("vocabulary V", starts, 6))
     told = "The lower the probability of the right token, the heavier the penalty, like a spring."
-    loose = "The slope explodes in p and saturates in the logit: " + " ".join(read(frame)[1:])
+    loose = "The slope explodes in p and saturates in the logit. " + " ".join(read(frame))
     found = f"In p the slope is {', '.join(f'{x:.3g}' for x in named.dvalue_dp)} at p = .9, .1, .01; in the logit "
     found += f"{', '.join(f'{x:.3g}' for x in named.dvalue_dlogit)}. {said}"
     frames = {"profiles": frame, "starts": starts}

@@ -13,6 +13,7 @@
 # `python experiments/tour.py`, and takes a minute. Each experiment is a file of its own beside this one.
 
 # %%
+import altair as alt
 import jax
 import pandas as pd
 
@@ -26,6 +27,8 @@ try:
     from IPython.display import Markdown, display
 except ImportError:  # as a script
     Markdown, display = str, print
+
+alt.renderers.enable("svg")  # drawn here, by vl-convert: no network
 
 # %% [markdown]
 # ## A few claims, whole

@@ -17,7 +17,8 @@ SHELVES = (
     {"training", "coding", "audit"},
     {"race"},
     {"runs", "console"},
-    {"charts", "scoreboard", "markup", "pages"},
+    {"charts", "scoreboard", "markup"},
+    {"pages"},
     {"report", "tour", "commands"},
     {"cli"},
 )

@@ -211,3 +211,31 @@ def test_a_bar_moves_on_a_terminal_and_only_there():
     os.close(parent)
     assert b"nll" in said
     assert b"20/20" in said
+
+
+def test_open_finds_the_page(tmp_path, capsys, monkeypatch):
+    with pytest.raises(SystemExit):
+        main(["open", "--print"])
+    assert "no run with a page under runs/" in capsys.readouterr().err
+    for name, page in (("old", "report.html"), ("new", "tour.html")):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / page).write_text("<p>")
+        os.utime(tmp_path / "runs" / name / page, (1e9 + len(name) * (name == "new"),) * 2)
+    for arguments, found in ((["open", "--print"], "new/tour.html"), (["open", "runs/old", "--print"], "old/report.html")):
+        main(arguments)
+        assert capsys.readouterr().out.strip().endswith(found)
+    shown = []
+    monkeypatch.setattr("webbrowser.open", lambda url: shown.append(url) or True)
+    main(["open", "runs/old"])
+    assert shown == [(tmp_path / "runs" / "old" / "report.html").as_uri()]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit):
+        main(["open", "empty"])
+    assert "has no page" in capsys.readouterr().err
+
+
+def test_api_pages_hold_every_module(tmp_path):
+    subprocess.run([sys.executable, "-m", "xentlab.cli", "api", "--out", tmp_path / "api"], check=True)
+    made = {path.stem for path in (tmp_path / "api").rglob("*.html")}
+    assert {"xentlab", "gradients", "audit", "station", "likelihood", "race"} <= made
+    assert "brier" in (tmp_path / "api" / "xentlab" / "losses" / "squared.html").read_text()

@@ -21,7 +21,7 @@ from xentlab.tour.walk import experiments_folder, load, walk
 
 TRAINS = True
 FOLDER = experiments_folder()
-SCRIPTS = sorted(path for path in FOLDER.glob("*.py") if not path.name.startswith("bench_"))
+SCRIPTS = sorted(path for path in FOLDER.glob("*.py") if not path.name.startswith("bench_") and path.stem != "tour")
 CLAIMS = range(1, 20)
 EXAMPLES = ["-log(p)", "(1-p)^2", "-log(p) * (1-p)^2", "1/p - 1", "sqrt(1-p) + tanh(p)/2", "max(1-2*p, exp(-3*p)) + 2^-p", "3"]
 
@@ -42,6 +42,18 @@ def test_a_script_asks_one_question(path):
     text = path.read_text()
     assert text.splitlines()[0].endswith("?")
     assert len(text.splitlines()) < 80
+
+
+def test_the_notebook_runs_under_jupyter_and_shows_charts(tmp_path):
+    import jupytext
+    import nbclient
+
+    notebook = jupytext.read(FOLDER / "tour.py")
+    assert sum(cell.cell_type == "markdown" for cell in notebook.cells) >= 4
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    shown = [output.data.keys() for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output]
+    assert sum("image/svg+xml" in kinds for kinds in shown) >= 5
+    assert any("text/html" in kinds for kinds in shown)
 
 
 def test_every_claim_has_its_station_in_order(tour):

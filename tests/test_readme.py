@@ -1,11 +1,16 @@
 """The README's code runs as it stands, its commands exist, and its links lead somewhere."""
 
+import dataclasses
+import importlib.util
+import json
 import pathlib
 import re
 import shlex
 
+import numpy as np
 import pytest
 
+from xentlab import LOSSES
 from xentlab.cli import main
 
 TRAINS = True
@@ -63,3 +68,54 @@ def test_files_that_the_text_names_exist():
     section = README.split("## What is where")[1]
     for name in re.findall(r"`([\w/]+\.py)`", section):
         assert (ROOT / name).exists() or (ROOT / "xentlab" / name).exists(), name
+
+
+def documents():
+    spec = importlib.util.spec_from_file_location("write_docs", ROOT / "docs" / "write.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_documents_say_what_the_last_results_say():
+    write = documents()
+    results = json.loads(write.RESULTS.read_text())
+    audited = re.search(r"<!-- begin audit -->\n(.*?)\n<!-- end audit -->", README, re.DOTALL)[1]
+    for path, text in write.documents(results, audited).items():
+        assert path.read_text() == text, f"{path.name} differs from docs/results.json: run docs/write.py"
+
+
+def test_every_experiment_is_in_the_index():
+    index = (ROOT / "experiments" / "README.md").read_text()
+    for path in (ROOT / "experiments").glob("*.py"):
+        assert f"`python experiments/{path.name}`" in index
+
+
+def test_the_shown_audit_is_what_the_audit_says():
+    assert documents().own_loss(README) in README
+
+
+def test_the_four_doors_are_measured_again():
+    """What is deterministic to three digits; a race anew within the interval that the results keep."""
+    from xentlab.audit import audit
+    from xentlab.race import run_stage, standard_stages
+    from xentlab.scoreboard import DRAWS
+    from xentlab.scoreboard.efficiency import efficiency, make_truth
+    from xentlab.scoreboard.escape import wrong_start
+    from xentlab.sources import Text
+
+    rows = {row["loss"]: row for row in json.loads(documents().RESULTS.read_text())["four_doors"]}
+    for name in ("nll", "brier"):
+        loss, row = LOSSES[name], rows[name]
+        needed = np.mean([efficiency(loss, make_truth(seed=draw)).tokens_needed for draw in DRAWS])
+        assert needed == pytest.approx(row["tokens_needed"], rel=1e-3)
+        error = audit(loss).verdicts["max_error"].value["bfloat16"]["gradient"]
+        assert error == pytest.approx(row["gradient_error_bfloat16"], rel=0.3)
+        assert wrong_start(loss).steps == pytest.approx(float(row["escape_steps"]), rel=0.1)
+    stage = standard_stages(Text())[0]
+    stage = dataclasses.replace(stage, learning_rates=(rows["nll"]["best_rate"],))
+    bits = run_stage(stage, ["nll"]).race.table.bits_per_byte[0]
+    # Another Python brings another text: twice the interval, and no less than 3%.
+    low, high = rows["nll"]["bits_per_byte_low"], rows["nll"]["bits_per_byte_high"]
+    assert bits == pytest.approx((low + high) / 2, abs=max(high - low, 0.03 * high))
+    assert rows["nll"]["bits_per_byte"] < min(row["bits_per_byte"] for name, row in rows.items() if name != "nll")

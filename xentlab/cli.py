@@ -302,8 +302,13 @@ def _api(command: Api) -> None:
     except ImportError:
         raise LabError("API pages are made by pdoc, in the extra: pip install 'xentlab[docs]'.") from None
     folder = new_folder("api", command.out)
-    pdoc.render.configure(docformat="markdown")
-    pdoc.pdoc("xentlab", output_directory=folder)
+    import pkgutil
+
+    import xentlab
+
+    # pdoc leaves out the modules that a package's __all__ does not name.
+    modules = [found.name for found in pkgutil.walk_packages(xentlab.__path__, "xentlab.") if "experiments" not in found.name]
+    pdoc.pdoc("xentlab", *modules, output_directory=folder)
     print(f"Wrote {folder}. `xentlab open {folder}` shows it.", file=sys.stderr)
 
 
