@@ -13,7 +13,7 @@ SHELVES = (
     {"contract"},
     {"losses"},
     {"catalogue", "information"},
-    {"sources", "models", "gradients", "metrics", "reading"},
+    {"sources", "models", "gradients", "metrics", "reading", "linear"},
     {"training", "coding", "audit"},
     {"race"},
     {"runs", "console"},

@@ -47,6 +47,8 @@ class Facts:
     - `stops_gradient`: something in it is held constant, so that its gradient is a field and not its value's slope.
     - `infinite`: where infinity is the right value in float32: "large gaps", "-inf rival", both, or nowhere.
     - `settings`: keyword settings that the laws are tested at.
+    - `stream`: the same loss as a function of reductions of the logits, which its parameters name (`linear/reductions.py`):
+      with it, `linear_loss` never holds a row of logits. The loss's settings come as keywords.
     """
 
     source: str = ""
@@ -65,6 +67,7 @@ class Facts:
     stops_gradient: bool = False
     infinite: tuple[Literal["large gaps", "-inf rival"], ...] = ()
     settings: tuple[Mapping[str, Any], ...] = ({},)
+    stream: Callable[..., Any] | None = None
     note: str = ""
 
 

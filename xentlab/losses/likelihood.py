@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from xentlab.contract import AnyArray, LabError, Logits, PerToken, Targets, at_target, is_at_target, loss, off_target
-from xentlab.losses.numerics import log_one_minus_softmax, log_softmax
+from xentlab.losses.numerics import log_one_minus_softmax, log_p_target, log_softmax
 
 
 @loss(
@@ -20,6 +20,7 @@ from xentlab.losses.numerics import log_one_minus_softmax, log_softmax
     local=True,
     low_p_even=1.0,
     low_p_one=1.0,
+    stream=lambda rivals, target: -log_p_target(rivals, target),
 )
 def nll(logits: Logits, targets: Targets) -> PerToken:
     """Negative log likelihood, which is cross entropy to a one-hot target, in nats: logits [..., V], targets [...] -> [...].
@@ -119,6 +120,7 @@ def _sigmoid_link(logits):
     local=False,
     low_p_even=1.0,
     low_p_one=0.5,
+    stream=lambda softplus, target: softplus + jax.nn.softplus(-target),
 )
 def one_vs_rest(logits: Logits, targets: Targets) -> PerToken:
     """V binary log scores, one a class: logits [..., V], targets [...] -> [...], in nats.

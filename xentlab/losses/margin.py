@@ -24,6 +24,7 @@ def _leads(logits, targets):
     local=False,
     low_p_even=1.0,
     low_p_one=1.0,
+    stream=lambda top, target: jax.nn.relu(1 + top - target),
     note="Uncalibrated from V = 3 on: without a majority class, z = 0 is optimal.",
 )
 def hinge(logits: Logits, targets: Targets) -> PerToken:
@@ -97,6 +98,7 @@ def squared_hinge(logits: Logits, targets: Targets) -> PerToken:
     local=False,
     low_p_even=1.0,
     low_p_one=1.0,
+    stream=lambda top, target: jax.nn.relu(top - target),
     note="z = 0 is optimal for every P.",
 )
 def perceptron(logits: Logits, targets: Targets) -> PerToken:
@@ -127,6 +129,7 @@ def _doubled_link(logits):
     low_p_even=float("inf"),
     low_p_one=float("inf"),
     infinite=("large gaps",),
+    stream=lambda rivals, target: jnp.exp(rivals - target),
 )
 def exponential(logits: Logits, targets: Targets) -> PerToken:
     """The odds against the target: logits [..., V], targets [...] -> [...]. Infinite in float32 from a gap of 88.7 on.

@@ -48,6 +48,15 @@ def _(primals, tangents):
     return one_minus_exp(x), -jnp.exp(x) * dx
 
 
+def log_p_target(rivals: Float[Array, "..."], target: Float[Array, "..."]) -> Float[Array, "..."]:
+    """log p_y from the logsumexp of the rivals' logits and the target's, [...], [...] -> [...]; right at certainty too.
+
+    >>> print(f"{log_p_target(jnp.array(0.0), jnp.array(30.0)):.4e}")  # -exp(-30)
+    -9.3576e-14
+    """
+    return -jax.nn.softplus(rivals - target)
+
+
 def log_one_minus_softmax(logits: Logits) -> Logits:
     """log(1 - softmax), [..., V] -> [..., V], without taking 1 - p where p is near 1.
 

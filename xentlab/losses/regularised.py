@@ -5,7 +5,28 @@ import jax.numpy as jnp
 
 from xentlab.contract import LabError, Logits, PerToken, Targets, at_target, loss, off_target
 from xentlab.losses.likelihood import nll
-from xentlab.losses.numerics import log_softmax
+from xentlab.losses.numerics import log_p_target, log_softmax, one_minus_exp
+
+
+def _smoothed_stream(rivals, target, total, vocab, *, epsilon):
+    mean_log_p = (total + target) / vocab - jnp.logaddexp(rivals, target)
+    return -(1 - epsilon) * log_p_target(rivals, target) - epsilon * mean_log_p
+
+
+def _z_stream(rivals, target, *, coefficient):
+    return coefficient * jnp.logaddexp(rivals, target) ** 2 - log_p_target(rivals, target)
+
+
+def _penalty_stream(rivals, target, entropy, *, beta):
+    # The entropy of p is that of "target or not", and, where not, the rivals' own.
+    log_p, log_miss = log_p_target(rivals, target), log_p_target(target, rivals)
+    missed = one_minus_exp(log_p)
+    binary = -jnp.exp(log_p) * log_p - missed * jnp.where(missed > 0, log_miss, 0)
+    return -log_p - beta * (binary + missed * entropy)
+
+
+def _squentropy_stream(rivals, target, squares, vocab):
+    return squares / (vocab - 1) - log_p_target(rivals, target)
 
 
 def _smoothed(vocab, *, epsilon=0.1):
@@ -26,6 +47,7 @@ def _smoothed(vocab, *, epsilon=0.1):
     low_p_one=_smoothed,
     infinite=("-inf rival",),
     settings=({}, {"epsilon": 0.4}),
+    stream=_smoothed_stream,
 )
 def label_smoothing(logits: Logits, targets: Targets, *, epsilon: float = 0.1) -> PerToken:
     """Cross entropy to the target mixed with the uniform: logits [..., V], targets [...] -> [...], in nats.
@@ -55,6 +77,7 @@ def label_smoothing(logits: Logits, targets: Targets, *, epsilon: float = 0.1) -
     low_p_even=1.0,
     low_p_one=1.0,
     settings=({}, {"coefficient": 0.01}),
+    stream=_z_stream,
     note="Pins lse near 0. Not convex where lse < -1 / (2c).",
 )
 def z_loss(logits: Logits, targets: Targets, *, coefficient: float = 1e-4) -> PerToken:
@@ -79,6 +102,7 @@ def z_loss(logits: Logits, targets: Targets, *, coefficient: float = 1e-4) -> Pe
     low_p_even=1.0,
     low_p_one=1.0,
     settings=({}, {"beta": 0.5}),
+    stream=_penalty_stream,
     note="Convexity fails barely, for every beta > 0: at V = 2 from the gap s with s tanh(s/2) > 1 + 1/beta on.",
 )
 def confidence_penalty(logits: Logits, targets: Targets, *, beta: float = 0.1) -> PerToken:
@@ -106,6 +130,7 @@ def confidence_penalty(logits: Logits, targets: Targets, *, beta: float = 0.1) -
     low_p_even=1.0,
     low_p_one=1.0,
     infinite=("-inf rival",),
+    stream=_squentropy_stream,
 )
 def squentropy(logits: Logits, targets: Targets) -> PerToken:
     """`nll` plus the mean square of the wrong classes' logits: logits [..., V], targets [...] -> [...].

@@ -1,12 +1,32 @@
 """Losses that turn the log score up or down at low probability: local ones, functions of p_y alone."""
 
+import inspect
 import math
 
 import jax
 import jax.numpy as jnp
 
 from xentlab.contract import LabError, Logits, PerToken, Targets, at_target, loss
-from xentlab.losses.numerics import log_softmax, one_minus_exp
+from xentlab.losses.numerics import log_p_target, log_softmax, one_minus_exp
+
+
+def _local(of_log_p):
+    """The stream form of a local loss, a function of log p_y and the loss's settings."""
+
+    def stream(rivals, target, **settings):
+        return of_log_p(log_p_target(rivals, target), **settings)
+
+    keywords = [p for p in inspect.signature(of_log_p).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    places = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("rivals", "target")]
+    stream.__signature__ = inspect.Signature([*places, *keywords])
+    return stream
+
+
+def _focal(log_p, *, gamma):
+    # At p = 1 exactly a power below 1 has an infinite slope; there the loss and its gradient are 0.
+    certain = log_p == 0
+    log_p = jnp.where(certain, -1, log_p)
+    return jnp.where(certain, 0, -(one_minus_exp(log_p) ** gamma) * log_p)
 
 
 @loss(
@@ -23,6 +43,7 @@ from xentlab.losses.numerics import log_softmax, one_minus_exp
     low_p_one=1.0,
     settings=({}, {"gamma": 1.0}, {"gamma": 0.5}),
     note="Not proper: Charoenphakdee et al. 2021, arXiv:2011.09172. |dL/dz_y| overshoots to 1.13 on its way to 1.",
+    stream=_local(_focal),
 )
 def focal(logits: Logits, targets: Targets, *, gamma: float = 2.0) -> PerToken:
     """The log score, damped where the model is already right: logits [..., V], targets [...] -> [...], in nats.
@@ -32,11 +53,11 @@ def focal(logits: Logits, targets: Targets, *, gamma: float = 2.0) -> PerToken:
     >>> focal(jnp.zeros(2), jnp.array(0)) / jnp.log(2.0)  # (1/2)^2 log 2
     Array(0.25, dtype=float32)
     """
-    log_p = at_target(log_softmax(logits), targets)
-    # At p = 1 exactly a power below 1 has an infinite slope; there the loss and its gradient are 0.
-    certain = log_p == 0
-    log_p = jnp.where(certain, -1, log_p)
-    return jnp.where(certain, 0, -(one_minus_exp(log_p) ** gamma) * log_p)
+    return _focal(at_target(log_softmax(logits), targets), gamma=gamma)
+
+
+def _poly1(log_p, *, epsilon):
+    return -log_p + epsilon * one_minus_exp(log_p)
 
 
 @loss(
@@ -53,6 +74,7 @@ def focal(logits: Logits, targets: Targets, *, gamma: float = 2.0) -> PerToken:
     low_p_one=1.0,
     settings=({}, {"epsilon": -0.5}),
     note="Convex only for -1 <= epsilon <= 1.",
+    stream=_local(_poly1),
 )
 def poly1(logits: Logits, targets: Targets, *, epsilon: float = 1.0) -> PerToken:
     """The log score with its first polynomial coefficient moved by epsilon: logits [..., V], targets [...] -> [...].
@@ -60,12 +82,15 @@ def poly1(logits: Logits, targets: Targets, *, epsilon: float = 1.0) -> PerToken
     >>> float(poly1(jnp.zeros(2), jnp.array(0)) - jnp.log(2.0))  # epsilon / 2
     0.5
     """
-    log_p = at_target(log_softmax(logits), targets)
-    return -log_p + epsilon * one_minus_exp(log_p)
+    return _poly1(at_target(log_softmax(logits), targets), epsilon=epsilon)
 
 
 def _tempered_link(logits, *, q=0.7):
     return jax.nn.softmax((1 - q) * logits)
+
+
+def _gce(log_p, *, q):
+    return one_minus_exp(q * log_p) / q
 
 
 @loss(
@@ -83,6 +108,7 @@ def _tempered_link(logits, *, q=0.7):
     low_p_even=0.0,
     low_p_one=0.0,
     settings=({}, {"q": 0.3}),
+    stream=_local(_gce),
 )
 def generalized_cross_entropy(logits: Logits, targets: Targets, *, q: float = 0.7) -> PerToken:
     """Between `nll` (q -> 0) and half of `mae` (q = 1): logits [..., V], targets [...] -> [...], in [0, 1/q].
@@ -94,7 +120,11 @@ def generalized_cross_entropy(logits: Logits, targets: Targets, *, q: float = 0.
     """
     if not 0 < q <= 1:
         raise LabError(f"generalized_cross_entropy needs q in (0, 1]; got {q}. For q = 0 use nll, its limit.")
-    return one_minus_exp(q * at_target(log_softmax(logits), targets)) / q
+    return _gce(at_target(log_softmax(logits), targets), q=q)
+
+
+def _mae(log_p):
+    return 2 * one_minus_exp(log_p)
 
 
 @loss(
@@ -110,6 +140,7 @@ def generalized_cross_entropy(logits: Logits, targets: Targets, *, q: float = 0.
     low_p_even=0.0,
     low_p_one=0.0,
     note="Its minimiser is one-hot: it learns the likeliest class and nothing of the others.",
+    stream=_local(_mae),
 )
 def mae(logits: Logits, targets: Targets) -> PerToken:
     """Absolute error on probabilities: logits [..., V], targets [...] -> [...], in [0, 2].
@@ -117,7 +148,13 @@ def mae(logits: Logits, targets: Targets) -> PerToken:
     >>> mae(jnp.zeros(4), jnp.array(0))  # 3/4 + 3 * 1/4
     Array(1.5, dtype=float32)
     """
-    return 2 * one_minus_exp(at_target(log_softmax(logits), targets))
+    return _mae(at_target(log_softmax(logits), targets))
+
+
+def _js(log_p):
+    miss = one_minus_exp(log_p)
+    # The formula with 1 + p = 2 - miss, in which the log 2 terms cancel on paper instead of in floating point.
+    return (miss * math.log(2) - (2 - miss) * jnp.log1p(-miss / 2) + jnp.exp(log_p) * log_p) / 2
 
 
 @loss(
@@ -132,6 +169,7 @@ def mae(logits: Logits, targets: Targets) -> PerToken:
     local=True,
     low_p_even=0.0,
     low_p_one=0.0,
+    stream=_local(_js),
 )
 def jensen_shannon(logits: Logits, targets: Targets) -> PerToken:
     """Jensen-Shannon divergence between p and the one-hot target, in nats: logits [..., V], targets [...] -> [...].
@@ -139,14 +177,15 @@ def jensen_shannon(logits: Logits, targets: Targets) -> PerToken:
     >>> jensen_shannon(jnp.array([0.0, 200.0]), jnp.array(0)) / jnp.log(2.0)  # its supremum
     Array(1., dtype=float32)
     """
-    log_p = at_target(log_softmax(logits), targets)
-    miss = one_minus_exp(log_p)
-    # The formula with 1 + p = 2 - miss, in which the log 2 terms cancel on paper instead of in floating point.
-    return (miss * math.log(2) - (2 - miss) * jnp.log1p(-miss / 2) + jnp.exp(log_p) * log_p) / 2
+    return _js(at_target(log_softmax(logits), targets))
 
 
 def _eta(vocab, *, eta=0.5):
     return eta
+
+
+def _mixce(log_p, *, eta):
+    return -(eta + (1 - eta) * jax.lax.stop_gradient(jnp.exp(log_p))) * log_p
 
 
 @loss(
@@ -164,6 +203,7 @@ def _eta(vocab, *, eta=0.5):
     low_p_one=_eta,
     settings=({}, {"eta": 0.75}),
     note="Judged by its gradient field, not its value. The field is monotone for eta >= 1/2; at 1/2 it is half poly1's.",
+    stream=_local(_mixce),
 )
 def mixce(logits: Logits, targets: Targets, *, eta: float = 0.5) -> PerToken:
     """Cross entropy mixed with its reverse, by a weight that is not differentiated: logits [..., V], targets [...] -> [...].
@@ -171,5 +211,4 @@ def mixce(logits: Logits, targets: Targets, *, eta: float = 0.5) -> PerToken:
     >>> mixce(jnp.zeros(2), jnp.array(0)) / jnp.log(2.0)  # 1/2 + 1/2 * 1/2
     Array(0.75, dtype=float32)
     """
-    log_p = at_target(log_softmax(logits), targets)
-    return -(eta + (1 - eta) * jax.lax.stop_gradient(jnp.exp(log_p))) * log_p
+    return _mixce(at_target(log_softmax(logits), targets), eta=eta)

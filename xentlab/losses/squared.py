@@ -1,9 +1,31 @@
 """Square losses, and their relatives among the proper scores: on probabilities, on their direction, on logits."""
 
+import jax
 import jax.numpy as jnp
 
 from xentlab.contract import LabError, Logits, PerToken, Targets, at_target, loss, off_target
-from xentlab.losses.numerics import log_softmax, softmax
+from xentlab.losses.numerics import log_p_target, log_softmax, softmax
+
+
+def _brier_stream(rivals, rivals_2, target):
+    return jax.nn.sigmoid(rivals - target) ** 2 + jnp.exp(rivals_2 - 2 * jnp.logaddexp(rivals, target))
+
+
+def _spherical_stream(rivals, rivals_2, target):
+    lse = jnp.logaddexp(rivals, target)
+    p_target, others = jnp.exp(target - lse), jnp.exp(rivals_2 - 2 * lse)
+    norm = jnp.sqrt(p_target**2 + others)
+    return others / (norm * (norm + p_target))
+
+
+def _tsallis_stream(rivals, rivals_alpha, target, *, alpha):
+    log_p = log_p_target(rivals, target)
+    powers = jnp.exp(alpha * log_p) + jnp.exp(rivals_alpha - alpha * jnp.logaddexp(rivals, target))
+    return 1 - alpha * jnp.exp((alpha - 1) * log_p) + (alpha - 1) * powers
+
+
+def _square_stream(squares, target, *, k, M):
+    return k * (target - M) ** 2 + squares
 
 
 @loss(
@@ -18,6 +40,7 @@ from xentlab.losses.numerics import log_softmax, softmax
     local=False,
     low_p_even=0.0,
     low_p_one=0.0,
+    stream=_brier_stream,
 )
 def brier(logits: Logits, targets: Targets) -> PerToken:
     """Square loss on probabilities, between 0 and 2: logits [..., V], targets [...] -> [...].
@@ -42,6 +65,7 @@ def brier(logits: Logits, targets: Targets) -> PerToken:
     local=False,
     low_p_even=0.0,
     low_p_one=0.0,
+    stream=_spherical_stream,
 )
 def spherical(logits: Logits, targets: Targets) -> PerToken:
     """One minus the cosine between p and the target's axis: logits [..., V], targets [...] -> [...], in [0, 1].
@@ -70,6 +94,7 @@ def spherical(logits: Logits, targets: Targets) -> PerToken:
     low_p_even=0.0,
     low_p_one=0.0,
     settings=({}, {"alpha": 3.0}, {"alpha": 1.1}),
+    stream=_tsallis_stream,
     note="alpha = 2 is brier.",
 )
 def tsallis(logits: Logits, targets: Targets, *, alpha: float = 1.5) -> PerToken:
@@ -123,6 +148,7 @@ def _square_one(vocab, *, k=1.0, M=1.0):
     low_p_one=_square_one,
     infinite=("-inf rival",),
     settings=({}, {"k": 5.0, "M": 3.0}),
+    stream=_square_stream,
 )
 def mse_logits(logits: Logits, targets: Targets, *, k: float = 1.0, M: float = 1.0) -> PerToken:
     """Square loss on logits, to M at the target (weight k) and 0 elsewhere: logits [..., V], targets [...] -> [...].

@@ -1,0 +1,334 @@
+"""The head against the naive one in float64: every loss, both plans, awkward shapes, derivatives, what XLA says of it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from xentlab import LOSSES, LabError, facts_of, name_of, resolve
+from xentlab.linear import explain_plan, linear_log_probs, linear_loss
+from xentlab.linear.reductions import stream_of
+
+TRAINS = True  # the losses are tested strictly elsewhere; here NumPy's float64 meets float32 in the references
+TOKENS, FEATURES, VOCAB = 23, 5, 97
+CASES = [
+    functools.partial(loss, **setting) if setting else loss
+    for loss in LOSSES.values()
+    for setting in facts_of(loss).settings
+    if "prior" not in setting
+]
+PLANNED = [(loss, plan) for loss in CASES for plan in ("tokens", "stream") if plan == "tokens" or stream_of(loss)]
+every_plan = pytest.mark.parametrize(
+    ("loss", "plan"), PLANNED, ids=lambda each: each if isinstance(each, str) else name_of(each)
+)
+both = pytest.mark.parametrize("plan", ["tokens", "stream"])
+NLL, BRIER = LOSSES["nll"], LOSSES["brier"]
+
+
+def batch(tokens=TOKENS, features=FEATURES, vocab=VOCAB, scale=1.0, seed=0, dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    hidden, weight = scale * rng.normal(size=(tokens, features)), rng.normal(size=(features, vocab))
+    return jnp.asarray(hidden, dtype), jnp.asarray(weight, dtype), jnp.asarray(rng.integers(0, vocab, tokens), jnp.int32)
+
+
+def naive(loss, targets, hidden, weight, bias=None, token_weights=None, softcap=None):
+    """The head as anyone would write it; called with float64 arrays under x64."""
+    z = hidden @ weight
+    z = z if bias is None else z + bias[None]
+    z = z if softcap is None else softcap * jnp.tanh(z / softcap)
+    return jnp.average(loss(z, targets), weights=token_weights)
+
+
+def reference(loss, targets, *arrays, **more):
+    """Value and gradients of the naive head in float64."""
+    count = sum(array is not None for array in arrays)
+    with jax.enable_x64(True):
+        wide = [None if array is None else jnp.asarray(np.asarray(array), jnp.float64) for array in arrays]
+        run = jax.jit(
+            jax.value_and_grad(functools.partial(naive, loss, jnp.asarray(np.asarray(targets)), **more), range(count))
+        )
+        value, gradients = run(*wide)
+        return np.asarray(value), [np.asarray(each) for each in gradients]
+
+
+def close(found, expected, rtol=1e-5):
+    """Within rtol of the array's own size: an entry that cancels is not asked for more."""
+    for each, right in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(np.asarray(each, np.float64), right, rtol=0, atol=rtol * max(np.abs(right).max(), 1e-30))
+
+
+@every_plan
+def test_value_and_gradients_equal_the_naive_heads(loss, plan):
+    hidden, weight, targets = batch()
+    rng = np.random.default_rng(1)
+    bias, token_weights = jnp.asarray(rng.normal(size=VOCAB), jnp.float32), jnp.asarray(rng.random(TOKENS) + 0.1, jnp.float32)
+
+    def head(hidden, weight, bias, token_weights):
+        more = {"bias": bias, "token_weights": token_weights}
+        return linear_loss(hidden, weight, targets, loss=loss, plan=plan, tiles=(7, 13), **more)
+
+    arrays = (hidden, weight, bias, token_weights)
+    close(jax.jit(jax.value_and_grad(head, (0, 1, 2, 3)))(*arrays), reference(loss, targets, *arrays))
+
+
+@both
+@pytest.mark.parametrize("shape", [(1, 3, 5), (7, 2, 1), (8, 3, 26), (3, 1, 11), (14, 4, 13)])
+def test_awkward_shapes(plan, shape):
+    """N and V prime, one token, one class, multiples of the tiles, V below a tile."""
+    hidden, weight, targets = batch(*shape)
+    head = lambda hidden, weight: linear_loss(hidden, weight, targets, loss=BRIER, plan=plan, tiles=(7, 13))
+    close(jax.value_and_grad(head, (0, 1))(hidden, weight), reference(BRIER, targets, hidden, weight))
+
+
+@both
+def test_no_tokens_cost_nothing(plan):
+    hidden, weight, targets = batch(0)
+    value, gradient = jax.value_and_grad(lambda w: linear_loss(hidden, w, targets, plan=plan))(weight)
+    assert value == 0
+    assert not np.asarray(gradient).any()
+    assert linear_loss(hidden, weight, targets, plan=plan, reduction="none").shape == (0,)
+
+
+@both
+@pytest.mark.parametrize("name", ["nll", "brier", "hinge", "confidence_penalty", "exponential"])
+def test_huge_logits(plan, name):
+    """Spread over +-1e4: finite where the loss in float32 is, and right."""
+    hidden, weight, targets = batch(scale=3e3)
+    targets = targets.at[:4].set(jnp.argmax(hidden @ weight, axis=-1)[:4].astype(jnp.int32))
+    loss = LOSSES[name]
+    head = lambda h, w: linear_loss(h, w, targets, loss=loss, plan=plan, tiles=(7, 13), reduction="none")
+    plain = loss(jnp.asarray(hidden) @ weight, targets)
+    # The logits themselves differ by rounding of 1e4 between two orders of summing: 1e4 * 6e-8 * a few.
+    found = np.asarray(head(hidden, weight))
+    np.testing.assert_array_equal(np.isfinite(found), np.isfinite(plain))
+    finite = np.isfinite(plain)
+    np.testing.assert_allclose(found[finite], np.asarray(plain)[finite], rtol=1e-5, atol=0.02)
+
+
+@both
+def test_layouts_leading_axes_and_softcap(plan):
+    hidden, weight, targets = batch(24)
+    flat = linear_loss(hidden, weight, targets, softcap=2.0, plan=plan, tiles=(7, 13))
+    close(flat, reference(NLL, targets, hidden, weight, softcap=2.0)[0])
+    shaped = lambda w: linear_loss(
+        hidden.reshape(2, 3, 4, -1), w, targets.reshape(2, 3, 4), softcap=2.0, plan=plan, tiles=(7, 13), vocab_first=True
+    )
+    value, gradient = jax.value_and_grad(shaped)(weight.T)
+    close(
+        (value, gradient.T),
+        [each[1] if i else each for i, each in enumerate(reference(NLL, targets, hidden, weight, softcap=2.0))],
+    )
+
+
+@both
+def test_reductions_agree(plan):
+    hidden, weight, targets = batch()
+    token_weights = jnp.arange(TOKENS, dtype=jnp.float32)
+    run = lambda reduction: linear_loss(
+        hidden, weight, targets, plan=plan, reduction=reduction, token_weights=token_weights, tiles=(7, 13)
+    )
+    each = run("none")
+    assert each.shape == (TOKENS,)
+    close(each, np.asarray(NLL(hidden @ weight, targets) * token_weights, np.float64))
+    assert run("sum") == pytest.approx(float(each.sum()), rel=1e-6)
+    assert run("mean") == pytest.approx(float(each.sum() / token_weights.sum()), rel=1e-6)
+
+
+@both
+def test_a_token_of_weight_0_is_out_whatever_its_target(plan):
+    hidden, weight, targets = batch()
+    kept = np.arange(TOKENS) % 3 > 0
+    bad = jnp.where(kept, targets, 10**6)
+    head = lambda h, w, y, weights: linear_loss(h, w, y, token_weights=weights, plan=plan, tiles=(7, 13))
+    run = jax.value_and_grad(head, (0, 1))
+    value, (to_hidden, to_weight) = run(hidden, weight, bad, jnp.asarray(kept, jnp.float32))
+    right, (_, right_weight) = run(hidden[kept], weight, targets[kept], jnp.ones(kept.sum()))
+    close((value, to_weight), (np.asarray(right), np.asarray(right_weight)))
+    assert not np.asarray(to_hidden)[~kept].any()
+    value, gradients = run(hidden, weight, bad, jnp.zeros(TOKENS))
+    assert value == 0
+    assert not any(np.asarray(each).any() for each in gradients)
+
+
+@every_plan
+def test_a_bad_target_is_nan_under_jit_and_for_its_token_alone(loss, plan):
+    hidden, weight, targets = batch()
+    for bad in (-1, VOCAB, 2**31 - 1):
+        run = jax.jit(lambda y: linear_loss(hidden, weight, y, loss=loss, plan=plan, tiles=(7, 13), reduction="none"))
+        found = np.asarray(run(targets.at[5].set(bad)))
+        assert np.flatnonzero(np.isnan(found)).tolist() == [5]
+        total = jax.jit(lambda y: linear_loss(hidden, weight, y, loss=loss, plan=plan, tiles=(7, 13)))
+        assert np.isnan(total(targets.at[5].set(bad)))
+        break  # every value of `bad` would compile again; the rest are tried on one loss below
+
+
+@both
+@pytest.mark.parametrize("bad", [VOCAB, 2**31 - 1, -(2**31)])
+def test_no_bad_target_scores(plan, bad):
+    hidden, weight, targets = batch()
+    run = jax.jit(lambda y: linear_loss(hidden, weight, y, plan=plan, tiles=(7, 13), reduction="none"))
+    assert np.flatnonzero(np.isnan(run(targets.at[5].set(bad)))).tolist() == [5]
+
+
+@both
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_low_precision_accumulates_wide(plan, dtype):
+    """Against float64 of the same rounded inputs: gradients to 2e-3 and better than the naive head in that type."""
+    hidden, weight, targets = batch(64, 32, 256, scale=8 / 32**0.5, dtype=dtype)
+    head = lambda h, w: linear_loss(h, w, targets, plan=plan, tiles=(16, 64))
+    value, gradients = jax.value_and_grad(head, (0, 1))(hidden, weight)
+    assert value.dtype == jnp.float32
+    assert [each.dtype for each in gradients] == [dtype, dtype]
+    right, exact = reference(NLL, targets, hidden, weight)
+    assert float(value) == pytest.approx(float(right), rel=1e-5)
+    plain = jax.grad(lambda h, w: jnp.mean(NLL(h @ w, targets)), (0, 1))(hidden, weight)
+    for mine, theirs, truth in zip(gradients, plain, exact, strict=True):
+        error = lambda found, truth=truth: np.linalg.norm(np.asarray(found, np.float64) - truth) / np.linalg.norm(truth)
+        # What is left is rounding the logits' gradient and the result to the type: 2^-9 each in bfloat16.
+        assert error(mine) < 4e-3
+        assert error(mine) < error(theirs)
+
+
+@both
+def test_second_order_forward_over_reverse(plan):
+    hidden, weight, targets = batch(9, 3, 31)
+    direction = jnp.asarray(np.random.default_rng(2).normal(size=weight.shape), jnp.float32)
+    head = lambda w: linear_loss(hidden, w, targets, loss=BRIER, plan=plan, tiles=(4, 13))
+    product = jax.jit(lambda w: jax.jvp(jax.grad(head), (w,), (direction,))[1])(weight)
+    with jax.enable_x64(True):
+        wide = lambda each: jnp.asarray(np.asarray(each), jnp.float64)
+        slope = jax.grad(lambda w: naive(BRIER, jnp.asarray(np.asarray(targets)), wide(hidden), w))
+        exact = np.asarray(jax.jvp(slope, (wide(weight),), (wide(direction),))[1])
+    close(product, exact, 2e-5)
+
+
+@both
+def test_inside_vmap_scan_and_checkpoint(plan):
+    hidden, weight, targets = batch(12)
+    head = lambda w: linear_loss(hidden, w, targets, plan=plan, tiles=(5, 40))
+    weights = jnp.stack([weight, 2 * weight])
+    one = jnp.stack([jax.grad(head)(each) for each in weights])
+    close(jax.vmap(jax.grad(head))(weights), np.asarray(one))
+    close(jax.grad(jax.checkpoint(head))(weight), np.asarray(one[0]))
+    _, scanned = jax.lax.scan(lambda _, w: (0, jax.grad(head)(w)), 0, weights)
+    close(scanned, np.asarray(one))
+
+
+def test_log_probs_and_entropy():
+    hidden, weight, targets = batch(24, scale=2)
+    log_p, entropy = linear_log_probs(hidden.reshape(4, 6, -1), weight, targets.reshape(4, 6), tiles=(7, 13))
+    z = np.asarray(hidden, np.float64) @ np.asarray(weight, np.float64)
+    exact = z - np.logaddexp.reduce(z, axis=-1, keepdims=True)
+    close(log_p.reshape(-1), exact[np.arange(24), np.asarray(targets)])
+    close(entropy.reshape(-1), -(np.exp(exact) * exact).sum(-1))
+    slope = jax.grad(lambda w: linear_log_probs(hidden, w, targets, tiles=(7, 13))[1].sum())(weight)
+    with jax.enable_x64(True):
+        h = jnp.asarray(np.asarray(hidden), jnp.float64)
+        plain = lambda w: -jnp.sum(jax.nn.softmax(h @ w) * jax.nn.log_softmax(h @ w))
+        right = np.asarray(jax.grad(plain)(jnp.asarray(np.asarray(weight), jnp.float64)))
+    close(slope, right)
+    one = linear_log_probs(jnp.ones((1, 2)), jnp.ones((2, 1)), jnp.array([0]))
+    assert [float(each[0]) for each in one] == [0, 0]  # one class: certain
+
+
+@both
+def test_against_optax_and_torch(plan):
+    torch = pytest.importorskip("torch")
+    hidden, weight, targets = batch()
+    run = lambda h, w: linear_loss(h, w, targets, plan=plan, tiles=(7, 13))
+    value, gradients = jax.value_and_grad(run, (0, 1))(hidden, weight)
+    assert float(value) == pytest.approx(
+        float(optax.softmax_cross_entropy_with_integer_labels(hidden @ weight, targets).mean()), rel=1e-6
+    )
+    tensors = [torch.tensor(np.asarray(each), dtype=torch.float64, requires_grad=True) for each in (hidden, weight)]
+    labels = torch.tensor(np.asarray(targets), dtype=torch.int64)
+    theirs = torch.nn.functional.cross_entropy(tensors[0] @ tensors[1], labels)
+    theirs.backward()
+    close((value, *gradients), (theirs.detach().numpy(), *[each.grad.numpy() for each in tensors]))
+
+
+@both
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_lowers_for_other_chips(plan, platform):
+    for name in ("nll", "brier", "hinge", "confidence_penalty"):
+        head = lambda h, w, y, name=name: linear_loss(h, w, y, loss=LOSSES[name], plan=plan, tiles=(8, 128))
+        shapes = [
+            jax.ShapeDtypeStruct(s, d) for s, d in (((40, 16), jnp.bfloat16), ((16, 300), jnp.bfloat16), ((40,), jnp.int32))
+        ]
+        exported = jax.export.export(jax.jit(jax.value_and_grad(head, (0, 1))), platforms=[platform])(*shapes)
+        assert exported.platforms == (platform,)
+
+
+def compiled(function, *shapes):
+    return jax.jit(function).lower(*[jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]).compile()
+
+
+BIG = (((512, 64), jnp.float32), ((64, 8192), jnp.float32), ((512,), jnp.int32))
+
+
+@both
+def test_the_loss_alone_does_not_pay_for_gradients(plan):
+    """One product where value and gradient take three or four; XLA counts a loop's body once, so in one tile."""
+    tiles = (512, 8192)
+    head = lambda h, w, y: linear_loss(h, w, y, plan=plan, tiles=tiles)
+    alone = compiled(head, *BIG).cost_analysis()["flops"]
+    whole = compiled(jax.value_and_grad(head, (0, 1)), *BIG).cost_analysis()["flops"]
+    product = 2 * 512 * 64 * 8192
+    assert product < alone < 1.6 * product
+    assert whole > (3 if plan == "tokens" else 4) * product
+
+
+@pytest.mark.parametrize(("plan", "most"), [("tokens", 0.6), ("stream", 0.12)])
+@pytest.mark.parametrize("name", ["nll", "brier", "focal"])
+def test_memory_stays_far_below_the_naive_heads(plan, most, name):
+    loss = LOSSES[name]
+    memory = lambda f: compiled(jax.value_and_grad(f, (0, 1)), *BIG).memory_analysis().temp_size_in_bytes
+    mine = memory(lambda h, w, y: linear_loss(h, w, y, loss=loss, plan=plan, tiles=(64, 256)))
+    assert mine < most * memory(lambda h, w, y: jnp.mean(loss(h @ w, y)))
+
+
+def test_auto_takes_what_explain_plan_says():
+    assert explain_plan(1024, 256, 32768, NLL).name == "tokens"
+    assert explain_plan(1024, 256, 32768, NLL, per_token=True).name == "stream"
+    big = explain_plan(8192, 2304, 256_000, NLL, jnp.bfloat16)
+    assert (big.name, big.products) == ("stream", 4)
+    assert "more than" in big.why
+    assert explain_plan(8192, 2304, 256_000, LOSSES["entmax15"]).why == "entmax15 has no stream form"
+
+
+def test_a_loss_of_ones_own_goes_through_either_way():
+    def cubic(logits, targets, *, power=3.0):
+        p = jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == targets[..., None], jax.nn.softmax(logits), 0), axis=-1)
+        return (1 - p) ** power
+
+    hidden, weight, targets = batch()
+    close(linear_loss(hidden, weight, targets, loss=cubic), reference(cubic, targets, hidden, weight)[0])
+    each = linear_loss(hidden, weight, targets, loss=cubic, reduction="none", tiles=(7, 13))
+    close(each.mean(), reference(cubic, targets, hidden, weight)[0])
+    slope = jax.grad(lambda w: linear_loss(hidden, w, targets, loss=cubic, reduction="none", tiles=(7, 13)).mean())(weight)
+    close(slope, reference(cubic, targets, hidden, weight)[1][1])
+
+
+def test_mistakes_are_told():
+    hidden, weight, targets = batch()
+    for mistake, said in (
+        (lambda: linear_loss(hidden, weight.T, targets), "Is the weight .V, D., vocab_first=True"),
+        (lambda: linear_loss(hidden, weight, targets[:-1]), "goes with targets"),
+        (lambda: linear_loss(hidden, weight, targets.at[3].set(VOCAB)), r"must lie in \[0, 97\); got 97 at token 3"),
+        (lambda: linear_loss(hidden, weight, np.full(TOKENS, 2**32 + 3)), "must lie in"),
+        (lambda: linear_loss(hidden, weight, targets, bias=jnp.ones(3)), "a bias is one number a class"),
+        (lambda: linear_loss(hidden, weight, targets, softcap=-1.0), "softcap is a positive number"),
+        (lambda: linear_loss(hidden, weight, targets, reduction="avg"), "mean, sum or none"),
+        (lambda: linear_loss(hidden, weight, targets, plan="fast"), "a plan is one of auto, stream, tokens"),
+        (lambda: linear_loss(hidden, weight, targets, tiles=(0, 4)), "tiles are two counts"),
+        (lambda: linear_loss(hidden, weight, targets, token_weights=jnp.ones(3)), "one a token"),
+        (lambda: linear_loss(hidden, weight.astype(jnp.bfloat16), targets), "cast one of them"),
+        (lambda: linear_loss(hidden, weight, targets, loss=LOSSES["entmax15"], plan="stream"), "plan 'tokens' takes any loss"),
+        (lambda: linear_loss(hidden, weight, targets, loss=lambda z, y: NLL(z, y).mean()), "one value a token"),
+        (lambda: linear_loss(hidden, weight, targets, loss=resolve("tsallis(alpha=0.5)", check=False)), "alpha above 1"),
+    ):
+        with pytest.raises(LabError, match=said):
+            mistake()

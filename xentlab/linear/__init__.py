@@ -1,0 +1,168 @@
+"""The head: a linear layer and any loss, without ever holding the logits [tokens, vocabulary]."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Integer
+
+from xentlab.contract import AnyArray, LabError, Loss, name_of
+from xentlab.information import weighted_mean
+from xentlab.linear.logits import Head
+from xentlab.linear.plan import Plan, explain_plan
+from xentlab.linear.reductions import reductions_of, stream_of
+from xentlab.linear.stream import streamed
+from xentlab.linear.tokens import per_token, weighted_total
+from xentlab.losses.likelihood import nll
+from xentlab.losses.numerics import log_p_target, one_minus_exp
+
+__all__ = ["Plan", "explain_plan", "linear_log_probs", "linear_loss"]
+
+Hidden = Float[AnyArray, "*tokens features"]
+Weight = Float[AnyArray, "rows columns"]
+Targets = Integer[AnyArray, "*tokens"]
+
+
+def linear_loss(
+    hidden: Hidden,
+    weight: Weight,
+    targets: Targets,
+    *,
+    loss: Loss = nll,
+    bias: Float[AnyArray, " vocab"] | None = None,
+    token_weights: Float[AnyArray, "*tokens"] | None = None,
+    softcap: float | None = None,
+    reduction: Literal["mean", "sum", "none"] = "mean",
+    plan: Literal["auto", "stream", "tokens"] = "auto",
+    tiles: tuple[int, int] | None = None,
+    vocab_first: bool = False,
+) -> Float[Array, ...]:
+    """loss(hidden @ weight + bias, targets), averaged, in tiles: hidden [..., D], weight [D, V], targets [...] -> [] or [...].
+
+    loss: any function of logits [..., V] and targets [...], unreduced. token_weights [...]: the mean is weighted by them; a
+    token of weight 0 is out, whatever its target. softcap c: logits are c tanh(z / c), as Gemma 2 has them. reduction: "none"
+    gives each token's loss, times its weight. plan: `explain_plan` tells what "auto" takes; tiles: (tokens a chunk, classes a
+    tile). vocab_first: the weight is [V, D], as embeddings lie; nothing is transposed.
+
+    Sums and reductions are held in float32 whatever the input (float64 for float64), and the result is. Differentiable by
+    hidden, weight, bias and token_weights, and a second time, forward over reverse (jax.jvp of jax.grad). Bad targets raise
+    `LabError` in eager calls; under jit such a loss is NaN. Also raises it for shapes that do not fit and a loss that is
+    not one value a token.
+
+    >>> hidden, weight = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 0.0, 0.0], [5.0, 5.0, 5.0]])
+    >>> linear_loss(hidden, weight, jnp.array([2]))  # logits 0: log 3
+    Array(1.0986123, dtype=float32)
+    """
+    hidden, weight, targets, bias, head, vocab = _checked(hidden, weight, targets, bias, softcap, vocab_first)
+    if reduction not in ("mean", "sum", "none"):
+        raise LabError(f"a reduction is mean, sum or none; got {reduction!r}.")
+    shape, wide = targets.shape, jnp.promote_types(hidden.dtype, jnp.float32)
+    weights = jnp.ones(shape, wide) if token_weights is None else jnp.asarray(token_weights).astype(wide)
+    if weights.shape != shape:
+        raise LabError(f"token_weights are one a token: targets are {list(shape)}, they are {list(weights.shape)}.")
+    _refuse_bad_targets(targets, weights, vocab)
+    _try(loss, vocab, wide)
+    hidden, flat_weights = hidden.reshape(-1, hidden.shape[-1]), weights.reshape(-1)
+    flat = jnp.where(flat_weights == 0, 0, targets.reshape(-1))  # a token that is out has a target that exists
+    chosen = explain_plan(len(flat), hidden.shape[-1], vocab, loss, hidden.dtype, plan, tiles, reduction == "none")
+    stream = stream_of(loss)
+    if not len(flat):
+        each = jnp.zeros(0, wide)
+    elif chosen.name == "stream":
+        each = stream(streamed(stream.reductions, head, chosen.tiles[1], hidden, weight, bias, flat), vocab)
+    elif reduction == "none":
+        each = per_token(loss, head, chosen.tiles[0], hidden, weight, bias, flat)
+    else:
+        weight_sum = jnp.sum(flat_weights)
+        scale = jnp.where(weight_sum == 0, 1, weight_sum) if reduction == "mean" else jnp.ones((), wide)
+        total = weighted_total(loss, stream, head, chosen.tiles, hidden, weight, bias, flat, flat_weights / scale)
+        return total.astype(wide)
+    each = each.astype(wide)
+    if reduction == "none":
+        return jnp.where(flat_weights == 0, 0, each * flat_weights).reshape(shape)
+    mean, weight_sum = weighted_mean(each, flat_weights)
+    return mean if reduction == "mean" else mean * weight_sum
+
+
+def linear_log_probs(
+    hidden: Hidden,
+    weight: Weight,
+    targets: Targets,
+    *,
+    bias: Float[AnyArray, " vocab"] | None = None,
+    softcap: float | None = None,
+    tiles: tuple[int, int] | None = None,
+    vocab_first: bool = False,
+) -> tuple[Float[Array, "*tokens"], Float[Array, "*tokens"]]:
+    """Each token's log-probability and its prediction's entropy, in nats: hidden [..., D], weight [D, V] -> [...], [...].
+
+    Without ever holding the logits, in float32, and differentiable: for reinforcement learning, distillation, evaluation.
+    Arguments and errors as in `linear_loss`.
+
+    >>> log_p, entropy = linear_log_probs(jnp.zeros((1, 2)), jnp.zeros((2, 4)), jnp.array([3]))
+    >>> print(f"{log_p[0]:.4f} {entropy[0]:.4f}")  # log 1/4, log 4
+    -1.3863 1.3863
+    """
+    hidden, weight, targets, bias, head, vocab = _checked(hidden, weight, targets, bias, softcap, vocab_first)
+    _refuse_bad_targets(targets, jnp.ones(targets.shape), vocab)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    tile = explain_plan(len(flat), flat.shape[-1], vocab, nll, flat.dtype, "stream", tiles).tiles[1]
+    found = streamed(reductions_of(("entropy",), {}), head, tile, flat, weight, bias, targets.reshape(-1))
+    rivals, target = found["rivals"], found["target"]
+    log_p, log_miss = log_p_target(rivals, target), log_p_target(target, rivals)
+    missed = one_minus_exp(log_p)
+    # Whether it is the target, and, where it is not, the rivals' own entropy.
+    entropy = missed * (found["entropy"] - jnp.where(missed > 0, log_miss, 0)) - jnp.exp(log_p) * log_p
+    return log_p.reshape(targets.shape), entropy.reshape(targets.shape)
+
+
+def _checked(hidden, weight, targets, bias, softcap, vocab_first):
+    """The arguments as arrays that fit, the head and V, or a `LabError`."""
+    hidden, weight = jnp.asarray(hidden), jnp.asarray(weight)
+    if isinstance(targets, np.ndarray):
+        targets = np.clip(targets, -1, 2**31 - 1)  # JAX would wrap a 64-bit index
+    targets = jnp.asarray(targets)
+    head = Head(softcap, vocab_first)
+    features, vocab = weight.shape[1 - head.vocab_axis], weight.shape[head.vocab_axis]
+    if hidden.shape[-1] != features:
+        other = "[V, D], vocab_first=True" if not vocab_first else "[D, V], vocab_first=False"
+        raise LabError(
+            f"hidden {list(hidden.shape)} ends in {hidden.shape[-1]} features, the weight {list(weight.shape)} takes "
+            f"{features}. Is the weight {other}?"
+        )
+    if hidden.shape[:-1] != targets.shape:
+        raise LabError(f"hidden [..., D] goes with targets [...]; got {list(hidden.shape)} and {list(targets.shape)}.")
+    if bias is not None and np.shape(bias) != (vocab,):
+        raise LabError(f"a bias is one number a class, [{vocab}]; got {list(np.shape(bias))}.")
+    if softcap is not None and not softcap > 0:
+        raise LabError(f"softcap is a positive number or None; got {softcap}.")
+    if vocab == 0:
+        raise LabError("the vocabulary is empty.")
+    if hidden.dtype != weight.dtype:
+        raise LabError(
+            f"hidden is {hidden.dtype} and the weight {weight.dtype}; cast one of them, so that no one is surprised."
+        )
+    return hidden, weight, targets.astype(jnp.int32), None if bias is None else jnp.asarray(bias), head, vocab
+
+
+def _refuse_bad_targets(targets, weights, vocab) -> None:
+    """In an eager call a target that counts and lies outside [0, V) is an error; a traced one cannot be looked at."""
+    if isinstance(targets, jax.core.Tracer) or isinstance(weights, jax.core.Tracer):
+        return
+    flat = np.asarray(targets).reshape(-1)
+    bad = np.flatnonzero(((flat < 0) | (flat >= vocab)) & (np.asarray(weights).reshape(-1) != 0))
+    if len(bad):
+        raise LabError(
+            f"targets must lie in [0, {vocab}); got {flat[bad[0]]} at token {bad[0]} ({len(bad)} such). Did the tokenizer's "
+            "vocabulary change? Give tokens to leave out a token_weight of 0."
+        )
+
+
+def _try(loss: Loss, vocab: int, dtype) -> None:
+    """Traces the loss on two tokens: its own errors come first, and a loss that reduces is refused."""
+    shaped = jax.eval_shape(loss, jax.ShapeDtypeStruct((2, vocab), dtype), jax.ShapeDtypeStruct((2,), jnp.int32))
+    if getattr(shaped, "shape", None) != (2,):
+        raise LabError(f"{name_of(loss)} should give one value a token: for 2 tokens it gave {shaped}.")

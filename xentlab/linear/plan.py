@@ -1,0 +1,92 @@
+"""Which plan runs a head, with which tiles, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import jax.numpy as jnp
+
+from xentlab.contract import LabError, Loss, name_of
+from xentlab.linear.logits import accumulator
+from xentlab.linear.reductions import stream_of
+
+PLANS = ("auto", "stream", "tokens")
+CHUNK = 256  # tokens of a chunk in the tokens plan
+TILE_BYTES = 4 * 2**20  # of logits that are in the works at a time: what a core's cache holds
+# Temporary memory from which on `auto` prefers the plan that computes the logits twice to the one that holds them.
+BUDGET = 512 * 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How a head runs: plan, why, tiles (tokens a chunk, classes a tile), matrix products of value and gradient, memory.
+
+    temporary_bytes is reckoned from the shapes: what is held beside arguments and gradients at the height of the pass.
+    flops are those of value and gradient, 2 N D V a product.
+    """
+
+    name: Literal["stream", "tokens"]
+    why: str
+    tiles: tuple[int, int]
+    products: int
+    flops: int
+    temporary_bytes: int
+    naive_bytes: int
+
+
+def explain_plan(
+    tokens: int,
+    features: int,
+    vocab: int,
+    loss: Loss,
+    dtype: Any = jnp.float32,
+    plan: str = "auto",
+    tiles: tuple[int, int] | None = None,
+    per_token: bool = False,
+) -> Plan:
+    """The plan that `linear_loss` takes for hidden [tokens, features] and a weight [features, vocab], and why.
+
+    per_token: with reduction "none". Raises `LabError` for an unknown plan, and for "stream" with a loss that has no
+    stream form.
+
+    >>> from xentlab import resolve
+    >>> explain_plan(1024, 256, 32768, resolve("nll")).name, explain_plan(8192, 2304, 256_000, resolve("nll")).name
+    ('tokens', 'stream')
+    """
+    if plan not in PLANS:
+        raise LabError(f"a plan is one of {', '.join(PLANS)}; got {plan!r}.")
+    if tiles is not None and (len(tiles) != 2 or not all(isinstance(each, int) and each > 0 for each in tiles)):
+        raise LabError(f"tiles are two counts, tokens a chunk and classes a tile; got {tiles!r}.")
+    streams, wide = stream_of(loss) is not None, jnp.dtype(accumulator(dtype)).itemsize
+    if plan == "stream" and not streams:
+        raise LabError(
+            f"{name_of(loss)} has no stream form, a function of reductions (@loss(stream=...)); plan 'tokens' takes any loss."
+        )
+    chunk, tile = tiles or (CHUNK, _tile(tokens, vocab, wide))
+    narrow = jnp.dtype(dtype).itemsize
+    summed = features * vocab * wide if narrow < wide and tokens > chunk else 0
+    # Logits, their gradient, and the gradient in the weight's type.
+    held = min(chunk, tokens) * vocab * (2 * wide + (narrow if narrow < wide else 0)) + summed
+    streamed = 2 * min(tile, vocab) * (tokens + features) * wide + tokens * features * (wide if narrow < wide else 0)
+    if plan == "auto":
+        if not streams:
+            name, why = "tokens", f"{name_of(loss)} has no stream form"
+        elif per_token:
+            name, why = "stream", "per-token losses come free with it"
+        elif held > BUDGET:
+            name, why = "stream", f"chunks of tokens would hold {held / 2**20:.0f} MB, more than {BUDGET / 2**20:.0f}"
+        else:
+            name, why = "tokens", f"three matrix products instead of four, within {held / 2**20:.0f} MB"
+    else:
+        name, why = plan, "it was asked for"
+    products = 4 if name == "stream" or per_token else 3
+    temporary = streamed if name == "stream" else held
+    flops = products * 2 * tokens * features * vocab
+    return Plan(name, why, (chunk, tile), products, flops, int(temporary), 2 * tokens * vocab * wide)
+
+
+def _tile(tokens: int, vocab: int, wide: int) -> int:
+    """Classes a tile: as many as keep a tile of logits near the cache's size, in whole vectors, and no fewer than 128."""
+    fitting = TILE_BYTES // (wide * max(1, tokens))
+    return max(1, min(vocab, max(128, fitting // 128 * 128), 4096))
