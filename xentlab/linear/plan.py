@@ -15,7 +15,7 @@ PLANS = ("auto", "stream", "tokens")
 CHUNK = 256  # tokens of a chunk in the tokens plan
 TILE_BYTES = 4 * 2**20  # of logits that are in the works at a time: what a core's cache holds
 # Temporary memory from which on `auto` prefers the plan that computes the logits twice to the one that holds them.
-BUDGET = 512 * 2**20
+BUDGET = 256 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,11 @@ def streamed(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _streamed(reductions, head, tile, hidden, weight, bias, targets):
+def _streamed(*arguments):
+    return _reduce(*arguments)
+
+
+def _reduce(reductions, head, tile, hidden, weight, bias, targets):
     dtype = accumulator(hidden.dtype)
     tokens, vocab = len(hidden), head.vocab(weight)
 
@@ -51,7 +55,8 @@ def _part(bias, start, size):
 
 
 def _forward(reductions, head, tile, hidden, weight, bias, targets):
-    found = _streamed(reductions, head, tile, hidden, weight, bias, targets)
+    # Not _streamed itself: a second derivative goes forward through here, which a custom rule would refuse.
+    found = _reduce(reductions, head, tile, hidden, weight, bias, targets)
     return found, (hidden, weight, bias, targets, found)
 
 
