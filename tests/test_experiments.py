@@ -204,6 +204,10 @@ def test_the_page_fits_and_has_marks_and_no_serious_violation(opened, width, sch
     assert len(charts) >= 25
     for chart in charts:
         assert page.evaluate(f"document.querySelectorAll('#{chart} svg [class*=mark-] path').length") >= 1, chart
+        wide = lambda what, chart=chart: page.evaluate(
+            f"document.querySelector('#{chart}{what}').getBoundingClientRect().width"
+        )
+        assert wide(" svg .background") > 0.45 * wide(""), chart  # a long title or label would squeeze the plot
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert (luminance(page) < 200) == (scheme == "dark")
     page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")

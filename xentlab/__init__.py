@@ -3,6 +3,7 @@
 from xentlab.audit import Audit, Verdict, audit
 from xentlab.catalogue import LOSSES, resolve
 from xentlab.contract import Facts, LabError, at_target, facts_of, link_of, loss, name_of, off_target
+from xentlab.linear import explain_plan, linear_log_probs, linear_loss
 from xentlab.losses.likelihood import cross_entropy
 
 __version__ = "0.1.0"
@@ -15,7 +16,10 @@ __all__ = [
     "at_target",
     "audit",
     "cross_entropy",
+    "explain_plan",
     "facts_of",
+    "linear_log_probs",
+    "linear_loss",
     "link_of",
     "loss",
     "name_of",

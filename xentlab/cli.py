@@ -121,6 +121,7 @@ def _facts(name: str, loss: Any) -> dict[str, Any]:
         "local": facts.local,
         "low_p_even": low_p_claim(loss, "even", 16),
         "low_p_one": low_p_claim(loss, "one", 16),
+        "stream": ", ".join(inspect.signature(facts.stream).parameters) if facts.stream else "",
         "infinite_at": ", ".join(facts.infinite),
         "source": facts.source,
         "note": facts.note,

@@ -2,6 +2,7 @@
 const sliders = read("sliders");
 const OWN_POINTS = [.99, .9, .5, .1, .01, 1e-3, 1e-6];
 const show = x => typeof x !== "number" ? x ?? "–" : x !== 0 && (Math.abs(x) >= 1e7 || Math.abs(x) < 1e-4) ? x.toExponential(4) : String(+x.toPrecision(7));
+const brief = x => show(typeof x === "number" && !Number.isInteger(x) ? +x.toPrecision(4) : x);
 const chosen = {};
 
 function cell(tag, content, scope) {
@@ -26,7 +27,7 @@ for (const [figure, slider] of Object.entries(sliders)) {
   const move = async () => {
     const at = Number(input.value), rows = slider.rows[at];
     chosen[figure] = at;
-    box.querySelector("output").textContent = input.ariaValueText = show(typeof slider.names[at] === "number" ? +slider.names[at].toPrecision(4) : slider.names[at]);
+    box.querySelector("output").textContent = input.ariaValueText = brief(slider.names[at]);
     fillTable(box.querySelector("tbody"), rows);
     await Promise.all(slider.charts.filter(id => views.has(id)).map(id => views.get(id).signal("at", at).runAsync()));
   };

@@ -149,8 +149,10 @@ def _figure(key: str, figure: Figure, station: Station, specs: dict, sliders: di
     slots, names = [], []
     for i, chart in enumerate(figure.charts):
         names.append(name := f"{key}-chart-{i}")
-        specs[name] = chart.properties(width="container", height=260).to_dict()
-        slots.append(f'<div class="chart" id="{name}"></div>')
+        specs[name] = spec = chart.properties(width="container", height=260).to_dict()
+        # As text of the page it wraps; inside a chart a long title would take the plot's width.
+        head = "".join(f"<span>{html.escape(line)}</span>" for line in _without_title(spec))
+        slots.append(f'<div class="framed"><p>{head}</p><div class="chart" id="{name}"></div></div>')
     one = " one" if len(slots) == 1 else ""
     control = ""
     if figure.slider:
@@ -175,6 +177,14 @@ def _figure(key: str, figure: Figure, station: Station, specs: dict, sliders: di
         f'<figure id="{key}" aria-label="{html.escape(station.title)}: {html.escape(figure.words)}">'
         f'<div class="panels{one}">{"".join(slots)}</div>{control}</figure>'
     )
+
+
+def _without_title(spec: dict) -> list[str]:
+    """Takes the title off a chart, or off the layer that has it: its line, and the subtitle's if there is one."""
+    title = spec.pop("title", "")
+    lines = [title] if isinstance(title, str) else [title["text"], title.get("subtitle", "")]
+    below = [line for layer in spec.get("layer", []) for line in _without_title(layer)]
+    return [line for line in lines if line] or below
 
 
 OWN = {"value": "the loss", "dp": "|dL/dp|, in the probability", "dz": "|∂L/∂z_y|, in the logit"}
