@@ -54,7 +54,7 @@ def index(results: dict) -> str:
     lines += [
         f"| 1–19 | Does every claim hold? | `python experiments/all.py` | All of these as one page | {whole} |",
         "| | The same as a notebook (jupytext) | `python experiments/tour.py` | Five stations, and a loss of your own | |",
-        "| | What does the head cost? | `python experiments/bench_linear_loss.py` | Both plans, naive, bare products; `--quick` | |",
+        "| | What does the head cost? | `python experiments/bench_linear_loss.py` | Each plan, the naive head | |",
     ]
     return "\n".join(lines)
 

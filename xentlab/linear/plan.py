@@ -86,6 +86,10 @@ def explain_plan(
 
 
 def _tile(tokens: int, vocab: int, wide: int) -> int:
-    """Classes a tile, in whole vectors: no more than TILE_BYTES of logits, and no fewer than 128."""
-    fitting = TILE_BYTES // (wide * max(1, tokens)) // 128 * 128
-    return min(vocab, max(128, min(TILE, fitting)))
+    """Classes a tile, in whole vectors: no more than TILE_BYTES of logits, no fewer than 128, and V without rest if need be.
+
+    A rest is exact too, but XLA holds the hidden states' gradient once more for it.
+    """
+    most = max(128, min(TILE, TILE_BYTES // (wide * max(1, tokens)) // 128 * 128))
+    even = (tile for tile in range(most, most // 2, -128) if vocab % tile == 0)
+    return min(vocab, next(even, most))
