@@ -303,3 +303,12 @@ def test_a_wrong_formula_gets_a_clear_message(opened, formula, said):
         assert page.locator("#own-code").inner_text() == kept
     page.locator("#formula").fill("-log(p)")
     assert page.locator("#formula").get_attribute("aria-invalid") == "false"
+
+
+def test_own_loss_at_scale():
+    """Small here: the three heads agree, and the streamed one holds least."""
+    frame = load(FOLDER / "own_loss_at_scale.py").run(tokens=1024, features=32, vocab=5000).set_index("head")
+    assert frame.before.to_numpy() == pytest.approx(frame.before["naive"], rel=1e-6)
+    assert frame.after.to_numpy() == pytest.approx(frame.after["naive"], rel=1e-6)
+    assert frame.temporary_mb["stream"] < frame.temporary_mb["tokens"] < frame.temporary_mb["naive"]
+    assert (frame.after < frame.before).all()

@@ -196,16 +196,17 @@ def test_low_precision_accumulates_wide(plan, dtype):
 
 
 @both
-def test_second_order_forward_over_reverse(plan):
-    hidden, weight, targets = batch(9, 3, 31)
-    direction = jnp.asarray(np.random.default_rng(2).normal(size=weight.shape), jnp.float32)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_second_order_forward_over_reverse(plan, dtype):
+    hidden, weight, targets = batch(9, 3, 31, dtype=dtype)
+    direction = jnp.asarray(np.random.default_rng(2).normal(size=weight.shape), dtype)
     head = lambda w: linear_loss(hidden, w, targets, loss=BRIER, plan=plan, tiles=(4, 13))
     product = jax.jit(lambda w: jax.jvp(jax.grad(head), (w,), (direction,))[1])(weight)
     with jax.enable_x64(True):
         wide = lambda each: jnp.asarray(np.asarray(each), jnp.float64)
         slope = jax.grad(lambda w: naive(BRIER, jnp.asarray(np.asarray(targets)), wide(hidden), w))
         exact = np.asarray(jax.jvp(slope, (wide(weight),), (wide(direction),))[1])
-    close(product, exact, 2e-5)
+    close(product, exact, 2e-5 if dtype == jnp.float32 else 2e-2)
 
 
 @both
