@@ -7,6 +7,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, Mesh
 from jaxtyping import Array, Float, Integer
 
 from xentlab.contract import AnyArray, LabError, Loss, name_of
@@ -39,13 +40,17 @@ def linear_loss(
     plan: Literal["auto", "stream", "tokens"] = "auto",
     tiles: tuple[int, int] | None = None,
     vocab_first: bool = False,
+    mesh: Mesh | None = None,
+    token_axis: str = "data",
+    vocab_axis: str = "model",
 ) -> Float[Array, ...]:
     """loss(hidden @ weight + bias, targets), averaged, in tiles: hidden [..., D], weight [D, V], targets [...] -> [] or [...].
 
     loss: any function of logits [..., V] and targets [...], unreduced. token_weights [...]: the mean is weighted by them; a
     token of weight 0 is out, whatever its target. softcap c: logits are c tanh(z / c), as Gemma 2 has them. reduction: "none"
     gives each token's loss, times its weight. plan: `explain_plan` tells what "auto" takes; tiles: (tokens a chunk, classes a
-    tile). vocab_first: the weight is [V, D], as embeddings lie; nothing is transposed.
+    tile). vocab_first: the weight is [V, D], as embeddings lie; nothing is transposed. mesh: of devices, tokens split over
+    its token_axis and the vocabulary over its vocab_axis, either of which it may lack; shapes stay those of the whole.
 
     Sums and reductions are held in float32 whatever the input (float64 for float64), and the result is. Differentiable by
     hidden, weight, bias and token_weights, and a second time, forward over reverse (jax.jvp of jax.grad). Bad targets raise
@@ -56,7 +61,8 @@ def linear_loss(
     >>> linear_loss(hidden, weight, jnp.array([2]))  # logits 0: log 3
     Array(1.0986123, dtype=float32)
     """
-    hidden, weight, targets, bias, head, vocab = _checked(hidden, weight, targets, bias, softcap, vocab_first)
+    spread = (mesh, token_axis, vocab_axis)
+    hidden, weight, targets, bias, head, vocab = _checked(hidden, weight, targets, bias, softcap, vocab_first, spread)
     if reduction not in ("mean", "sum", "none"):
         raise LabError(f"a reduction is mean, sum or none; got {reduction!r}.")
     shape, wide = targets.shape, jnp.promote_types(hidden.dtype, jnp.float32)
@@ -65,16 +71,18 @@ def linear_loss(
         raise LabError(f"token_weights are one a token: targets are {list(shape)}, they are {list(weights.shape)}.")
     _refuse_bad_targets(targets, weights, vocab)
     _try(loss, vocab, wide)
-    hidden, flat_weights = hidden.reshape(-1, hidden.shape[-1]), weights.reshape(-1)
-    flat = jnp.where(flat_weights == 0, 0, targets.reshape(-1))  # a token that is out has a target that exists
-    chosen = explain_plan(len(flat), hidden.shape[-1], vocab, loss, hidden.dtype, plan, tiles, reduction == "none")
+    tokens = targets.size
+    hidden, flat, flat_weights = _level(head, hidden, targets, weights)
+    flat = jnp.where(flat_weights == 0, 0, flat)  # a token that is out has a target that exists
+    layout = (head.count(head.tokens), head.count(head.classes))
+    chosen = explain_plan(tokens, hidden.shape[-1], vocab, loss, hidden.dtype, plan, tiles, reduction == "none", layout)
     stream = stream_of(loss)
-    if not len(flat):
+    if not tokens:
         each = jnp.zeros(0, wide)
     elif chosen.name == "stream":
         each = stream(streamed(stream.reductions, head, chosen.tiles[1], hidden, weight, bias, flat), vocab)
     elif reduction == "none":
-        each = per_token(loss, head, chosen.tiles[0], hidden, weight, bias, flat)
+        each = per_token(loss, stream, head, chosen.tiles, hidden, weight, bias, flat)
     else:
         weight_sum = jnp.sum(flat_weights)
         scale = jnp.where(weight_sum == 0, 1, weight_sum) if reduction == "mean" else jnp.ones((), wide)
@@ -82,7 +90,7 @@ def linear_loss(
         return total.astype(wide)
     each = each.astype(wide)
     if reduction == "none":
-        return jnp.where(flat_weights == 0, 0, each * flat_weights).reshape(shape)
+        return jnp.where(flat_weights == 0, 0, each * flat_weights)[:tokens].reshape(shape)
     mean, weight_sum = weighted_mean(each, flat_weights)
     return mean if reduction == "mean" else mean * weight_sum
 
@@ -96,6 +104,9 @@ def linear_log_probs(
     softcap: float | None = None,
     tiles: tuple[int, int] | None = None,
     vocab_first: bool = False,
+    mesh: Mesh | None = None,
+    token_axis: str = "data",
+    vocab_axis: str = "model",
 ) -> tuple[Float[Array, "*tokens"], Float[Array, "*tokens"]]:
     """Each token's log-probability and its prediction's entropy, in nats: hidden [..., D], weight [D, V] -> [...], [...].
 
@@ -106,26 +117,36 @@ def linear_log_probs(
     >>> print(f"{log_p[0]:.4f} {entropy[0]:.4f}")  # log 1/4, log 4
     -1.3863 1.3863
     """
-    hidden, weight, targets, bias, head, vocab = _checked(hidden, weight, targets, bias, softcap, vocab_first)
+    spread = (mesh, token_axis, vocab_axis)
+    hidden, weight, targets, bias, head, vocab = _checked(hidden, weight, targets, bias, softcap, vocab_first, spread)
     _refuse_bad_targets(targets, jnp.ones(targets.shape), vocab)
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    tile = explain_plan(len(flat), flat.shape[-1], vocab, nll, flat.dtype, "stream", tiles).tiles[1]
-    found = streamed(reductions_of(("entropy",), {}), head, tile, flat, weight, bias, targets.reshape(-1))
+    flat, flat_targets = _level(head, hidden, targets)
+    layout = (head.count(head.tokens), head.count(head.classes))
+    tile = explain_plan(targets.size, flat.shape[-1], vocab, nll, flat.dtype, "stream", tiles, layout=layout).tiles[1]
+    found = streamed(reductions_of(("rivals", "entropy"), {}), head, tile, flat, weight, bias, flat_targets)
+    found = {name: value[: targets.size].reshape(targets.shape) for name, value in found.items()}
     rivals, target = found["rivals"], found["target"]
     log_p, log_miss = log_p_target(rivals, target), log_p_target(target, rivals)
     missed = one_minus_exp(log_p)
     # Whether it is the target, and, where it is not, the rivals' own entropy.
     entropy = missed * (found["entropy"] - jnp.where(missed > 0, log_miss, 0)) - jnp.exp(log_p) * log_p
-    return log_p.reshape(targets.shape), entropy.reshape(targets.shape)
+    return log_p, entropy
 
 
-def _checked(hidden, weight, targets, bias, softcap, vocab_first):
+def _level(head, hidden, *per_token):
+    """All tokens in one row, and, on a mesh, some more so that every device gets as many: those have zeros throughout."""
+    flat = [hidden.reshape(-1, hidden.shape[-1]), *[array.reshape(-1) for array in per_token]]
+    more = -len(flat[0]) % (head.count(head.tokens) * head.count(head.classes))
+    return [jnp.pad(each, ((0, more),) + ((0, 0),) * (each.ndim - 1)) if more else each for each in flat]
+
+
+def _checked(hidden, weight, targets, bias, softcap, vocab_first, spread):
     """The arguments as arrays that fit, the head and V, or a `LabError`."""
     hidden, weight = jnp.asarray(hidden), jnp.asarray(weight)
     if isinstance(targets, np.ndarray):
         targets = np.clip(targets, -1, 2**31 - 1)  # JAX would wrap a 64-bit index
     targets = jnp.asarray(targets)
-    head = Head(softcap, vocab_first)
+    head = Head(softcap, vocab_first, *_axes(*spread))
     features, vocab = weight.shape[1 - head.vocab_axis], weight.shape[head.vocab_axis]
     if hidden.shape[-1] != features:
         other = "[V, D], vocab_first=True" if not vocab_first else "[D, V], vocab_first=False"
@@ -141,11 +162,34 @@ def _checked(hidden, weight, targets, bias, softcap, vocab_first):
         raise LabError(f"softcap is a positive number or None; got {softcap}.")
     if vocab == 0:
         raise LabError("the vocabulary is empty.")
+    if vocab % head.count(head.classes):
+        raise LabError(
+            f"{head.count(head.classes)} devices cannot share {vocab} classes evenly, and JAX shards no other way. Add columns to "
+            "the weight, with a bias of -1e30: no softmax gives those any share."
+        )
     if hidden.dtype != weight.dtype:
         raise LabError(
             f"hidden is {hidden.dtype} and the weight {weight.dtype}; cast one of them, so that no one is surprised."
         )
     return hidden, weight, targets.astype(jnp.int32), None if bias is None else jnp.asarray(bias), head, vocab
+
+
+def _axes(mesh, token_axis, vocab_axis):
+    """The mesh, and its axes for tokens and vocabulary where it has them."""
+    if mesh is None:
+        return None, None, None
+    axes = [axis if axis in mesh.axis_names else None for axis in (token_axis, vocab_axis)]
+    if axes == [None, None]:
+        raise LabError(
+            f"the mesh's axes are {', '.join(mesh.axis_names)}; none is {token_axis!r} (tokens) or {vocab_axis!r} (vocabulary). "
+            "Name yours by token_axis= and vocab_axis=."
+        )
+    if AxisType.Explicit in mesh.axis_types:
+        raise LabError(
+            "the mesh has explicit axes, by which JAX wants every array's place told; make it with axis_types=(jax.sharding."
+            "AxisType.Auto,) * 2."
+        )
+    return mesh, *axes
 
 
 def _refuse_bad_targets(targets, weights, vocab) -> None:

@@ -1,25 +1,32 @@
-"""Tiles of logits, and their way back into hidden states, weight and bias: what both plans share."""
+"""Tiles of logits, their way back into hidden states, weight and bias, and where all of them lie on a mesh."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh, PartitionSpec
 
 from xentlab.contract import is_at_target
-from xentlab.linear.reductions import Reduction
 
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-    """How logits come from hidden states [N, D] and a weight: softcap (c tanh(z / c)), and which axis is the vocabulary."""
+    """How logits come from hidden states [N, D] and a weight, and how they are spread.
+
+    softcap: logits are c tanh(z / c). vocab_first: the weight is [V, D]. tokens, classes: the axes of `mesh` over which tokens
+    and vocabulary are split; None where they are whole. Methods that take a part work on one device's share.
+    """
 
     softcap: float | None = None
     vocab_first: bool = False
+    mesh: Mesh | None = None
+    tokens: str | None = None
+    classes: str | None = None
 
     @property
     def vocab_axis(self) -> int:
@@ -38,15 +45,16 @@ class Head:
         """The weight with that part replaced, in place where XLA can."""
         return lax.dynamic_update_slice_in_dim(weight, part.astype(weight.dtype), start, self.vocab_axis)
 
-    def logits(self, hidden: jax.Array, weight: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
-        """Logits [N, C] of the classes of a weight's part, and their derivative by what the softcap was given, if any."""
+    def logits(self, hidden: jax.Array, weight: jax.Array, bias: jax.Array | None) -> jax.Array:
+        """Logits [N, C] of the classes of a weight's part."""
         z = product(hidden, weight, 1, 1 - self.vocab_axis)
         if bias is not None:
             z = z + bias.astype(z.dtype)[None]
-        if self.softcap is None:
-            return z, None
-        bounded = jnp.tanh(z / self.softcap)
-        return self.softcap * bounded, 1 - bounded**2
+        return z if self.softcap is None else self.softcap * jnp.tanh(z / self.softcap)
+
+    def before_softcap(self, pull: jax.Array, z: jax.Array) -> jax.Array:
+        """The gradient by what the softcap was given, from the gradient by the logits z."""
+        return pull if self.softcap is None else pull * (1 - (z / self.softcap) ** 2)
 
     def to_hidden(self, pull: jax.Array, weight: jax.Array) -> jax.Array:
         """The hidden states' gradient [N, D] from the logits' [N, C]."""
@@ -55,6 +63,34 @@ class Head:
     def to_weight(self, hidden: jax.Array, pull: jax.Array) -> jax.Array:
         """The gradient of the weight's part from the logits' [N, C]."""
         return product(pull, hidden, 0, 0) if self.vocab_first else product(hidden, pull, 0, 0)
+
+    def count(self, axis: str | None) -> int:
+        """Devices along one of the two axes."""
+        return 1 if axis is None else self.mesh.shape[axis]
+
+    def place(self, axis: str | None) -> Any:
+        """This device's place along an axis."""
+        return 0 if axis is None else lax.axis_index(axis)
+
+    def summed(self, array: Any, axis: str | None) -> Any:
+        """The sum over an axis' devices."""
+        return array if axis is None else lax.psum(array, axis)
+
+    def spread(self, function: Callable, *arrays: Any, out: str) -> Any:
+        """function of each device's share of hidden, weight, bias, then of arrays [N, ...]; `out` names its results' places.
+
+        The letters of `out`, one a result: t, split as the tokens are; w, as the weight; b, as the bias.
+        """
+        if self.mesh is None:
+            return function(*arrays)
+        axes = [self.classes if axis == self.vocab_axis else None for axis in (0, 1)]
+        places = {"t": PartitionSpec(self.tokens), "w": PartitionSpec(*axes), "b": PartitionSpec(self.classes)}
+        given = tuple(places[kind] for kind in "twb" + "t" * (len(arrays) - 3))
+        results = tuple(places[kind] for kind in out)
+        # The derivatives' sums are ours to write (see stream.py): JAX's check of what varies over the mesh would want casts.
+        return jax.shard_map(
+            function, mesh=self.mesh, in_specs=given, out_specs=results[0] if len(out) == 1 else results, check_vma=False
+        )(*arrays)
 
 
 def accumulator(dtype: Any) -> Any:
@@ -67,29 +103,22 @@ def product(a: jax.Array, b: jax.Array, along_a: int, along_b: int) -> jax.Array
     return lax.dot_general(a, b, (((along_a,), (along_b,)), ((), ())), preferred_element_type=accumulator(a.dtype))
 
 
-def over_tiles(step: Callable[[Any, Any, int], Any], state: Any, length: int, tile: int) -> Any:
-    """step(state, start, size) for each tile of an axis, the last one as short as it is: nothing is padded."""
-    whole = length // tile
-    if whole == 1:
-        state = step(state, 0, tile)
-    elif whole:
-        state = lax.fori_loop(0, whole, lambda i, state: step(state, i * tile, tile), state)
-    return step(state, whole * tile, length - whole * tile) if length % tile else state
+def over_tiles(step: Callable[[Any, Any, jax.Array | None], Any], state: Any, length: int, tile: int) -> Any:
+    """step(state, start, fresh) for tiles of an axis of `length` >= `tile`. The last one overlaps the one before it.
 
+    fresh [tile]: which of its places no tile has had yet; None where all are, as always if `tile` divides `length`. Nothing is
+    padded, and every tile being of one size, the step is compiled once.
+    """
+    count = -(-length // tile)
+    if count == 1:
+        return step(state, 0, None)
 
-def pull_of(
-    reductions: Mapping[str, Reduction],
-    found: Mapping[str, jax.Array],
-    cotangents: Mapping[str, jax.Array],
-    z: jax.Array,
-    hit: jax.Array,
-) -> jax.Array:
-    """The logits' gradient [N, C] from the reductions' values and cotangents [N]; hit: where the target lies."""
-    column = {name: value[:, None] for name, value in found.items()}
-    sums = jnp.zeros_like(z)
-    for name, reduction in reductions.items():
-        sums = sums + cotangents[name][:, None] * reduction.slope(column, column[name], z)
-    return jnp.where(hit, cotangents["target"][:, None], sums)
+    def one(i, state):
+        start = jnp.minimum(i * tile, length - tile)
+        fresh = None if length % tile == 0 else start + jnp.arange(tile) >= i * tile
+        return step(state, start, fresh)
+
+    return lax.fori_loop(0, count, one, state)
 
 
 def hits(z: jax.Array, targets: jax.Array, start: Any) -> jax.Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -12,10 +13,12 @@ from xentlab.linear.logits import accumulator
 from xentlab.linear.reductions import stream_of
 
 PLANS = ("auto", "stream", "tokens")
-CHUNK = 256  # tokens of a chunk in the tokens plan
-TILE = 512  # classes of a tile in the stream plan: the fastest of 256, 512 and 1024 at two of three shapes on a CPU
+# Measured on 2 CPU cores by experiments/bench_linear_loss.py --tiles: the fastest, or within its noise and smaller.
+CHUNK = 512  # tokens of a chunk in the tokens plan, for a loss with a stream form
+ROWS = 256  # and for any other, which holds logits and their gradient at once
+TILE = 512  # classes of a tile in the stream plan
+KEPT_TILE = 1024  # and in the tokens plan, whose logits are kept
 TILE_BYTES = 12 * 2**20  # of logits, the most that a tile may hold
-ROWS = 4096  # classes at a time as the tokens plan sums the weight's gradient
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +47,11 @@ def explain_plan(
     plan: str = "auto",
     tiles: tuple[int, int] | None = None,
     per_token: bool = False,
+    layout: tuple[int, int] = (1, 1),
 ) -> Plan:
     """The plan that `linear_loss` takes for hidden [tokens, features] and a weight [features, vocab], and why.
 
-    per_token: with reduction "none". Raises `LabError` for an unknown plan, and for "stream" with a loss that has no
+    per_token: with reduction "none". layout: devices among which the tokens are split, and the vocabulary. Raises `LabError` for an unknown plan, and for "stream" with a loss that has no
     stream form.
 
     >>> from xentlab import resolve
@@ -73,23 +77,33 @@ def explain_plan(
         )
     else:
         name, why = plan, "it was asked for"
-    chunk, tile = tiles or (CHUNK, _tile(tokens, vocab, wide) if name == "stream" else ROWS)
+    per_device = -(-tokens // math.prod(layout)) * layout[1], -(-vocab // layout[1])
+    chunk, tile = tiles or _tiles(name, streams, *per_device, wide)
+    chunk = min(max(chunk // layout[1], 1) * layout[1], max(per_device[0], 1))
+    tile = min(tile, per_device[1])
     narrow = jnp.dtype(dtype).itemsize
-    summed = features * vocab * wide if narrow < wide and tokens > chunk else 0
-    # Logits, their gradient, and the gradient in the weight's type.
-    held = min(chunk, tokens) * vocab * (2 * wide + (narrow if narrow < wide else 0)) + summed
-    streamed = 2 * min(tile, vocab) * (tokens + features) * wide + tokens * features * (wide if narrow < wide else 0)
+    temporary = _temporary(name, streams, *per_device, features, chunk, tile, narrow, wide)
     products = 4 if name == "stream" or per_token else 3
-    temporary = streamed if name == "stream" else held
-    flops = products * 2 * tokens * features * vocab
-    return Plan(name, why, (chunk, tile), products, flops, int(temporary), 2 * tokens * vocab * wide)
+    flops = products * 2 * per_device[0] * features * per_device[1]
+    return Plan(name, why, (chunk, tile), products, flops, temporary, 2 * per_device[0] * per_device[1] * wide)
 
 
-def _tile(tokens: int, vocab: int, wide: int) -> int:
-    """Classes a tile, in whole vectors: no more than TILE_BYTES of logits, no fewer than 128, and V without rest if need be.
+def _tiles(name, streams, tokens, vocab, wide):
+    """Tokens a chunk and classes a tile: no more than TILE_BYTES of logits a tile, no fewer than 128 classes.
 
-    A rest is exact too, but XLA holds the hidden states' gradient once more for it.
+    A tile that divides the vocabulary is taken if there is one, for an overlap costs a mask.
     """
-    most = max(128, min(TILE, TILE_BYTES // (wide * max(1, tokens)) // 128 * 128))
-    even = (tile for tile in range(most, most // 2, -128) if vocab % tile == 0)
-    return min(vocab, next(even, most))
+    chunk = tokens if name == "stream" else CHUNK if streams else ROWS
+    widest = TILE if name == "stream" else KEPT_TILE
+    most = max(128, min(widest, TILE_BYTES // (wide * max(1, chunk)) // 128 * 128))
+    return max(chunk, 1), next((tile for tile in range(most, most // 2, -128) if vocab % tile == 0), most)
+
+
+def _temporary(name, streams, tokens, vocab, features, chunk, tile, narrow, wide):
+    """Bytes beside arguments and gradients: tiles or chunks of logits, and what sums hold wide of a narrow type."""
+    cast = narrow < wide
+    tiled = 2 * tile * (min(tokens, chunk) + features) * wide
+    if name == "stream":
+        return tiled + tokens * features * wide * cast
+    logits = chunk * vocab * (wide if streams else 2 * wide + narrow * cast)
+    return tiled + logits + features * vocab * wide * (cast and tokens > chunk)

@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from xentlab.contract import LabError, Loss, facts_of, settings_of, unwrapped
 
@@ -30,29 +31,36 @@ LOWEST = float(np.finfo(np.float32).min)  # the running maximum of nothing: fini
 
 @dataclasses.dataclass(frozen=True)
 class Reduction:
-    """One reduction: start(tokens, dtype) -> state, add(state, z, rival) -> state, finish(state) -> [N], and its slope.
+    """One reduction: start(tokens, dtype) -> state, add(state, z, rival) -> state, merge(state, axis) -> state, finish, slope.
 
-    z: a tile of logits [N, C] in float32. rival: where they are not the target. slope(found, value, z): its derivative by each
-    logit of the tile [N, C], given all finished reductions and its own value as columns; it is masked to the rivals outside.
+    z: a tile of logits [N, C] in float32. rival: where they count, which the target does not. merge: over the mesh axis that
+    holds the rest of the vocabulary. finish(state) -> the value [N], and what its slope needs besides, [N] or None.
+    slope(value, aside, z): the value's derivative by each logit of the tile [N, C], from columns; it is masked outside.
     """
 
     start: Callable[[int, Any], Any]
     add: Callable[[Any, jax.Array, jax.Array], Any]
-    finish: Callable[[Any], jax.Array]
-    slope: Callable[[Mapping[str, jax.Array], jax.Array, jax.Array], jax.Array]
-    needs: tuple[str, ...] = ()
+    merge: Callable[[Any, str], Any]
+    finish: Callable[[Any], tuple[jax.Array, jax.Array | None]]
+    slope: Callable[[jax.Array, jax.Array | None, jax.Array], jax.Array]
 
 
 def _zeros(tokens: int, dtype: Any) -> jax.Array:
     return jnp.zeros(tokens, dtype)
 
 
+def _greatest(value: jax.Array, axis: str) -> jax.Array:
+    """The greatest of an axis' values, as a constant: JAX gives pmax no derivative, and none is needed of a mere shift."""
+    return lax.pmax(lax.stop_gradient(value), axis)
+
+
 def _summed(term: Callable[[jax.Array], jax.Array], slope: Callable[[jax.Array], jax.Array]) -> Reduction:
     return Reduction(
-        _zeros,
-        lambda state, z, rival: state + jnp.sum(jnp.where(rival, term(z), 0), axis=-1),
-        lambda state: state,
-        lambda found, value, z: slope(z),
+        start=_zeros,
+        add=lambda state, z, rival: state + jnp.sum(jnp.where(rival, term(z), 0), axis=-1),
+        merge=lax.psum,
+        finish=lambda state: (state, None),
+        slope=lambda value, aside, z: slope(z),
     )
 
 
@@ -63,38 +71,55 @@ def _logsumexp(multiple: float) -> Reduction:
         higher = jnp.maximum(top, jnp.max(z, axis=-1))
         return higher, mass * jnp.exp(top - higher) + jnp.sum(jnp.exp(z - higher[:, None]), axis=-1)
 
+    def merge(state, axis):
+        higher = _greatest(state[0], axis)
+        return higher, lax.psum(state[1] * jnp.exp(state[0] - higher), axis)
+
     return Reduction(
-        lambda tokens, dtype: (jnp.full(tokens, LOWEST, dtype), _zeros(tokens, dtype)),
-        add,
-        lambda state: jnp.where(state[1] == 0, -jnp.inf, state[0] + jnp.log(jnp.where(state[1] == 0, 1, state[1]))),
-        lambda found, value, z: multiple * jnp.exp(multiple * z - value),
+        start=lambda tokens, dtype: (jnp.full(tokens, LOWEST, dtype), _zeros(tokens, dtype)),
+        add=add,
+        merge=merge,
+        finish=lambda state: (_log_mass(*state), None),
+        slope=lambda value, aside, z: multiple * jnp.exp(multiple * z - value),
     )
 
 
+def _log_mass(top: jax.Array, mass: jax.Array) -> jax.Array:
+    return jnp.where(mass == 0, -jnp.inf, top + jnp.log(jnp.where(mass == 0, 1, mass)))
+
+
 def _entropy() -> Reduction:
-    def add(state, z, rival):
+    def moved_to(higher, state):
         top, mass, moment = state
-        masked = jnp.where(rival, z, -jnp.inf)
-        higher = jnp.maximum(top, jnp.max(masked, axis=-1))
-        share, moved = jnp.exp(masked - higher[:, None]), top - higher
-        below = jnp.where(share > 0, z - higher[:, None], 0)
+        moved = top - higher
         shrunk = jnp.exp(moved)
         # moved is LOWEST or so before the first rival, with a mass of 0.
-        moment = shrunk * (moment + jnp.where(mass > 0, mass * moved, 0)) + jnp.sum(share * below, axis=-1)
-        return higher, mass * shrunk + jnp.sum(share, axis=-1), moment
+        return mass * shrunk, shrunk * (moment + jnp.where(mass > 0, mass * moved, 0))
+
+    def add(state, z, rival):
+        masked = jnp.where(rival, z, -jnp.inf)
+        higher = jnp.maximum(state[0], jnp.max(masked, axis=-1))
+        mass, moment = moved_to(higher, state)
+        share = jnp.exp(masked - higher[:, None])
+        below = jnp.where(share > 0, z - higher[:, None], 0)
+        return higher, mass + jnp.sum(share, axis=-1), moment + jnp.sum(share * below, axis=-1)
+
+    def merge(state, axis):
+        higher = _greatest(state[0], axis)
+        return higher, *lax.psum(moved_to(higher, state), axis)
 
     def finish(state):
-        _, mass, moment = state
+        top, mass, moment = state
         safe = jnp.where(mass == 0, 1, mass)
-        return jnp.log(safe) - moment / safe
+        return jnp.log(safe) - moment / safe, _log_mass(top, mass)
 
-    def slope(found, value, z):
-        log_share = z - found["rivals"]
+    def slope(value, log_mass, z):
+        log_share = z - log_mass
         share = jnp.exp(log_share)
         return -share * (jnp.where(share > 0, log_share, 0) + value)
 
     start = lambda tokens, dtype: (jnp.full(tokens, LOWEST, dtype), _zeros(tokens, dtype), _zeros(tokens, dtype))
-    return Reduction(start, add, finish, slope, needs=("rivals",))
+    return Reduction(start, add, merge, finish, slope)
 
 
 def _top() -> Reduction:
@@ -106,11 +131,21 @@ def _top() -> Reduction:
         tied = jnp.sum((z == higher[:, None]) & rival, axis=-1, dtype=z.dtype)
         return higher, jnp.where(top == higher, ties, 0) + tied
 
+    def merge(state, axis):
+        top, ties = state
+        highest = top == _greatest(top, axis)
+        # The mean of those that are at the top, which keeps a derivative where pmax has none.
+        held, at_top, ties = lax.psum(
+            (jnp.where(highest, top, 0), highest.astype(top.dtype), jnp.where(highest, ties, 0)), axis
+        )
+        return held / at_top, ties
+
     return Reduction(
-        lambda tokens, dtype: (jnp.full(tokens, -jnp.inf, dtype), _zeros(tokens, dtype)),
-        add,
-        lambda state: state[0],
-        lambda found, value, z: (z == value).astype(z.dtype) / found["ties"],
+        start=lambda tokens, dtype: (jnp.full(tokens, -jnp.inf, dtype), _zeros(tokens, dtype)),
+        add=add,
+        merge=merge,
+        finish=lambda state: state,
+        slope=lambda value, ties, z: (z == value).astype(z.dtype) / ties,
     )
 
 
@@ -118,13 +153,10 @@ REDUCTIONS: dict[str, Reduction] = {
     "rivals": _logsumexp(1.0),
     "entropy": _entropy(),
     "top": _top(),
-    # How many rivals share the top: what a tie's slope is divided by. It has no slope of its own.
-    "ties": dataclasses.replace(_top(), finish=lambda state: state[1], slope=lambda found, value, z: jnp.zeros_like(z)),
     "total": _summed(lambda z: z, jnp.ones_like),
     "squares": _summed(jnp.square, lambda z: 2 * z),
     "softplus": _summed(jax.nn.softplus, jax.nn.sigmoid),
 }
-REDUCTIONS["top"] = dataclasses.replace(REDUCTIONS["top"], needs=("ties",))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,14 +173,14 @@ class Stream:
 
 
 def reductions_of(names: tuple[str, ...], settings: Mapping[str, Any]) -> dict[str, Reduction]:
-    """The reductions of these names and those that their slopes need. Raises `LabError` for a name that is none."""
+    """The reductions of these names. Raises `LabError` for a name that is none."""
     found: dict[str, Reduction] = {}
     for name in names:
         stem, _, multiple = name.partition("_")
         if name in ("target", "vocab"):
             continue
         if name in REDUCTIONS:
-            found |= reductions_of(REDUCTIONS[name].needs, settings) | {name: REDUCTIONS[name]}
+            found[name] = REDUCTIONS[name]
         elif stem == "rivals" and (multiple.isdigit() or multiple in settings):
             found[name] = _logsumexp(float(settings.get(multiple, multiple)))
         else:

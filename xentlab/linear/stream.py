@@ -2,18 +2,21 @@
 
 What is differentiable here are the reductions; the loss is plain JAX on their values [N], and so are weights, means and
 per-token results. The way back makes each tile of logits anew: four matrix products instead of three, and memory that does
-not grow with tokens times vocabulary.
+not grow with tokens times vocabulary. On a mesh that splits the vocabulary the reductions are merged, [N] numbers each, and
+neither logits nor weight leave their device; the hidden states' gradient is summed over it, as it must be.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from xentlab.linear.logits import Head, accumulator, hits, over_tiles, pull_of
+from xentlab.linear.logits import Head, accumulator, hits, over_tiles
 from xentlab.linear.reductions import Reduction
 
 Found = dict[str, jax.Array]
@@ -26,59 +29,114 @@ def streamed(
     return _streamed(tuple(reductions.items()), head, tile, hidden, weight, bias, targets)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _streamed(*arguments):
-    return _reduce(*arguments)
+def reduce(
+    reductions, head: Head, tile: int, hidden, weight, bias, targets, keep: bool = False
+) -> tuple[Found, Found, jax.Array | None]:
+    """One device's way forward: the values with `target`, what their slopes need besides, and all logits if they are kept.
 
-
-def _reduce(reductions, head, tile, hidden, weight, bias, targets):
+    Logits are kept tile after tile in one flat array [N * tiles * tile], each in one piece.
+    """
     dtype = accumulator(hidden.dtype)
     tokens, vocab = len(hidden), head.vocab(weight)
+    first = head.place(head.classes) * vocab
 
-    def step(state, start, size):
-        states, target, seen = state
-        z, _ = head.logits(hidden, head.part(weight, start, size), _part(bias, start, size))
-        hit = hits(z, targets, start)
-        states = {name: reduction.add(states[name], z, ~hit) for name, reduction in reductions}
-        return states, target + jnp.sum(jnp.where(hit, z, 0), axis=-1), seen + jnp.sum(hit, axis=-1, dtype=jnp.int32)
+    def step(state, start, fresh):
+        states, target, seen, kept = state
+        z = head.logits(hidden, head.part(weight, start, tile), _part(bias, start, tile))
+        if keep:
+            kept = lax.dynamic_update_slice_in_dim(kept, z.reshape(-1), _place(start, tile) * tokens, 0)
+        hit = hits(z, targets, first + start)
+        rival = ~hit
+        if fresh is not None:
+            hit, rival = hit & fresh[None], rival & fresh[None]
+        states = {name: reduction.add(states[name], z, rival) for name, reduction in reductions.items()}
+        return states, target + jnp.sum(jnp.where(hit, z, 0), axis=-1), seen + jnp.sum(hit, axis=-1, dtype=jnp.int32), kept
 
-    states = {name: reduction.start(tokens, dtype) for name, reduction in reductions}
-    begun = (states, jnp.zeros(tokens, dtype), jnp.zeros(tokens, jnp.int32))
-    states, target, seen = over_tiles(step, begun, vocab, tile)
+    states = {name: reduction.start(tokens, dtype) for name, reduction in reductions.items()}
+    kept = jnp.zeros(tokens * -(-vocab // tile) * tile, dtype) if keep else None
+    begun = (states, jnp.zeros(tokens, dtype), jnp.zeros(tokens, jnp.int32), kept)
+    states, target, seen, kept = over_tiles(step, begun, vocab, tile)
+    if head.classes is not None:
+        states = {name: reduction.merge(states[name], head.classes) for name, reduction in reductions.items()}
+        target, seen = head.summed((target, seen), head.classes)
+    finished = {name: reduction.finish(states[name]) for name, reduction in reductions.items()}
     # A square root of -1, not a NaN constant: see contract._nan_without.
-    target = target + jnp.sqrt((seen - 1).astype(dtype))
-    return {name: reduction.finish(states[name]) for name, reduction in reductions} | {"target": target}
+    found = {name: value for name, (value, _) in finished.items()} | {"target": target + jnp.sqrt((seen - 1).astype(dtype))}
+    return found, {name: aside for name, (_, aside) in finished.items() if aside is not None}, kept
 
 
 def _part(bias, start, size):
-    return None if bias is None else jax.lax.dynamic_slice_in_dim(bias, start, size)
+    return None if bias is None else lax.dynamic_slice_in_dim(bias, start, size)
+
+
+def _place(start: Any, tile: int) -> Any:
+    """Where a tile lies among those kept, in classes: its start, rounded up for the last one, which overlaps."""
+    return -(-start // tile) * tile
+
+
+def pull_back(
+    reductions, head: Head, tile: int, hidden, weight, bias, targets, found, asides, cotangents, kept=None, sums=None
+):
+    """One device's way back, from the values' cotangents [N]: its share of the gradients of hidden, weight and bias.
+
+    kept: the logits that `reduce` kept; else they are made anew. sums: gradients of weight and bias to add to, in float32.
+    """
+    column = lambda values: {name: value[:, None] for name, value in values.items()}
+    found, asides, cotangents = column(found), column(asides), column(cotangents)
+    tokens, vocab = len(hidden), head.vocab(weight)
+    first = head.place(head.classes) * vocab
+
+    def step(state, start, fresh):
+        to_hidden, to_weight, to_bias = state
+        part = head.part(weight, start, tile)
+        if kept is None:
+            z = head.logits(hidden, part, _part(bias, start, tile))
+        else:
+            z = lax.dynamic_slice_in_dim(kept, _place(start, tile) * tokens, tokens * tile).reshape(tokens, tile)
+        pull = jnp.zeros_like(z)
+        for name, reduction in reductions.items():
+            pull = pull + cotangents[name] * reduction.slope(found[name], asides.get(name), z)
+        pull = jnp.where(hits(z, targets, first + start), cotangents["target"], pull)
+        pull = head.before_softcap(pull, z)
+        new = pull if fresh is None else jnp.where(fresh[None], pull, 0)
+        # What is written over may overlap; what is added to may not.
+        pull = pull if sums is None else new
+        if bias is not None:
+            more = jnp.sum(pull, axis=0) + (0 if sums is None else _part(to_bias, start, tile))
+            to_bias = lax.dynamic_update_slice_in_dim(to_bias, more.astype(to_bias.dtype), start, 0)
+        more = head.to_weight(hidden, pull.astype(weight.dtype))
+        more = more if sums is None else more + head.part(to_weight, start, tile)
+        return to_hidden + head.to_hidden(new.astype(weight.dtype), part), head.put(to_weight, more, start), to_bias
+
+    begun = jnp.zeros(hidden.shape, accumulator(hidden.dtype)), *(sums or _like(weight, bias))
+    return over_tiles(step, begun, vocab, tile)
+
+
+def _like(weight, bias):
+    return jnp.zeros_like(weight), None if bias is None else jnp.zeros_like(bias)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _streamed(*arguments):
+    return _forward(*arguments)[0]
 
 
 def _forward(reductions, head, tile, hidden, weight, bias, targets):
     # Not _streamed itself: a second derivative goes forward through here, which a custom rule would refuse.
-    found = _reduce(reductions, head, tile, hidden, weight, bias, targets)
-    return found, (hidden, weight, bias, targets, found)
+    run = lambda *arrays: reduce(dict(reductions), head, tile, *arrays)[:2]
+    found, asides = head.spread(run, hidden, weight, bias, targets, out="tt")
+    return found, (hidden, weight, bias, targets, found, asides)
 
 
 def _backward(reductions, head, tile, kept, cotangents):
-    hidden, weight, bias, targets, found = kept
-    dtype = accumulator(hidden.dtype)
+    hidden, weight, bias, targets, found, asides = kept
 
-    def step(state, start, size):
-        to_hidden, to_weight, to_bias = state
-        part = head.part(weight, start, size)
-        z, slope = head.logits(hidden, part, _part(bias, start, size))
-        pull = pull_of(dict(reductions), found, cotangents, z, hits(z, targets, start))
-        pull = pull if slope is None else pull * slope
-        if bias is not None:
-            to_bias = jax.lax.dynamic_update_slice_in_dim(to_bias, jnp.sum(pull, axis=0).astype(to_bias.dtype), start, 0)
-        pull = pull.astype(weight.dtype)
-        to_hidden = to_hidden + head.to_hidden(pull, part)
-        return to_hidden, head.put(to_weight, head.to_weight(hidden, pull), start), to_bias
+    def run(*arrays):
+        to_hidden, *others = pull_back(dict(reductions), head, tile, *arrays)
+        return head.summed(to_hidden, head.classes).astype(hidden.dtype), *head.summed(others, head.tokens)
 
-    begun = (jnp.zeros(hidden.shape, dtype), jnp.zeros_like(weight), None if bias is None else jnp.zeros_like(bias))
-    to_hidden, to_weight, to_bias = over_tiles(step, begun, head.vocab(weight), tile)
-    return to_hidden.astype(hidden.dtype), to_weight, to_bias, None
+    gradients = head.spread(run, hidden, weight, bias, targets, found, asides, cotangents, out="twb")
+    return *gradients, None
 
 
 _streamed.defvjp(_forward, _backward)

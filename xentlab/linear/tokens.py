@@ -1,7 +1,9 @@
 """The tokens plan: chunks of tokens, for any loss; value and gradient in one pass, three matrix products, no recomputation.
 
 The gradient is made on the way forward, where the chunk's logits are at hand, and kept: [N, D] and [D, V], which a training
-step makes in any case. A call that asks for the loss alone does one product.
+step makes in any case. A call that asks for the loss alone does one product. A loss with a stream form takes the reductions
+over the chunk's logits, tile by tile, and any other sees whole rows: on a mesh that splits the vocabulary the devices trade
+their columns of all tokens for all columns of their tokens, and back, by two all-to-alls a chunk.
 """
 
 from __future__ import annotations
@@ -12,100 +14,144 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from xentlab.linear.logits import Head, accumulator, hits, over_tiles, pull_of
+from xentlab.linear.logits import Head, accumulator, over_tiles
+from xentlab.linear.stream import pull_back, reduce
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
 def weighted_total(loss, stream, head, tiles, hidden, weight, bias, targets, weights):
     """The sum of weights [N] times losses [N], a scalar, differentiable by hidden [N, D], weight, bias and weights.
 
-    stream: the loss's stream form, if it has one: its gradient then takes fewer passes over the chunk's logits than
-    autodiff's. tiles: tokens a chunk, and classes at a time as the weight's gradient is summed. A weight of 0 removes a token.
+    stream: the loss's stream form, if it has one. tiles: tokens a chunk, classes a tile. A weight of 0 removes a token.
     """
+    return _weighted_sum(per_token(loss, stream, head, tiles, hidden, weight, bias, targets), weights)
 
-    def step(total, start, size):
-        part = lambda array: lax.dynamic_slice_in_dim(array, start, size)
-        z, _ = head.logits(part(hidden), weight, bias)
-        return total + _weighted_sum(loss(z, part(targets)), part(weights))
 
-    return over_tiles(step, jnp.zeros((), accumulator(hidden.dtype)), len(hidden), tiles[0])
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def per_token(loss, stream, head, tiles, hidden, weight, bias, targets):
+    """Each token's loss [N], chunk by chunk; the way back makes a chunk's logits anew."""
+    return _losses(loss, stream, head, tiles, hidden, weight, bias, targets)
+
+
+def _losses(loss, stream, head, tiles, hidden, weight, bias, targets):
+    def run(hidden, weight, bias, targets):
+        chunk, tile = tiles
+
+        def step(losses, start, fresh):
+            part = lambda array: lax.dynamic_slice_in_dim(array, start, chunk)
+            if stream is None:
+                rows, own = _rows(head, head.logits(part(hidden), weight, bias), part(targets))
+                each = _gathered(head, loss(rows, own))
+            else:
+                found, _, _ = reduce(stream.reductions, head, tile, part(hidden), weight, bias, part(targets))
+                each = stream(found, _vocab(head, weight))
+            return lax.dynamic_update_slice_in_dim(losses, each.astype(losses.dtype), start, 0)
+
+        return over_tiles(step, jnp.zeros(len(hidden), accumulator(hidden.dtype)), len(hidden), chunk)
+
+    return head.spread(run, hidden, weight, bias, targets, out="t")
 
 
 def _weighted_sum(each, weights):
     return jnp.sum(jnp.where(weights == 0, 0, each * weights).astype(weights.dtype))
 
 
-def _forward(loss, stream, head, tiles, hidden, weight, bias, targets, weights):
-    dtype = accumulator(hidden.dtype)
-    chunk, tile = tiles
-    # One chunk writes the weight's gradient once; more than one sum it, wide.
-    summed = dtype if len(hidden) > chunk else weight.dtype
+def _vocab(head, weight):
+    return head.vocab(weight) * head.count(head.classes)
 
-    def step(state, start, size):
-        to_hidden, to_weight, to_bias, losses = state
-        part = lambda array: lax.dynamic_slice_in_dim(array, start, size)
-        put = lambda array, part: lax.dynamic_update_slice_in_dim(array, part.astype(array.dtype), start, 0)
-        z, slope = head.logits(part(hidden), weight, bias)
-        each, pull = _value_and_pull(loss, stream, z, part(targets), part(weights))
-        pull = pull if slope is None else pull * slope
+
+def _rows(head, z, *per_token):
+    """Whole rows of logits for this device's part of the chunk, and the same part of what there is a token."""
+    if head.classes is None:
+        return z, *per_token
+    share = len(z) // head.count(head.classes)
+    own = lambda array: lax.dynamic_slice_in_dim(array, head.place(head.classes) * share, share)
+    return lax.all_to_all(z, head.classes, 0, 1, tiled=True), *map(own, per_token)
+
+
+def _columns(head, pull):
+    """The way back: this device's columns of the whole chunk."""
+    return pull if head.classes is None else lax.all_to_all(pull, head.classes, 1, 0, tiled=True)
+
+
+def _gathered(head, each):
+    return each if head.classes is None else lax.all_gather(each, head.classes, tiled=True)
+
+
+def _value_and_gradients(loss, stream, head, tiles, hidden, weight, bias, targets, weights):
+    """Each token's loss [N], and the gradients of their weighted sum by hidden, weight and bias."""
+
+    def run(hidden, weight, bias, targets, weights):
+        dtype = accumulator(hidden.dtype)
+        chunk, tile = tiles
+
+        def step(state, start, fresh):
+            to_hidden, sums, losses = state
+            part = lambda array: lax.dynamic_slice_in_dim(array, start, chunk)
+            put = lambda array, part: lax.dynamic_update_slice_in_dim(array, part.astype(array.dtype), start, 0)
+            # Tokens that come a second time weigh nothing.
+            counted = part(weights) if fresh is None else jnp.where(fresh, part(weights), 0)
+            one = _through_rows if stream is None else _through_reductions
+            more, sums, each = one(part(hidden), weight, bias, part(targets), counted, sums, tile)
+            return put(to_hidden, part(to_hidden) + more), sums, put(losses, each)
+
+        # One chunk writes the weight's gradient once; more than one sum it, wide.
+        summed = dtype if len(hidden) > chunk else weight.dtype
+        sums = jnp.zeros(weight.shape, summed), None if bias is None else jnp.zeros(bias.shape, dtype)
+        begun = (jnp.zeros_like(hidden), sums, jnp.zeros(len(hidden), dtype))
+        to_hidden, sums, losses = over_tiles(step, begun, len(hidden), chunk)
+        to_weight, to_bias = head.summed(sums, head.tokens)
+        to_bias = None if bias is None else to_bias.astype(bias.dtype)
+        return losses, head.summed(to_hidden, head.classes), to_weight.astype(weight.dtype), to_bias
+
+    def _through_reductions(hidden, weight, bias, targets, weights, sums, tile):
+        found, asides, kept = reduce(stream.reductions, head, tile, hidden, weight, bias, targets, keep=True)
+        each, back = jax.vjp(lambda found: stream(found, _vocab(head, weight)), found)
+        cotangents = back(weights.astype(each.dtype))[0]
+        arrays = (hidden, weight, bias, targets, found, asides, cotangents)
+        to_hidden, *sums = pull_back(stream.reductions, head, tile, *arrays, kept=kept, sums=sums)
+        return to_hidden, tuple(sums), each
+
+    def _through_rows(hidden, weight, bias, targets, weights, sums, tile):
+        z = head.logits(hidden, weight, bias)
+        rows, targets, weights = _rows(head, z, targets, weights)
+        each, back = jax.vjp(lambda rows: loss(rows, targets), rows)
+        pull = head.before_softcap(_columns(head, back(weights.astype(each.dtype))[0]), z)
+        to_weight, to_bias = sums
         to_bias = None if bias is None else to_bias + jnp.sum(pull, axis=0)
         pull = pull.astype(weight.dtype)
 
-        def add(to_weight, first, classes):
-            moved = head.to_weight(part(hidden), lax.dynamic_slice_in_dim(pull, first, classes, 1))
+        def add(to_weight, start, fresh):
+            columns = lax.dynamic_slice_in_dim(pull, start, tile, 1)
+            columns = columns if fresh is None else jnp.where(fresh[None], columns, 0)
             # Tile by tile in place: a whole [D, V] product would be a second one beside the sum.
-            return head.put(to_weight, moved + head.part(to_weight, first, classes).astype(moved.dtype), first)
+            return head.put(to_weight, head.to_weight(hidden, columns) + head.part(to_weight, start, tile), start)
 
         to_weight = over_tiles(add, to_weight, head.vocab(weight), tile)
-        return put(to_hidden, head.to_hidden(pull, weight)), to_weight, to_bias, put(losses, each)
+        return head.to_hidden(pull, weight), (to_weight, to_bias), _gathered(head, each)
 
-    begun = (
-        jnp.zeros_like(hidden),
-        jnp.zeros(weight.shape, summed),
-        None if bias is None else jnp.zeros(bias.shape, dtype),
-        jnp.zeros(len(hidden), dtype),
-    )
-    to_hidden, to_weight, to_bias, losses = over_tiles(step, begun, len(hidden), chunk)
-    to_bias = None if bias is None else to_bias.astype(bias.dtype)
+    return head.spread(run, hidden, weight, bias, targets, weights, out="ttwb")
+
+
+def _total_forward(loss, stream, head, tiles, hidden, weight, bias, targets, weights):
+    losses, *gradients = _value_and_gradients(loss, stream, head, tiles, hidden, weight, bias, targets, weights)
     losses = jnp.where(weights == 0, 0, losses).astype(weights.dtype)
-    return _weighted_sum(losses, weights), (to_hidden, to_weight.astype(weight.dtype), to_bias, losses)
+    return _weighted_sum(losses, weights), (*gradients, losses)
 
 
-def _value_and_pull(loss, stream, z, targets, weights):
-    """Each token's loss [N], and the gradient of its weighted sum by the logits [N, V]."""
-    if stream is None:
-        each, back = jax.vjp(lambda z: loss(z, targets), z)
-        return each, back(weights.astype(each.dtype))[0]
-    hit = hits(z, targets, 0)
-    states = {name: each.add(each.start(len(z), z.dtype), z, ~hit) for name, each in stream.reductions.items()}
-    found = {name: each.finish(states[name]) for name, each in stream.reductions.items()}
-    seen = jnp.sum(hit, axis=-1, dtype=jnp.int32)
-    found["target"] = jnp.sum(jnp.where(hit, z, 0), axis=-1) + jnp.sqrt((seen - 1).astype(z.dtype))
-    each, back = jax.vjp(lambda found: stream(found, z.shape[-1]), found)
-    return each, pull_of(stream.reductions, found, back(weights.astype(each.dtype))[0], z, hit)
-
-
-def _backward(loss, stream, head, tiles, kept, cotangent):
-    to_hidden, to_weight, to_bias, losses = kept
+def _total_backward(loss, stream, head, tiles, kept, cotangent):
     scaled = lambda array: None if array is None else array * cotangent.astype(array.dtype)
-    return scaled(to_hidden), scaled(to_weight), scaled(to_bias), None, scaled(losses)
+    to_hidden, to_weight, to_bias, losses = map(scaled, kept)
+    return to_hidden, to_weight, to_bias, None, losses
 
 
-weighted_total.defvjp(_forward, _backward)
+def _each_forward(loss, stream, head, tiles, *arrays):
+    return _losses(loss, stream, head, tiles, *arrays), arrays
 
 
-def per_token(loss, head: Head, chunk: int, hidden, weight, bias, targets):
-    """Each token's loss [N], chunk by chunk; the way back makes a chunk's logits anew."""
+def _each_backward(loss, stream, head, tiles, kept, cotangents):
+    return *_value_and_gradients(loss, stream, head, tiles, *kept, cotangents)[1:], None
 
-    @jax.checkpoint
-    def losses(hidden, targets):
-        return loss(head.logits(hidden, weight, bias)[0], targets)
 
-    whole = len(hidden) // chunk
-    parts = []
-    if whole:
-        shaped = lambda array: array[: whole * chunk].reshape(whole, chunk, *array.shape[1:])
-        parts.append(lax.map(lambda pair: losses(*pair), (shaped(hidden), shaped(targets))).reshape(-1))
-    if len(hidden) % chunk or not whole:
-        parts.append(losses(hidden[whole * chunk :], targets[whole * chunk :]))
-    return jnp.concatenate(parts)
+weighted_total.defvjp(_total_forward, _total_backward)
+per_token.defvjp(_each_forward, _each_backward)

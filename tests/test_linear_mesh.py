@@ -1,0 +1,111 @@
+"""The head on meshes: 8 virtual devices against one, what the compiled program sends, and two real processes."""
+
+import functools
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from xentlab import LOSSES, LabError, facts_of
+from xentlab.linear import linear_log_probs, linear_loss
+
+TRAINS = True
+TOKENS, FEATURES, VOCAB = 23, 5, 96
+
+# What runs where the devices are: a process of its own, for JAX counts a CPU's devices once.
+WORKER = """
+import functools, json, sys
+import jax, jax.numpy as jnp, numpy as np
+rank, port, shape = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+jax.config.update("jax_num_cpu_devices", 8 if rank < 0 else 4)
+if rank >= 0:
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=rank, initialization_timeout=60)
+from xentlab import LOSSES, linear_loss
+from xentlab.linear import linear_log_probs
+
+rng = np.random.default_rng(0)
+hidden, weight = rng.normal(size=(%d, %d)), rng.normal(size=(%d, %d))
+targets, bias, weights = rng.integers(0, %d, %d), rng.normal(size=%d), rng.random(%d)
+mesh = jax.make_mesh(shape, ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+found = {}
+for name, plan, reduction in json.loads(sys.argv[4]):
+    def total(h, w, b, t, y):
+        more = {"bias": b, "token_weights": t, "mesh": mesh, "tiles": (4, 7), "softcap": 4.0}
+        each = linear_loss(h, w, y, loss=LOSSES[name], plan=plan, reduction=reduction, **more)
+        return jnp.sum(each * jnp.cos(jnp.arange(each.size)).reshape(each.shape))
+    place = lambda array, dtype: jax.make_array_from_callback(array.shape, whole, lambda at: array[at].astype(dtype))
+    arrays = [place(each, np.float32) for each in (hidden, weight, bias, weights)]
+    run = jax.jit(jax.value_and_grad(total, (0, 1, 2, 3)), out_shardings=whole)
+    value, gradients = run(*arrays, place(targets, np.int32))
+    found[f"{name} {plan} {reduction}"] = [np.asarray(each).tolist() for each in (value, *gradients)]
+if rank <= 0:
+    print(json.dumps(found))
+""" % (TOKENS, FEATURES, FEATURES, VOCAB, VOCAB, TOKENS, VOCAB, TOKENS)
+
+
+def expected(name, plan, reduction):
+    """The same on one device."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=(TOKENS, FEATURES)), rng.normal(size=(FEATURES, VOCAB))]
+    targets = jnp.asarray(rng.integers(0, VOCAB, TOKENS), jnp.int32)
+    arrays += [rng.normal(size=VOCAB), rng.random(TOKENS)]
+
+    def total(h, w, b, t):
+        more = {"bias": b, "token_weights": t, "tiles": (4, 7), "softcap": 4.0}
+        each = linear_loss(h, w, targets, loss=LOSSES[name], plan=plan, reduction=reduction, **more)
+        return jnp.sum(each * jnp.cos(jnp.arange(each.size)).reshape(each.shape))
+
+    value, gradients = jax.jit(jax.value_and_grad(total, (0, 1, 2, 3)))(*[jnp.asarray(each, jnp.float32) for each in arrays])
+    return value, *gradients
+
+
+def start(rank, port, shape, cases):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", WORKER, str(rank), str(port), json.dumps(shape), json.dumps(cases)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def finish(*processes):
+    """The first one's results; an error of any ends the test with its words."""
+    outputs = [process.communicate(timeout=240) for process in processes]
+    for process, (_, errors) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, errors[-3000:]
+    return json.loads(outputs[0][0].splitlines()[-1])
+
+
+def check(found):
+    for case, arrays in found.items():
+        for each, right in zip(arrays, expected(*case.split()), strict=True):
+            size = float(jnp.max(jnp.abs(right)))
+            np.testing.assert_allclose(np.asarray(each, np.float32), right, rtol=0, atol=1e-5 * size, err_msg=case)
+
+
+CASES = [["nll", "stream", "mean"], ["hinge", "stream", "none"], ["confidence_penalty", "stream", "mean"]]
+CASES += [["mse_logits", "stream", "none"], ["brier", "tokens", "mean"], ["entmax15", "tokens", "mean"]]
+CASES += [["entmax15", "tokens", "none"], ["focal", "tokens", "none"]]
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (8, 1), (1, 8)])
+def test_eight_devices_equal_one(shape):
+    found = finish(start(-1, 0, shape, CASES))
+    assert len(found) == len(CASES)
+    check(found)
+
+
+def test_two_processes_equal_one():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    cases = [CASES[0], CASES[4], CASES[5]]
+    found = finish(*[start(rank, port, (2, 4), cases) for rank in (0, 1)])
+    assert len(found) == len(cases)
+    check(found)
