@@ -164,8 +164,8 @@ def _checked(hidden, weight, targets, bias, softcap, vocab_first, spread):
         raise LabError("the vocabulary is empty.")
     if vocab % head.count(head.classes):
         raise LabError(
-            f"{head.count(head.classes)} devices cannot share {vocab} classes evenly, and JAX shards no other way. Add columns to "
-            "the weight, with a bias of -1e30: no softmax gives those any share."
+            f"{head.count(head.classes)} devices cannot share {vocab} classes evenly, and JAX shards no other way. Add columns "
+            "to the weight, with a bias of -1e30: no softmax gives those any share."
         )
     if hidden.dtype != weight.dtype:
         raise LabError(
@@ -181,8 +181,8 @@ def _axes(mesh, token_axis, vocab_axis):
     axes = [axis if axis in mesh.axis_names else None for axis in (token_axis, vocab_axis)]
     if axes == [None, None]:
         raise LabError(
-            f"the mesh's axes are {', '.join(mesh.axis_names)}; none is {token_axis!r} (tokens) or {vocab_axis!r} (vocabulary). "
-            "Name yours by token_axis= and vocab_axis=."
+            f"the mesh's axes are {', '.join(mesh.axis_names)}; none is {token_axis!r} (tokens) or {vocab_axis!r} "
+            "(vocabulary). Name yours by token_axis= and vocab_axis=."
         )
     if AxisType.Explicit in mesh.axis_types:
         raise LabError(

@@ -51,7 +51,10 @@ def explain_plan(
 ) -> Plan:
     """The plan that `linear_loss` takes for hidden [tokens, features] and a weight [features, vocab], and why.
 
-    per_token: with reduction "none". layout: devices among which the tokens are split, and the vocabulary. Raises `LabError` for an unknown plan, and for "stream" with a loss that has no
+    per_token: with reduction "none".
+    layout: devices among which the tokens are split, and the vocabulary; what is counted is one device's.
+
+    Raises `LabError` for an unknown plan, and for "stream" with a loss that has no
     stream form.
 
     >>> from xentlab import resolve

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from xentlab.linear.logits import Head, accumulator, over_tiles
+from xentlab.linear.logits import accumulator, over_tiles
 from xentlab.linear.stream import pull_back, reduce
 
 
