@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xentlab import LOSSES
+from xentlab import LOSSES, LabError
 from xentlab.linear import linear_loss
+from xentlab.linear.costs import collectives, parse_mesh
 
 TRAINS = True
 TOKENS, FEATURES, VOCAB = 23, 5, 96
@@ -109,3 +110,65 @@ def test_two_processes_equal_one():
     found = finish(*[start(rank, port, (2, 4), cases) for rank in (0, 1)])
     assert len(found) == len(cases)
     check(found)
+
+
+def plan(*arguments):
+    """What the command says, in a process whose devices it may still choose."""
+    command = [sys.executable, "-c", "from xentlab.cli import main; main()", "plan", "--format", "json", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {row["head"]: row for row in json.loads(done.stdout)}
+
+
+def test_stream_sends_only_what_it_must():
+    """From the compiled module: no logits and no weight travel, [tokens] numbers and the two gradients do."""
+    tokens, features, vocab, data, model = 2048, 64, 8192, 2, 4
+    shape = ("--tokens", str(tokens), "--features", str(features), "--vocab", str(vocab))
+    found = plan(*shape, "--mesh", f"data={data},model={model}")
+    sent = found["stream"]["sent"]
+    assert set(sent) == {"all-reduce"}
+    ring = lambda size, devices: 2 * size * (devices - 1) / devices
+    hidden = ring(4 * tokens / data * features, model)
+    weight = ring(4 * features * vocab / model, data)
+    # Target, its count, the greatest logit and the mass: four numbers a token; the loss itself is one.
+    assert sent["all-reduce"] == pytest.approx(hidden + weight + ring(4 * 4 * tokens / data, model), rel=1e-3)
+    assert found["stream"]["taken_by_auto"]
+    trade = plan(*shape, "--mesh", f"data={data},model={model}", "--loss", "entmax15")["tokens"]["sent"]["all-to-all"]
+    assert trade == pytest.approx(2 * 4 * tokens / data * vocab / model * (model - 1) / model, rel=1e-6)
+
+
+def test_a_plan_for_256_devices():
+    found = plan("--tokens", "8192", "--features", "256", "--vocab", "256000", "--mesh", "data=8,model=32", "--loss", "brier")
+    assert found["stream"]["temporary_bytes"] < found["tokens"]["temporary_bytes"] < found["naive"]["temporary_bytes"]
+    assert found["stream"]["flops"] == 4 * 2 * 1024 * 256 * 8000
+
+
+def test_loops_count_as_often_as_they_run():
+    module = """HloModule m
+%body (p: f32[4]) -> f32[4] {
+  %a = f32[4]{0} all-reduce(%p), replica_groups=[2,4]<=[8], to_apply=%add
+}
+ENTRY %main (p: f32[4]) -> f32[4] {
+  %w = f32[4]{0} while(%p), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  %g = bf16[8]{0} all-gather(%w), replica_groups=mesh['x'=2,'y'=4] {'x'}, dimensions={0}
+  %t = (f32[2]{0}, f32[2]{0}) all-to-all(%w, %w), replica_groups={{0,1},{2,3}}
+}
+"""
+    assert collectives(module) == {"all-reduce": 5 * 24, "all-gather": 8, "all-to-all": 8}
+
+
+@pytest.mark.parametrize("text", ["data", "data=0", "rows=3", "data=2,data=2", "data=2;model=2", "model=x"])
+def test_meshes_are_written_one_way(text):
+    with pytest.raises(LabError, match="a mesh is written"):
+        parse_mesh(text)
+
+
+def test_meshes_that_do_not_fit_are_told():
+    devices = np.array(jax.devices()[:1])
+    auto = jax.sharding.Mesh(devices, ("rows",))
+    explicit = jax.sharding.Mesh(devices, ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    head = lambda mesh: linear_loss(jnp.ones((2, 3)), jnp.ones((3, 5)), jnp.array([0, 1]), mesh=mesh)
+    with pytest.raises(LabError, match="Name yours by token_axis="):
+        head(auto)
+    with pytest.raises(LabError, match="has explicit axes"):
+        head(explicit)

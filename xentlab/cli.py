@@ -18,14 +18,14 @@ from typing import Any
 import tyro
 
 from xentlab import console
-from xentlab.commands import COMMANDS, Api, Audit, Budget, Gradients, List, Open, Race, Report, Scoreboard, Show, Tour
+from xentlab.commands import COMMANDS, Api, Audit, Budget, Gradients, List, Open, Plan, Race, Report, Scoreboard, Show, Tour
 from xentlab.contract import LabError
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The `xentlab` command. A user's mistake is one line on stderr and exit code 2."""
     run = {
-        **{List: _list, Show: _show, Gradients: _gradients, Budget: _budget},
+        **{List: _list, Show: _show, Gradients: _gradients, Budget: _budget, Plan: _plan},
         **{Audit: _audit, Race: _race, Scoreboard: _scoreboard, Report: _report},
         **{Tour: _tour, Open: _open, Api: _api},
     }
@@ -146,6 +146,34 @@ def _budget(command: Budget) -> None:
     begun = time.perf_counter()
     frame = gradient_budget(command.losses, command.file, command.targets, command.bins or BINS)
     _finish(command, {"budgets": frame}, "budgets", begun)
+
+
+def _plan(command: Plan) -> None:
+    from xentlab.catalogue import resolve
+    from xentlab.linear import explain_plan
+    from xentlab.linear.costs import head_costs, make_mesh, parse_mesh
+
+    axes, loss = parse_mesh(command.mesh), resolve(command.loss)
+    shape = (command.tokens, command.features, command.vocab)
+    begun = lambda head: print(f"compiling: {head}", file=sys.stderr)
+    costs = head_costs(*shape, loss, command.dtype, make_mesh(axes), begun)
+    if command.format != "table":
+        console.print_rows([dataclasses.asdict(cost) for cost in costs], command.format)
+        return
+    kinds = sorted({kind for cost in costs for kind in cost.sent})
+    megabytes = lambda count: f"{count / 1e6:,.3g}" if count < 1e3 * 1e6 else f"{count / 1e6:,.0f}"
+    rows = []
+    for cost in costs:
+        row = {"head": cost.head, "temporary MB": megabytes(cost.temporary_bytes), "output MB": megabytes(cost.output_bytes)}
+        row |= {"products": str(cost.products), "GFLOP": f"{cost.flops / 1e9:,.3g}"}
+        rows.append(row | {f"{kind} MB": megabytes(cost.sent.get(kind, 0)) for kind in kinds})
+    console.print_table(rows)
+    layout = (axes.get("data", 1), axes.get("model", 1))
+    taken = explain_plan(*shape, loss, command.dtype, layout=layout)
+    print(f"auto takes {taken.name}: {taken.why}; {taken.tiles[0]} tokens a chunk, {taken.tiles[1]} classes a tile.")
+    import jax
+
+    print(f"One device's share of value and gradient, as compiled for {jax.default_backend()}; nothing was run.")
 
 
 def _audit(command: Audit) -> None:

@@ -81,6 +81,28 @@ class Budget:
 
 
 @dataclasses.dataclass(frozen=True)
+class Plan:
+    """What the head, linear_loss, costs at a shape, on one device or a mesh: compiled, never run.
+
+    Needs no accelerator: of a mesh larger than this machine the devices are virtual ones of its CPU.
+    Example: xentlab plan --tokens 8192 --features 2304 --vocab 256000 --mesh data=8,model=32 --loss brier
+    """
+
+    tokens: int
+    """N, tokens of a step, over all devices"""
+    features: int
+    """D, the width of the hidden states"""
+    vocab: int
+    """V"""
+    loss: str = "nll"
+    """a name of the list, or ./mine.py:my_loss"""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    mesh: str | None = None
+    """data=8,model=32: devices that share the tokens, and the vocabulary"""
+    format: Format = "table"
+
+
+@dataclasses.dataclass(frozen=True)
 class Audit:
     """What is true of a loss, found from its values and gradients alone, with a witness for every "no".
 
@@ -220,6 +242,7 @@ COMMANDS = {
     "show": Show,
     "gradients": Gradients,
     "budget": Budget,
+    "plan": Plan,
     "audit": Audit,
     "race": Race,
     "scoreboard": Scoreboard,

@@ -1,0 +1,183 @@
+"""What a head costs, by the compiler's own account: compiled for given shapes and a mesh, and never run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from xentlab.contract import LabError, Loss
+from xentlab.linear import linear_loss
+from xentlab.linear.plan import explain_plan
+from xentlab.linear.reductions import stream_of
+from xentlab.losses.likelihood import nll
+
+COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """One device's share of value and gradient: head ("stream", "tokens", "naive"), bytes, matrix products, FLOPs.
+
+    temporary_bytes and output_bytes are XLA's, for the backend it was compiled for; output is loss and gradients. flops are the
+    products', 2 N D V each. sent: bytes that the device sends in each kind of collective, rings assumed.
+    """
+
+    head: str
+    taken_by_auto: bool
+    temporary_bytes: int
+    output_bytes: int
+    products: int
+    flops: int
+    sent: Mapping[str, int]
+
+
+def parse_mesh(text: str | None) -> dict[str, int]:
+    """Axes and their devices from "data=8,model=32". Raises `LabError` for anything else.
+
+    >>> parse_mesh("data=8,model=32")
+    {'data': 8, 'model': 32}
+    """
+    if not text:
+        return {}
+    found = re.findall(r"(?:^|,)(data|model)=([1-9]\d*)(?=,|$)", text)
+    if len(found) != text.count(",") + 1 or len(dict(found)) != len(found):
+        raise LabError(f"a mesh is written data=4,model=2 (tokens over data, vocabulary over model); got {text!r}.")
+    return {name: int(count) for name, count in found}
+
+
+def make_mesh(axes: Mapping[str, int]) -> Mesh | None:
+    """A mesh of those axes, of the default backend's devices or else of virtual ones of the CPU; None for no axes.
+
+    Raises `LabError` when there are too few and JAX has counted the CPU's already.
+    """
+    if not axes:
+        return None
+    wanted = math.prod(axes.values())
+    with contextlib.suppress(RuntimeError):  # JAX runs: it has the devices that it has
+        jax.config.update("jax_num_cpu_devices", wanted)
+    devices = max((jax.devices(), jax.devices("cpu")), key=lambda each: min(len(each), wanted))
+    if len(devices) < wanted:
+        raise LabError(
+            f"the mesh takes {wanted} devices and JAX has {len(devices)}. Before JAX starts, "
+            f'jax.config.update("jax_num_cpu_devices", {wanted}) makes as many of a CPU.'
+        )
+    return Mesh(np.array(devices[:wanted]).reshape(*axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
+
+
+def head_costs(
+    tokens: int,
+    features: int,
+    vocab: int,
+    loss: Loss = nll,
+    dtype: Any = jnp.float32,
+    mesh: Mesh | None = None,
+    begun: Callable[[str], None] = lambda head: None,
+) -> list[Cost]:
+    """The cost of each plan that can run this loss, and of the naive head; `begun` is told before each is compiled.
+
+    The naive head is loss(hidden @ weight, targets).mean() under jit, whose sharding XLA works out. Raises `LabError` as
+    `linear_loss` does.
+
+    >>> {cost.head: cost.products for cost in head_costs(64, 8, 512)}
+    {'stream': 4, 'tokens': 3, 'naive': 3}
+    """
+    if min(tokens, features, vocab) < 1:
+        raise LabError(f"tokens, features and vocabulary are counts of at least 1; got {tokens}, {features} and {vocab}.")
+    layout = tuple(mesh.shape.get(axis, 1) if mesh else 1 for axis in ("data", "model"))
+    taken = explain_plan(tokens, features, vocab, loss, dtype, layout=layout).name
+    heads = {
+        plan: lambda h, w, y, plan=plan: linear_loss(h, w, y, loss=loss, plan=plan, mesh=mesh)
+        for plan in (("stream", "tokens") if stream_of(loss) else ("tokens",))
+    }
+    heads["naive"] = lambda h, w, y: jnp.mean(loss(h @ w, y))
+    found = []
+    for name, head in heads.items():
+        begun(name)
+        compiled = _compiled(head, mesh, tokens, features, vocab, dtype)
+        memory = compiled.memory_analysis()
+        # A naive head's products are the tokens plan's: logits, and two ways back.
+        plan = explain_plan(tokens, features, vocab, loss, dtype, "tokens" if name == "naive" else name, layout=layout)
+        sizes = int(memory.temp_size_in_bytes), int(memory.output_size_in_bytes)
+        found.append(Cost(name, name == taken, *sizes, plan.products, plan.flops, collectives(compiled.as_text())))
+    return found
+
+
+def _compiled(head, mesh, tokens, features, vocab, dtype):
+    shapes = [((tokens, features), dtype), ((features, vocab), dtype), ((tokens,), jnp.int32)]
+    shaped = [jax.ShapeDtypeStruct(*each) for each in shapes]
+    run = jax.value_and_grad(head, (0, 1))
+    if mesh is None:
+        return jax.jit(run).lower(*shaped).compile()
+    data, model = ((axis if axis in mesh.axis_names else None) for axis in ("data", "model"))
+    if tokens % mesh.shape.get("data", 1):
+        raise LabError(f"{tokens} tokens cannot lie evenly on {mesh.shape['data']} devices; take a multiple.")
+    place = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))
+    given = (place(data), place(None, model), place(data))
+    return jax.jit(run, in_shardings=given, out_shardings=(place(), given[:2])).lower(*shaped).compile()
+
+
+def collectives(module: str) -> dict[str, int]:
+    """Bytes that one device sends in each kind of collective, from a compiled module's text, loops by their turns.
+
+    Rings are assumed: of n devices, an all-reduce of b bytes sends 2 b (n - 1) / n, an all-gather to b bytes, an all-to-all
+    or a reduce-scatter of b bytes b (n - 1) / n, a permute b.
+    """
+    bodies, entry, name = {}, None, None
+    for line in module.splitlines():
+        head = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line)
+        if head:
+            name = head[2]
+            bodies[name] = []
+            entry = name if head[1] else entry
+        elif name and line.startswith(" "):
+            bodies[name].append(line)
+    total: dict[str, int] = {}
+
+    def count(name, times):
+        for line in bodies.get(name, ()):
+            operation = re.search(r" = (.*?) ([a-z\-]+)\(", line)
+            if not operation:
+                continue
+            shape, kind = operation[1], operation[2].removesuffix("-start")
+            if kind in COLLECTIVES:
+                total[kind] = total.get(kind, 0) + times * _sent(kind, shape, line)
+            trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', line) if kind == "while" else None
+            for called in re.findall(r"(?:body|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)", line):
+                count(called, times * (int(trips[1]) if trips else 1))
+
+    count(entry, 1)
+    return total
+
+
+def _sent(kind, shape, line):
+    size = 0
+    for dtype, dims in re.findall(r"([a-z]+\d*)\[([\d,]*)\]", shape):
+        bits = int(re.search(r"\d+$", dtype)[0]) if dtype != "pred" else 8
+        size += math.prod(map(int, filter(None, dims.split(",")))) * bits // 8
+    devices = _group(line)
+    share = {"all-reduce": 2 * (devices - 1) / devices, "reduce-scatter": devices - 1, "collective-permute": 1}
+    return round(size * share.get(kind, (devices - 1) / devices))
+
+
+def _group(line):
+    """Devices in each group of a collective: XLA writes the groups in full, as an array's shape, or by a mesh's axes."""
+    full = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
+    if full:
+        return full[1].count(",") + 1
+    iota = re.search(r"replica_groups=\[\d+,(\d+)\]", line)
+    if iota:
+        return int(iota[1])
+    axes = re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line)
+    if axes:
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes[1]))
+        return math.prod(int(sizes[name]) for name in re.findall(r"'(\w+)'", axes[2]))
+    return 2  # a permute names pairs
