@@ -13,7 +13,7 @@ from xentlab.linear.logits import accumulator
 from xentlab.linear.reductions import stream_of
 
 PLANS = ("auto", "stream", "tokens")
-# Measured on 2 CPU cores by experiments/bench_linear_loss.py --tiles: the fastest, or within its noise and smaller.
+# Tried on 2 CPU cores at the first two shapes of experiments/bench_linear_loss.py: the fastest, or near it and smaller.
 CHUNK = 512  # tokens of a chunk in the tokens plan, for a loss with a stream form
 ROWS = 256  # and for any other, which holds logits and their gradient at once
 TILE = 512  # classes of a tile in the stream plan
@@ -74,7 +74,7 @@ def explain_plan(
         # Measured (experiments/bench_linear_loss.py): its tiles stay in the cache, which outweighs a fourth product.
         name = "stream" if streams else "tokens"
         why = (
-            "it has a stream form, which is faster on a CPU and holds less"
+            "it has a stream form, which holds far less and is about as fast"
             if streams
             else f"{name_of(loss)} has no stream form"
         )
