@@ -172,6 +172,47 @@ def sweep(frame: pd.DataFrame, losses: Sequence[str], source: str, legend: bool 
     )
 
 
+def _dots(rows: pd.DataFrame, order: Sequence[str], value: str, axis: alt.X, form: str, labels: bool) -> alt.LayerChart:
+    """A dot a row on an axis, with its number beside it, and a bar across its spread (value_q1, value_q3) if it has one."""
+    y = alt.Y("what:N", sort=list(order), title=None).axis(labels=labels, labelLimit=300, ticks=False, domain=False, grid=True)
+    base, groups = alt.Chart(rows).encode(y=y), list(dict.fromkeys(rows.group))
+    key = alt.Legend(title=None, orient="bottom", symbolSize=120, symbolOpacity=1)
+    # The yardstick grey, then apart from each other.
+    hues = alt.Color("group:N", legend=key).scale(domain=groups, range=[HUES[i] for i in (7, 3, 0, 1)][: len(groups)])
+    layers = [base.mark_circle(size=60, opacity=1).encode(axis, hues)]
+    if f"{value}_q1" in rows:
+        span = base.mark_rule(strokeWidth=3, opacity=0.6).encode(alt.X(f"{value}_q1:Q"), alt.X2(f"{value}_q3:Q"), hues)
+        one = alt.Chart().mark_rule(strokeDash=[3, 3], color="#777777").encode(x=alt.datum(1))
+        layers = [*layers, one, span]
+        # Beside the bar, which may reach beyond the dot.
+        axis = alt.X(f"{value}_q3:Q")
+    number = base.mark_text(align="left", dx=7, fontSize=10, color="#333333")
+    return alt.layer(*layers, number.encode(axis, text=alt.Text(f"{value}:Q", format=form)))
+
+
+def heads(frame: pd.DataFrame) -> alt.VConcatChart:
+    """What heads cost, a column a shape: above, time relative to bare products, with its quartiles; below, memory.
+
+    Columns: shape, what, group, ratio, ratio_q1, ratio_q3, peak_mb. Rows without a time have no dot.
+    """
+    rows, made = frame.dropna(subset=["ratio"]).assign(memory=frame.peak_mb.clip(lower=1)), []
+    for value, title, form, ticks in (
+        ("ratio", "time / three bare products", ".2f", [0.5, 1, 2, 4, 8, 16]),
+        ("memory", "memory, MB", ",.0f", [1, 10, 100, 1000, 10_000]),
+    ):
+        span = [0.7 * rows[value].min(), 5 * rows[value].max()]  # one for all shapes, with room for the last number
+        axis = alt.X(f"{value}:Q", title=title).scale(type="log", domain=span, nice=False).axis(values=ticks, format=",~g")
+        columns = []
+        for shape, part in rows.groupby("shape", sort=False):
+            one = _dots(part, list(dict.fromkeys(frame.what)), value, axis, form, labels=not columns)
+            name = " × ".join(f"{int(size):,}" for size in str(shape).split(" x ")) if value == "ratio" else ""
+            columns.append(
+                one.properties(title=alt.Title(name, fontSize=12, frame="group"), width=200, height=17 * frame.what.nunique())
+            )
+        made.append(alt.hconcat(*columns, spacing=12, bounds="flush"))
+    return alt.vconcat(*made).configure_view(strokeOpacity=0.3).configure_title(anchor="start")
+
+
 def marked(chart: alt.Chart | alt.LayerChart, rows: pd.DataFrame, x: str, y: str, start: int) -> alt.LayerChart:
     """A chart with a dot on each of the rows whose column `at` is the parameter `at`, which a page's slider sets."""
     # One grey for all: a second encoding of the losses' colour would fight with the chart's own legend.

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 
 from xentlab.contract import LabError, Loss, name_of
@@ -19,6 +20,7 @@ ROWS = 256  # and for any other, which holds logits and their gradient at once
 TILE = 512  # classes of a tile in the stream plan
 KEPT_TILE = 1024  # and in the tokens plan, whose logits are kept
 TILE_BYTES = 12 * 2**20  # of logits, the most that a tile may hold
+ROWS_BYTES = 2 * 2**20  # of logits, for a loss that sees whole rows: some ten passes over them then stay in a CPU's cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +102,19 @@ def _tiles(name, streams, tokens, vocab, wide):
     widest = TILE if name == "stream" else KEPT_TILE
     most = max(128, min(widest, TILE_BYTES // (wide * max(1, chunk)) // 128 * 128))
     return max(chunk, 1), next((tile for tile in range(most, most // 2, -128) if vocab % tile == 0), most)
+
+
+def rows_at_once(rows: int, vocab: int, itemsize: int) -> int:
+    """How many rows of a chunk's logits go through a loss and its derivative at once; a divisor of their number.
+
+    >>> rows_at_once(256, 32_768, 4)
+    16
+    """
+    if jax.default_backend() != "cpu":
+        return rows  # wide kernels hide their memory's latency; a loop of small ones would wait for each
+    most = min(rows, max(1, ROWS_BYTES // (vocab * itemsize)))
+    best = max(each for each in range(1, most + 1) if rows % each == 0)
+    return best if 4 * best >= most else rows  # of a prime number of rows only 1 is one, and a loop has its price too
 
 
 def _temporary(name, streams, tokens, vocab, features, chunk, tile, narrow, wide):

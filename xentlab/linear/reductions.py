@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,111 +29,128 @@ from xentlab.contract import LabError, Loss, facts_of, settings_of, unwrapped
 LOWEST = float(np.finfo(np.float32).min)  # the running maximum of nothing: finite, so that no -inf - -inf arises
 
 
+class Tile(NamedTuple):
+    """A tile of logits as the reductions see it.
+
+    z: [N, C], wide. rival: where they count, which the target does not. below: the rivals' logits less the greatest rival so
+    far, -inf elsewhere; fallen [N]: by how much that one has risen with this tile, as a number <= 0. Both are free of
+    derivatives of that greatest, a mere shift.
+    """
+
+    z: jax.Array
+    rival: jax.Array
+    below: jax.Array
+    fallen: jax.Array
+
+
 @dataclasses.dataclass(frozen=True)
 class Reduction:
-    """One reduction: start(tokens, dtype) -> state, add(state, z, rival) -> state, merge(state, axis) -> state, finish, slope.
+    """One reduction: how it starts, takes in a tile, is merged over a mesh, ends, and what its slope is.
 
-    z: a tile of logits [N, C] in float32. rival: where they count, which the target does not. merge: over the mesh axis that
-    holds the rest of the vocabulary. finish(state) -> the value [N], and what its slope needs besides, [N] or None.
+    start(tokens, dtype) -> state; add(state, tile) -> state.
+    merge(state, fallen, axis) -> state: over the mesh axis that holds the rest of the vocabulary, where the greatest rival lies
+    higher by -fallen [N].
+    finish(state, shift) -> the value [N], and what its slope needs besides, [N] or None; shift [N]: the greatest rival.
     slope(value, aside, z): the value's derivative by each logit of the tile [N, C], from columns; it is masked outside.
     """
 
     start: Callable[[int, Any], Any]
-    add: Callable[[Any, jax.Array, jax.Array], Any]
-    merge: Callable[[Any, str], Any]
-    finish: Callable[[Any], tuple[jax.Array, jax.Array | None]]
+    add: Callable[[Any, Tile], Any]
+    merge: Callable[[Any, jax.Array, str], Any]
+    finish: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array | None]]
     slope: Callable[[jax.Array, jax.Array | None, jax.Array], jax.Array]
+
+
+def lowest(tokens: int, dtype: Any) -> jax.Array:
+    """The greatest of no rivals, [tokens]."""
+    return jnp.full(tokens, LOWEST, dtype)
+
+
+def risen(shift: jax.Array, z: jax.Array, rival: jax.Array) -> tuple[jax.Array, Tile]:
+    """The greatest rival with those of a tile [N, C], and the tile."""
+    masked = jnp.where(rival, z, -jnp.inf)
+    higher = lax.stop_gradient(jnp.maximum(shift, jnp.max(masked, axis=-1)))
+    return higher, Tile(z, rival, masked - higher[:, None], shift - higher)
+
+
+def greatest(value: jax.Array, axis: str) -> jax.Array:
+    """The greatest of an axis' values, as a constant: JAX gives pmax no derivative, and none is needed of a mere shift."""
+    return lax.pmax(lax.stop_gradient(value), axis)
 
 
 def _zeros(tokens: int, dtype: Any) -> jax.Array:
     return jnp.zeros(tokens, dtype)
 
 
-def _greatest(value: jax.Array, axis: str) -> jax.Array:
-    """The greatest of an axis' values, as a constant: JAX gives pmax no derivative, and none is needed of a mere shift."""
-    return lax.pmax(lax.stop_gradient(value), axis)
-
-
 def _summed(term: Callable[[jax.Array], jax.Array], slope: Callable[[jax.Array], jax.Array]) -> Reduction:
     return Reduction(
         start=_zeros,
-        add=lambda state, z, rival: state + jnp.sum(jnp.where(rival, term(z), 0), axis=-1),
-        merge=lax.psum,
-        finish=lambda state: (state, None),
+        add=lambda state, tile: state + jnp.sum(jnp.where(tile.rival, term(tile.z), 0), axis=-1),
+        merge=lambda state, fallen, axis: lax.psum(state, axis),
+        finish=lambda state, shift: (state, None),
         slope=lambda value, aside, z: slope(z),
     )
 
 
 def _logsumexp(multiple: float) -> Reduction:
-    def add(state, z, rival):
-        top, mass = state
-        z = jnp.where(rival, multiple * z, -jnp.inf)
-        higher = jnp.maximum(top, jnp.max(z, axis=-1))
-        return higher, mass * jnp.exp(top - higher) + jnp.sum(jnp.exp(z - higher[:, None]), axis=-1)
-
-    def merge(state, axis):
-        higher = _greatest(state[0], axis)
-        return higher, lax.psum(state[1] * jnp.exp(state[0] - higher), axis)
-
+    shrunk = lambda mass, fallen: mass * jnp.exp(multiple * fallen)
     return Reduction(
-        start=lambda tokens, dtype: (jnp.full(tokens, LOWEST, dtype), _zeros(tokens, dtype)),
-        add=add,
-        merge=merge,
-        finish=lambda state: (_log_mass(*state), None),
+        start=_zeros,
+        add=lambda mass, tile: shrunk(mass, tile.fallen) + jnp.sum(jnp.exp(multiple * tile.below), axis=-1),
+        merge=lambda mass, fallen, axis: lax.psum(shrunk(mass, fallen), axis),
+        finish=lambda mass, shift: (_log_mass(multiple * shift, mass), None),
         slope=lambda value, aside, z: multiple * jnp.exp(multiple * z - value),
     )
 
 
-def _log_mass(top: jax.Array, mass: jax.Array) -> jax.Array:
-    return jnp.where(mass == 0, -jnp.inf, top + jnp.log(jnp.where(mass == 0, 1, mass)))
+def _log_mass(shift: jax.Array, mass: jax.Array) -> jax.Array:
+    return jnp.where(mass == 0, -jnp.inf, shift + jnp.log(jnp.where(mass == 0, 1, mass)))
 
 
 def _entropy() -> Reduction:
-    def moved_to(higher, state):
-        top, mass, moment = state
-        moved = top - higher
-        shrunk = jnp.exp(moved)
-        # moved is LOWEST or so before the first rival, with a mass of 0.
-        return mass * shrunk, shrunk * (moment + jnp.where(mass > 0, mass * moved, 0))
+    def shrunk(state, fallen):
+        mass, moment = state
+        share = jnp.exp(fallen)
+        # fallen is LOWEST or so before the first rival, with a mass of 0.
+        return mass * share, share * (moment + jnp.where(mass > 0, mass * fallen, 0))
 
-    def add(state, z, rival):
-        masked = jnp.where(rival, z, -jnp.inf)
-        higher = jnp.maximum(state[0], jnp.max(masked, axis=-1))
-        mass, moment = moved_to(higher, state)
-        share = jnp.exp(masked - higher[:, None])
-        below = jnp.where(share > 0, z - higher[:, None], 0)
-        return higher, mass + jnp.sum(share, axis=-1), moment + jnp.sum(share * below, axis=-1)
+    def add(state, tile):
+        mass, moment = shrunk(state, tile.fallen)
+        share = jnp.exp(tile.below)
+        below = jnp.where(share > 0, tile.below, 0)
+        return mass + jnp.sum(share, axis=-1), moment + jnp.sum(share * below, axis=-1)
 
-    def merge(state, axis):
-        higher = _greatest(state[0], axis)
-        return higher, *lax.psum(moved_to(higher, state), axis)
-
-    def finish(state):
-        top, mass, moment = state
+    def finish(state, shift):
+        mass, moment = state
         safe = jnp.where(mass == 0, 1, mass)
-        return jnp.log(safe) - moment / safe, _log_mass(top, mass)
+        return jnp.log(safe) - moment / safe, _log_mass(shift, mass)
 
     def slope(value, log_mass, z):
         log_share = z - log_mass
         share = jnp.exp(log_share)
         return -share * (jnp.where(share > 0, log_share, 0) + value)
 
-    start = lambda tokens, dtype: (jnp.full(tokens, LOWEST, dtype), _zeros(tokens, dtype), _zeros(tokens, dtype))
-    return Reduction(start, add, merge, finish, slope)
+    return Reduction(
+        start=lambda tokens, dtype: (_zeros(tokens, dtype), _zeros(tokens, dtype)),
+        add=add,
+        merge=lambda state, fallen, axis: lax.psum(shrunk(state, fallen), axis),
+        finish=finish,
+        slope=slope,
+    )
 
 
 def _top() -> Reduction:
-    def add(state, z, rival):
+    def add(state, tile):
         top, ties = state
-        z = jnp.where(rival, z, -jnp.inf)
+        z = jnp.where(tile.rival, tile.z, -jnp.inf)
         higher = jnp.maximum(top, jnp.max(z, axis=-1))
         # A tie shares the slope, as JAX's own max does; what ties with nothing yet is at -inf.
-        tied = jnp.sum((z == higher[:, None]) & rival, axis=-1, dtype=z.dtype)
+        tied = jnp.sum((z == higher[:, None]) & tile.rival, axis=-1, dtype=z.dtype)
         return higher, jnp.where(top == higher, ties, 0) + tied
 
-    def merge(state, axis):
+    def merge(state, fallen, axis):
         top, ties = state
-        highest = top == _greatest(top, axis)
+        highest = top == greatest(top, axis)
         # The mean of those that are at the top, which keeps a derivative where pmax has none.
         held, at_top, ties = lax.psum(
             (jnp.where(highest, top, 0), highest.astype(top.dtype), jnp.where(highest, ties, 0)), axis
@@ -144,7 +161,7 @@ def _top() -> Reduction:
         start=lambda tokens, dtype: (jnp.full(tokens, -jnp.inf, dtype), _zeros(tokens, dtype)),
         add=add,
         merge=merge,
-        finish=lambda state: state,
+        finish=lambda state, shift: state,
         slope=lambda value, ties, z: (z == value).astype(z.dtype) / ties,
     )
 
@@ -182,7 +199,10 @@ def reductions_of(names: tuple[str, ...], settings: Mapping[str, Any]) -> dict[s
         if name in REDUCTIONS:
             found[name] = REDUCTIONS[name]
         elif stem == "rivals" and (multiple.isdigit() or multiple in settings):
-            found[name] = _logsumexp(float(settings.get(multiple, multiple)))
+            times = float(settings.get(multiple, multiple))
+            if not times > 0:
+                raise LabError(f"{name} is the logsumexp of a positive multiple of the rivals' logits; got {times:g}.")
+            found[name] = _logsumexp(times)
         else:
             known = ", ".join(["target", "vocab", *REDUCTIONS, "rivals_<number or setting>"])
             raise LabError(f"a stream form's parameters are reductions; {name!r} is none of {known}.")

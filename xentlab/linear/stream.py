@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from xentlab.linear.logits import Head, accumulator, hits, over_tiles
-from xentlab.linear.reductions import Reduction
+from xentlab.linear.reductions import Reduction, greatest, lowest, risen
 
 Found = dict[str, jax.Array]
 
@@ -41,7 +41,7 @@ def reduce(
     first = head.place(head.classes) * vocab
 
     def step(state, start, fresh):
-        states, target, seen, kept = state
+        states, shift, target, seen, kept = state
         z = head.logits(hidden, head.part(weight, start, tile), _part(bias, start, tile))
         if keep:
             kept = lax.dynamic_update_slice_in_dim(kept, z.reshape(-1), _place(start, tile) * tokens, 0)
@@ -49,17 +49,20 @@ def reduce(
         rival = ~hit
         if fresh is not None:
             hit, rival = hit & fresh[None], rival & fresh[None]
-        states = {name: reduction.add(states[name], z, rival) for name, reduction in reductions.items()}
-        return states, target + jnp.sum(jnp.where(hit, z, 0), axis=-1), seen + jnp.sum(hit, axis=-1, dtype=jnp.int32), kept
+        shift, seen_as = risen(shift, z, rival)
+        states = {name: reduction.add(states[name], seen_as) for name, reduction in reductions.items()}
+        target, seen = target + jnp.sum(jnp.where(hit, z, 0), axis=-1), seen + jnp.sum(hit, axis=-1, dtype=jnp.int32)
+        return states, shift, target, seen, kept
 
     states = {name: reduction.start(tokens, dtype) for name, reduction in reductions.items()}
     kept = jnp.zeros(tokens * -(-vocab // tile) * tile, dtype) if keep else None
-    begun = (states, jnp.zeros(tokens, dtype), jnp.zeros(tokens, jnp.int32), kept)
-    states, target, seen, kept = over_tiles(step, begun, vocab, tile)
+    begun = (states, lowest(tokens, dtype), jnp.zeros(tokens, dtype), jnp.zeros(tokens, jnp.int32), kept)
+    states, shift, target, seen, kept = over_tiles(step, begun, vocab, tile)
     if head.classes is not None:
-        states = {name: reduction.merge(states[name], head.classes) for name, reduction in reductions.items()}
-        target, seen = head.summed((target, seen), head.classes)
-    finished = {name: reduction.finish(states[name]) for name, reduction in reductions.items()}
+        highest = greatest(shift, head.classes)
+        states = {name: each.merge(states[name], shift - highest, head.classes) for name, each in reductions.items()}
+        shift, (target, seen) = highest, head.summed((target, seen), head.classes)
+    finished = {name: reduction.finish(states[name], shift) for name, reduction in reductions.items()}
     # A square root of -1, not a NaN constant: see contract._nan_without.
     found = {name: value for name, (value, _) in finished.items()} | {"target": target + jnp.sqrt((seen - 1).astype(dtype))}
     return found, {name: aside for name, (_, aside) in finished.items() if aside is not None}, kept

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from xentlab.linear.logits import accumulator, over_tiles
+from xentlab.linear.plan import rows_at_once
 from xentlab.linear.stream import pull_back, reduce
 
 
@@ -74,6 +75,19 @@ def _columns(head, pull):
     return pull if head.classes is None else lax.all_to_all(pull, head.classes, 1, 0, tiled=True)
 
 
+def _pulled(loss, head, z, targets, weights):
+    """Each row's loss, and the gradient of their weighted sum by what the softcap was given: [N], [N, V]."""
+
+    def one(block):
+        z, targets, weights = block
+        each, back = jax.vjp(lambda z: loss(z, targets), z)
+        return each, head.before_softcap(back(weights.astype(each.dtype))[0], z)
+
+    rows = rows_at_once(*z.shape, z.dtype.itemsize)
+    each, pull = lax.map(one, tuple(array.reshape(-1, rows, *array.shape[1:]) for array in (z, targets, weights)))
+    return each.reshape(-1), pull.reshape(z.shape)
+
+
 def _gathered(head, each):
     return each if head.classes is None else lax.all_gather(each, head.classes, tiled=True)
 
@@ -115,8 +129,8 @@ def _value_and_gradients(loss, stream, head, tiles, hidden, weight, bias, target
     def _through_rows(hidden, weight, bias, targets, weights, sums, tile):
         z = head.logits(hidden, weight, bias)
         rows, targets, weights = _rows(head, z, targets, weights)
-        each, back = jax.vjp(lambda rows: loss(rows, targets), rows)
-        pull = head.before_softcap(_columns(head, back(weights.astype(each.dtype))[0]), z)
+        each, pull = _pulled(loss, head, rows, targets, weights)
+        pull = _columns(head, pull)
         to_weight, to_bias = sums
         to_bias = None if bias is None else to_bias + jnp.sum(pull, axis=0)
         pull = pull.astype(weight.dtype)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from xentlab.contract import AnyArray, LabError, Logits, PerToken, Targets, at_target, is_at_target, loss, off_target
-from xentlab.losses.numerics import log_one_minus_softmax, log_p_target, log_softmax
+from xentlab.losses.numerics import log_hit_and_miss, log_p_target, log_softmax
 
 
 @loss(
@@ -162,6 +162,6 @@ def unlikelihood(logits: Logits, targets: Targets) -> PerToken:
     >>> unlikelihood(jnp.zeros(2), jnp.array(0)) / jnp.log(2.0)  # -log 1/2 - log(1 - 1/2)
     Array(2., dtype=float32)
     """
-    hit = is_at_target(logits, targets)
-    absent = jnp.sum(jnp.where(hit, 0, log_one_minus_softmax(logits)), axis=-1)
-    return nll(logits, targets) - absent
+    log_p, log_miss = log_hit_and_miss(logits)
+    absent = jnp.sum(jnp.where(is_at_target(logits, targets), 0, log_miss), axis=-1)
+    return -at_target(log_p, targets) - absent

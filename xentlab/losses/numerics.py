@@ -2,9 +2,23 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from xentlab.contract import Logits
+
+
+def is_first_top(values: Float[Array, "... vocab"]) -> Bool[Array, "... vocab"]:
+    """Where each row's greatest value lies, the first of them at a tie, as a mask [..., V]; all False in a row with NaN.
+
+    A maximum and a minimum over places, not an argmax: XLA's CPU compiler makes vector code of those two alone, and the two
+    take half of its time.
+
+    >>> is_first_top(jnp.array([1.0, 3.0, 3.0]))
+    Array([False,  True, False], dtype=bool)
+    """
+    places = jax.lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1)
+    tops = values == jax.lax.stop_gradient(jnp.max(values, axis=-1, keepdims=True))
+    return places == jnp.min(jnp.where(tops, places, values.shape[-1]), axis=-1, keepdims=True)
 
 
 def log_softmax(logits: Logits) -> Logits:
@@ -17,8 +31,7 @@ def log_softmax(logits: Logits) -> Logits:
     -9.3576e-14 -30.0000
     """
     logits = jnp.asarray(logits)
-    top = jnp.argmax(logits, axis=-1, keepdims=True)
-    is_top = jax.lax.broadcasted_iota(top.dtype, logits.shape, logits.ndim - 1) == top
+    is_top = is_first_top(logits)
     greatest = jnp.sum(jnp.where(is_top, logits, 0), axis=-1, keepdims=True)
     below = jnp.where(is_top, 0, logits - greatest)
     rivals = jnp.sum(jnp.where(is_top, 0, jnp.exp(below)), axis=-1, keepdims=True)
@@ -57,20 +70,23 @@ def log_p_target(rivals: Float[Array, "..."], target: Float[Array, "..."]) -> Fl
     return -jax.nn.softplus(rivals - target)
 
 
-def log_one_minus_softmax(logits: Logits) -> Logits:
-    """log(1 - softmax), [..., V] -> [..., V], without taking 1 - p where p is near 1.
+def log_hit_and_miss(logits: Logits) -> tuple[Logits, Logits]:
+    """log softmax and log(1 - softmax), [..., V] -> two [..., V], without taking 1 - p where p is near 1.
 
     For the class with the greatest logit 1 - p is the sum of the rivals' probabilities; every other p is at most 1/2.
 
-    >>> print("{:.4f} {:.4e}".format(*log_one_minus_softmax(jnp.array([50.0, 0.0]))))  # -50, and -exp(-50)
+    >>> log_p, log_miss = log_hit_and_miss(jnp.array([50.0, 0.0]))
+    >>> print("{:.4f} {:.4e}".format(*log_miss))  # -50, and -exp(-50)
     -50.0000 -1.9287e-22
     """
-    log_p = log_softmax(logits)
-    top = jnp.argmax(logits, axis=-1, keepdims=True)
-    is_top = jax.lax.broadcasted_iota(top.dtype, logits.shape, logits.ndim - 1) == top
-    rivals = jnp.where(is_top, -jnp.inf, log_p)
+    logits = jnp.asarray(logits)
+    is_top = is_first_top(logits)
+    greatest = jnp.sum(jnp.where(is_top, logits, 0), axis=-1, keepdims=True)
+    rivals = jnp.where(is_top, -jnp.inf, logits - greatest)
     # A safe stand-in where every rival is at -inf: the logsumexp of nothing has a NaN gradient even where it is unused.
     empty = jnp.max(rivals, axis=-1, keepdims=True) == -jnp.inf
     log_rivals = jnp.where(empty, -jnp.inf, jax.nn.logsumexp(jnp.where(empty, 0, rivals), axis=-1, keepdims=True))
+    log_mass = jax.nn.softplus(log_rivals)
+    log_p = jnp.where(is_top, 0, rivals) - log_mass
     p = jnp.exp(jnp.where(is_top, -jnp.inf, log_p))
-    return jnp.where(is_top, log_rivals, jnp.log1p(-p))
+    return log_p, jnp.where(is_top, log_rivals - log_mass, jnp.log1p(-p))

@@ -12,13 +12,31 @@ def _below_top(logits):
     return x - jnp.max(x, axis=-1, keepdims=True)
 
 
+GROUPS = 512  # of classes, whose greatest members alone say nearly where the threshold lies
+
+
 def _threshold(x, excess_and_slope):
     """The root tau of a decreasing convex function of the threshold, by Newton from its left, [..., V] -> [..., 1].
 
     tau = max - 1 lies at or below the root, and from there every Newton step stays at or below it; so the search ends
-    where a step no longer rises. For sparsemax that is Michelot's finite algorithm. It makes about ten sweeps over the
-    vocabulary, where a sort makes log^2 V: twenty times faster on a CPU at V = 256.
+    where a step no longer rises. For sparsemax that is Michelot's finite algorithm. Some of the classes alone have their
+    root at or below that of all, so a large vocabulary is asked last: the search begins where the greatest of each group of
+    classes leave it, and a few sweeps over the vocabulary do where a sort would make log^2 V.
     """
+    start = jnp.full((*x.shape[:-1], 1), -1, x.dtype)  # the maximum of x is 0
+    size = x.shape[-1] // GROUPS
+    if size >= 8:
+        grouped = x[..., : size * GROUPS].reshape(*x.shape[:-1], size, GROUPS)
+        start = _risen(jnp.max(grouped, axis=-2), start, excess_and_slope)
+    tau = _risen(x, start, excess_and_slope)
+    # Rounding in a long sum may have overshot by a little: one step in either direction takes that back.
+    excess, slope = excess_and_slope(jax.nn.relu(x - tau))
+    return tau + excess / slope
+
+
+def _risen(x, start, excess_and_slope):
+    """Newton from `start`, [..., 1], until no step rises by more than rounding."""
+    least = 8 * jnp.finfo(x.dtype).eps
 
     def rising(carry):
         _, moved, sweep = carry
@@ -28,13 +46,9 @@ def _threshold(x, excess_and_slope):
         tau, _, sweep = carry
         excess, slope = excess_and_slope(jax.nn.relu(x - tau))
         higher = tau + excess / slope
-        return jnp.maximum(tau, higher), higher > tau, sweep + 1
+        return jnp.maximum(tau, higher), higher > tau + least, sweep + 1
 
-    start = jnp.full((*x.shape[:-1], 1), -1, x.dtype)  # the maximum of x is 0
-    tau = jax.lax.while_loop(rising, newton, (start, jnp.ones(start.shape, bool), 0))[0]
-    # Rounding in a long sum may have overshot by a little: one step in either direction takes that back.
-    excess, slope = excess_and_slope(jax.nn.relu(x - tau))
-    return tau + excess / slope
+    return jax.lax.while_loop(rising, newton, (start, jnp.ones(start.shape, bool), 0))[0]
 
 
 def _linear_excess(above):
@@ -89,27 +103,26 @@ def _(primals, tangents):
 
 
 def _conjugate(link, entropy):
-    """max_p z.p - entropy(p), by its maximiser `link`; its derivative is the link, and the second is the link's own.
+    """max_p z.p - entropy(p) by its maximiser `link`, [..., V] -> what lies below the greatest logit, and that logit [...].
 
-    A stop_gradient around the maximiser would have the gradient right and the Hessian 0.
+    Its derivative is the link, and the second is the link's own. A stop_gradient around the maximiser would have the gradient
+    right and the Hessian 0.
     """
 
     @jax.custom_jvp
-    def conjugate(logits):
-        p = link(logits)
+    def below(logits, p):
         shifted = _below_top(logits).astype(logits.dtype)
         # z.p from the top down, and without 0 * -inf; the top is added back at the end.
-        aligned = jnp.sum(jnp.where(p > 0, p * jnp.where(p > 0, shifted, 0), 0), axis=-1)
-        return aligned - entropy(p), jnp.max(logits, axis=-1)
+        return jnp.sum(jnp.where(p > 0, p * jnp.where(p > 0, shifted, 0), 0), axis=-1) - entropy(p)
 
-    @conjugate.defjvp
+    @below.defjvp
     def _(primals, tangents):
-        (logits,), (dz,) = primals, tangents
-        top = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
-        below, _ = conjugate(logits)
-        slope = jnp.sum(link(logits) * dz, axis=-1)
+        # At the maximiser the value does not move with p; the slope by the logits is p, which moves with them.
+        return below(*primals), jnp.sum(primals[1] * tangents[0], axis=-1)
+
+    def conjugate(logits):
         # The top is a constant of the representation: value = below + top, and the whole slope is booked on `below`.
-        return (below, top), (slope, jnp.zeros_like(top))
+        return below(logits, link(logits)), jax.lax.stop_gradient(jnp.max(logits, axis=-1))
 
     return conjugate
 
