@@ -12,9 +12,10 @@ import pandas as pd
 
 from xentlab import charts, resolve
 from xentlab.models import logits
+from xentlab.recipe import Recipe
 from xentlab.sources import MarkovSource
 from xentlab.tour import Check, Figure, Slider, Station, show
-from xentlab.training import Recipe, train
+from xentlab.training import train
 
 OLD, NEW = MarkovSource(vocab=8, seed=0, exponent=1.5), MarkovSource(vocab=8, seed=1, exponent=0.8)
 

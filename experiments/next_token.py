@@ -12,8 +12,9 @@ import pandas as pd
 
 from xentlab import resolve
 from xentlab.models import logits
+from xentlab.recipe import Recipe
 from xentlab.tour import Check, Figure, Slider, Station, show
-from xentlab.training import Recipe, train
+from xentlab.training import train
 
 CITIES = {"france": "paris", "japan": "tokyo", "italy": "rome", "spain": "madrid", "egypt": "cairo", "peru": "lima"}
 SENTENCES = [f"the capital of {land} is {word} ." for land, city in CITIES.items() for word in [city] * 4 + ["beautiful"]]

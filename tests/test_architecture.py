@@ -13,7 +13,7 @@ SHELVES = (
     {"contract"},
     {"losses"},
     {"catalogue", "information"},
-    {"sources", "models", "gradients", "metrics", "reading", "linear"},
+    {"sources", "models", "gradients", "metrics", "reading", "linear", "recipe"},
     {"training", "coding", "audit"},
     {"race"},
     {"runs", "console"},

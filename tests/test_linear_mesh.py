@@ -13,7 +13,8 @@ import pytest
 
 from xentlab import LOSSES, LabError
 from xentlab.linear import linear_loss
-from xentlab.linear.costs import collectives, parse_mesh
+from xentlab.linear.costs import collectives
+from xentlab.linear.mesh import parse_mesh
 
 TRAINS = True
 TOKENS, FEATURES, VOCAB = 23, 5, 96

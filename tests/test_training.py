@@ -11,8 +11,9 @@ import pytest
 
 from xentlab import LOSSES, LabError
 from xentlab.models import logits, resolve_model
+from xentlab.recipe import OPTIMIZERS, SCHEDULES, Recipe
 from xentlab.sources import MarkovSource
-from xentlab.training import OPTIMIZERS, SCHEDULES, Recipe, train, windows
+from xentlab.training import train, windows
 
 TRAINS = True
 SOURCE = MarkovSource(vocab=6, tokens=4000, seed=1)

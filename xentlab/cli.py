@@ -151,7 +151,8 @@ def _budget(command: Budget) -> None:
 def _plan(command: Plan) -> None:
     from xentlab.catalogue import resolve
     from xentlab.linear import explain_plan
-    from xentlab.linear.costs import head_costs, make_mesh, parse_mesh
+    from xentlab.linear.costs import head_costs
+    from xentlab.linear.mesh import make_mesh, parse_mesh
 
     axes, loss = parse_mesh(command.mesh), resolve(command.loss)
     shape = (command.tokens, command.features, command.vocab)
@@ -217,9 +218,11 @@ def _audit(command: Audit) -> None:
 
 
 def _race(command: Race) -> None:
+    from xentlab.linear.mesh import make_mesh, parse_mesh
     from xentlab.race import race
     from xentlab.sources import MarkovSource, Text
 
+    mesh = make_mesh(parse_mesh(command.mesh))
     begun = time.perf_counter()
     if command.markov is not None and command.text is not None:
         raise LabError("--text and --markov exclude each other: a race has one source.")
@@ -237,6 +240,7 @@ def _race(command: Race) -> None:
             command.seeds or tuple(range(command.seed, command.seed + (2 if command.quick else 3))),
             20 if command.quick else command.steps,
             progress=tell,
+            mesh=mesh,
             batch=command.batch,
             window=command.window,
             optimizer=command.optimizer,

@@ -151,6 +151,8 @@ class Race:
     """constant, linear or cosine, with options: "cosine(warmup=.1)" """
     clip: float | None = None
     """greatest length of the gradient"""
+    mesh: str | None = None
+    """data=4,model=2: devices that share each run, its tokens and its vocabulary; on a machine with fewer, virtual ones"""
     out: Out = None
     seed: int = 0
     format: Format = "table"

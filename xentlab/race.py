@@ -10,13 +10,15 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from xentlab.catalogue import resolve_all
 from xentlab.contract import LabError, Loss, link_of
 from xentlab.metrics import SMOOTHING, bits_per_byte, expected_calibration_error, mean_and_interval, score, smooth
 from xentlab.models import logits
+from xentlab.recipe import Recipe
 from xentlab.sources import MarkovSource, Source, Text
-from xentlab.training import Recipe, Trained, train, windows
+from xentlab.training import Trained, train, windows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,13 +74,15 @@ def race(
     seeds: Sequence[int] = SEEDS,
     steps: int = 400,
     progress: Callable[[str, int, int], None] | None = None,
+    mesh: Mesh | None = None,
     **recipe: Any,
 ) -> Race:
     """Trains each loss at every rate and seed, takes its best rate by mean validation NLL, and tests that.
 
     losses: names or callables. source: `MarkovSource`, `Text`, or an object with their members. model: a name with
-    options, or a function (vocab, key) -> model. recipe: the other fields of `training.Recipe`. progress(loss, done,
-    total) is called after every block, in steps of each run. Raises `LabError` for bad arguments.
+    options, or a function (vocab, key) -> model. recipe: the other fields of `recipe.Recipe`. progress(loss, done,
+    total) is called after every block, in steps of each run. mesh: of devices that share each run, as `training.train` has
+    it. Raises `LabError` for bad arguments.
 
     >>> from xentlab.sources import MarkovSource
     >>> result = race(["nll"], MarkovSource(vocab=4, tokens=2000), "bigram", [0.1], [0, 1], steps=20)
@@ -96,7 +100,7 @@ def race(
     curves, rows, predictors = [], [], {}
     for name, loss in found.items():
         report = (lambda done, name=name: progress(name, done, steps)) if progress else None
-        trained = train(loss, source, model, learning_rates, seeds, plan, report)
+        trained = train(loss, source, model, learning_rates, seeds, plan, report, mesh)
         curves.append(_curves(name, source.name, trained))
         chosen = [
             Predictor(trained.model(run), link_of(loss), SMOOTHING[trained.smoothing[run]])

@@ -24,9 +24,10 @@ from xentlab.markup import audit_table, race_tables, scoreboard_tables, sentence
 from xentlab.models import logits
 from xentlab.pages import fill, json_in_script
 from xentlab.race import StagedRace, race, run_stage, standard_stages
+from xentlab.recipe import Recipe
 from xentlab.scoreboard import REPLICATES, Scoreboard, scoreboard
 from xentlab.sources import Text
-from xentlab.training import Recipe, windows
+from xentlab.training import windows
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,12 +1,11 @@
 """One run is a compiled scan; a grid of rates and seeds is one compiled program, called a run a core or all runs at once.
 
-What diverges stops alone.
+What diverges stops alone. On a mesh the devices share each run.
 """
 
 import concurrent.futures
 import dataclasses
 import functools
-import inspect
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,88 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from xentlab.catalogue import near_names, parse_call
 from xentlab.contract import LabError, Loss, link_of
 from xentlab.information import weighted_mean
+from xentlab.linear import linear_loss
 from xentlab.metrics import smoothed_nll
 from xentlab.models import checked_model, logits, resolve_model
+from xentlab.recipe import Recipe
 from xentlab.sources import Source
-
-OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
-    "sgd": optax.sgd,
-    "adam": optax.adam,
-    "adamw": optax.adamw,
-    "muon": optax.contrib.muon,
-    "lion": optax.lion,
-}
-
-
-def _constant(steps: int) -> optax.Schedule:
-    return optax.constant_schedule(1.0)
-
-
-def _linear(steps: int, *, warmup: float = 0.05) -> optax.Schedule:
-    up = max(1, round(warmup * steps))
-    return optax.join_schedules([optax.linear_schedule(0, 1, up), optax.linear_schedule(1, 0, max(1, steps - up))], [up])
-
-
-def _cosine(steps: int, *, warmup: float = 0.05, end: float = 0.05) -> optax.Schedule:
-    up = max(1, round(warmup * steps))
-    return optax.warmup_cosine_decay_schedule(0, 1, up, max(up + 1, steps), end)
-
-
-SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {"constant": _constant, "linear": _linear, "cosine": _cosine}
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How a run is trained; every loss of a race gets the same.
-
-    steps; batch: windows a step; window: predicted tokens a window; optimizer: one of `OPTIMIZERS` with its options,
-    "adamw(weight_decay=0.1)", or a function learning_rate -> optax transformation; schedule: one of `SCHEDULES` with its
-    options, scaled by the rate; clip: greatest length of the whole gradient, or None; blocks: how often it is measured.
-    """
-
-    steps: int = 400
-    batch: int = 16
-    window: int = 32
-    optimizer: str | Callable[[Any], optax.GradientTransformation] = "adamw"
-    schedule: str = "cosine"
-    clip: float | None = None
-    blocks: int = 20
-    validation_tokens: int = 4096
-
-    def __post_init__(self):
-        for field in ("steps", "batch", "window", "blocks", "validation_tokens"):
-            if getattr(self, field) < 1:
-                raise LabError(f"{field} must be at least 1; got {getattr(self, field)}.")
-        if self.clip is not None and not self.clip > 0:
-            raise LabError(f"clip is a positive length, or none; got {self.clip}.")
-        self.transformation(0.1)
-
-    @property
-    def steps_a_block(self) -> int:
-        """How many steps lie between two measurements."""
-        return -(-self.steps // self.blocks)
-
-    def transformation(self, rate: Any) -> optax.GradientTransformation:
-        """The optax transformation at one learning rate, which may be traced."""
-        shape = _from_table(self.schedule, "schedule", SCHEDULES, skip=1)(self.steps)
-        make = self.optimizer if callable(self.optimizer) else _from_table(self.optimizer, "optimizer", OPTIMIZERS, skip=1)
-        optimizer = make(lambda step: rate * shape(step))
-        return optimizer if self.clip is None else optax.chain(optax.clip_by_global_norm(self.clip), optimizer)
-
-
-def _from_table(text: str, what: str, table: dict[str, Callable], skip: int) -> Callable:
-    name, options = parse_call(text, what)
-    if name not in table:
-        raise LabError(f"no {what} named {name!r}; {near_names(name, table)}")
-    known = list(inspect.signature(table[name]).parameters)[skip:]
-    for key in options:
-        if key not in known:
-            raise LabError(f"{name} has no option {key!r}; its options: {', '.join(known) or 'none'}.")
-    return functools.partial(table[name], **options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,32 +75,31 @@ def layout(runs: int) -> tuple[int, int]:
     return runs, 1
 
 
-def train(
-    loss: Loss,
-    source: Source,
-    model: str | Callable = "mlp",
-    learning_rates: Sequence[float] = (0.01,),
-    seeds: Sequence[int] = (0,),
-    recipe: Recipe | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> Trained:
-    """Trains one loss at every learning rate and seed, in one compiled program.
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The training of one loss as compiled functions, for any number of runs R side by side.
 
-    A seed fixes the first parameters and the order of the windows, so runs of different losses and rates are paired.
-    progress is called with the finished steps (of each run) after every block.
+    begin(rates [R], seeds [R]) -> states. block(rates [R], states, start) -> states, (train_loss, validation_nll, smoothing)
+    [R] each: a block of steps from `start` on, and a measurement; the states given are used up. rest: the model's static part.
     """
+
+    begin: Callable
+    block: Callable
+    rest: Any
+
+
+def program(
+    loss: Loss, source: Source, model: str | Callable = "mlp", recipe: Recipe | None = None, mesh: Mesh | None = None
+) -> Program:
+    """Compiles nothing yet; arguments and errors as in `train`."""
     recipe = recipe or Recipe()
-    if not len(learning_rates) or not len(seeds):
-        raise LabError("a grid needs at least one learning rate and one seed.")
-    if not all(rate > 0 for rate in learning_rates):
-        raise LabError(f"learning rates are positive; got {list(learning_rates)}.")
     make = resolve_model(model)
     stream = jnp.asarray(source.split("train"))
     windows(source.split("train"), recipe.window)  # long enough?
     held_out = jnp.asarray(windows(source.split("validation"), recipe.window, recipe.validation_tokens))
     example = checked_model(make(source.vocab, jax.random.key(0)), source.vocab)
     _, rest = eqx.partition(example, eqx.is_inexact_array)
-    link = link_of(loss)
+    link, spread = link_of(loss), _Spread(mesh, recipe.batch, source.vocab)
 
     def begin(rate, seed):
         start, data = jax.random.split(jax.random.key(seed))
@@ -182,8 +107,10 @@ def train(
         return arrays, recipe.transformation(rate).init(arrays), data, jnp.int32(-1)
 
     def objective(arrays, batch):
-        predicted = logits(eqx.combine(arrays, rest), batch[:, :-1])
-        return weighted_mean(loss(predicted, batch[:, 1:]))[0]
+        trained, targets = eqx.combine(arrays, rest), batch[:, 1:]
+        if recipe.head == "naive":
+            return weighted_mean(loss(logits(trained, batch[:, :-1]), targets))[0]
+        return linear_loss(trained.hidden(batch[:, :-1]), trained.weight, targets, loss=loss, mesh=mesh)
 
     def step(rate, state, index):
         arrays, optimizer_state, data, diverged_at = state
@@ -191,7 +118,7 @@ def train(
             jax.random.fold_in(data, index), (recipe.batch,), 0, stream.shape[0] - recipe.window, jnp.int32
         )
         batch = jax.vmap(lambda start: jax.lax.dynamic_slice(stream, (start,), (recipe.window + 1,)))(starts)
-        value, gradient = jax.value_and_grad(objective)(arrays, batch)
+        value, gradient = jax.value_and_grad(objective)(arrays, spread.batch(batch))
         updates, moved_state = recipe.transformation(rate).update(gradient, optimizer_state, arrays)
         moved = optax.apply_updates(arrays, updates)
         finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(moved))
@@ -201,14 +128,17 @@ def train(
         return (arrays, optimizer_state, data, jnp.where(finite | (diverged_at >= 0), diverged_at, index)), value
 
     def measure(arrays):
-        predictions = link(logits(eqx.combine(arrays, rest), held_out[:, :-1]))
-        right = jnp.take_along_axis(predictions, held_out[:, 1:, None], axis=-1)[..., 0]
-        each = smoothed_nll(right, source.vocab)
+        def right(window):
+            predictions = link(logits(eqx.combine(arrays, rest), window[None, :-1]))
+            return jnp.take_along_axis(predictions[0], window[1:, None], axis=-1)[:, 0]
+
+        # As many windows at a time as a step has: a large vocabulary's [all tokens, V] would be what needs the most memory.
+        each = smoothed_nll(jax.lax.map(right, held_out, batch_size=min(recipe.batch, len(held_out))), source.vocab)
         return jnp.min(each), jnp.argmin(each).astype(jnp.int32)
 
     @jax.jit
     def first(rates, seeds):
-        return jax.vmap(begin)(rates, seeds)
+        return spread.states(jax.vmap(begin)(rates, seeds))
 
     @functools.partial(jax.jit, donate_argnums=1)
     def block(rates, states, start):
@@ -227,19 +157,76 @@ def train(
 
         if rates.shape[0] == 1:  # a vmap of one would still batch every product
             one = advance(*jax.tree.map(lambda leaf: leaf[0], (rates, states)))
-            return jax.tree.map(lambda leaf: leaf[None], one)
-        return jax.vmap(advance)(rates, states)
+            states, measured = jax.tree.map(lambda leaf: leaf[None], one)
+        else:
+            states, measured = jax.vmap(advance)(rates, states)
+        return spread.states(states), measured
 
+    return Program(first, block, rest)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Spread:
+    """Where a run lies on a mesh: a batch's windows over the axis data, all that is [..., V] over the axis model."""
+
+    mesh: Mesh | None
+    windows: int
+    vocab: int
+
+    def __post_init__(self):
+        devices = self.mesh.shape.get("data", 1) if self.mesh else 1
+        if self.windows % devices:
+            raise LabError(f"{devices} devices cannot share a batch of {self.windows} windows evenly; take a multiple.")
+
+    def batch(self, batch):
+        return self._constrained(batch, "data")
+
+    def states(self, states):
+        """Weight, its moments, and whatever else ends in the vocabulary; the rest is everywhere."""
+        if self.mesh is None:
+            return states
+        place = lambda leaf: (*[None] * (leaf.ndim - 1), "model") if leaf.ndim > 1 and leaf.shape[-1] == self.vocab else ()
+        return jax.tree.map(lambda leaf: self._constrained(leaf, *place(leaf)), states)
+
+    def _constrained(self, array, *axes):
+        if self.mesh is None:
+            return array
+        known = [axis if axis in self.mesh.axis_names else None for axis in axes]
+        return jax.lax.with_sharding_constraint(array, NamedSharding(self.mesh, PartitionSpec(*known)))
+
+
+def train(
+    loss: Loss,
+    source: Source,
+    model: str | Callable = "mlp",
+    learning_rates: Sequence[float] = (0.01,),
+    seeds: Sequence[int] = (0,),
+    recipe: Recipe | None = None,
+    progress: Callable[[int], None] | None = None,
+    mesh: Mesh | None = None,
+) -> Trained:
+    """Trains one loss at every learning rate and seed, in one compiled program.
+
+    A seed fixes the first parameters and the order of the windows, so runs of different losses and rates are paired.
+    progress is called with the finished steps (of each run) after every block. mesh: of devices that share each run, tokens
+    over its axis data and the vocabulary over its axis model (`xentlab.linear.mesh.make_mesh`); runs then go one by one.
+    """
+    recipe = recipe or Recipe()
+    if not len(learning_rates) or not len(seeds):
+        raise LabError("a grid needs at least one learning rate and one seed.")
+    if not all(rate > 0 for rate in learning_rates):
+        raise LabError(f"learning rates are positive; got {list(learning_rates)}.")
+    compiled = program(loss, source, model, recipe, mesh)
     pairs = [(rate, seed) for rate in learning_rates for seed in seeds]
     rates = jnp.asarray([rate for rate, _ in pairs], jnp.float32)
-    every = first(rates, jnp.asarray([seed for _, seed in pairs], jnp.uint32))
-    width, at_a_time = layout(len(pairs))
+    every = compiled.begin(rates, jnp.asarray([seed for _, seed in pairs], jnp.uint32))
+    width, at_a_time = layout(len(pairs)) if mesh is None else (1, 1)
     groups = [slice(first, first + width) for first in range(0, len(pairs), width)]
     states = [jax.tree.map(lambda leaf, group=group: leaf[group], every) for group in groups]
     steps, measured = [], []
 
     def advance_group(place, start):
-        states[place], results = block(rates[groups[place]], states[place], jnp.int32(start))
+        states[place], results = compiled.block(rates[groups[place]], states[place], jnp.int32(start))
         return jax.tree.map(np.asarray, results)
 
     with concurrent.futures.ThreadPoolExecutor(at_a_time) as pool:
@@ -262,7 +249,7 @@ def train(
         validation_nll=validation,
         smoothing=share[:, -1],
         diverged_at=np.asarray(every[3]),
-        models=eqx.combine(every[0], rest),
+        models=eqx.combine(every[0], compiled.rest),
     )
 
 

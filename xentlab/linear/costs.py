@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import re
@@ -11,8 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from xentlab.contract import LabError, Loss
 from xentlab.linear import linear_loss
@@ -38,39 +36,6 @@ class Cost:
     products: int
     flops: int
     sent: Mapping[str, int]
-
-
-def parse_mesh(text: str | None) -> dict[str, int]:
-    """Axes and their devices from "data=8,model=32". Raises `LabError` for anything else.
-
-    >>> parse_mesh("data=8,model=32")
-    {'data': 8, 'model': 32}
-    """
-    if not text:
-        return {}
-    found = re.findall(r"(?:^|,)(data|model)=([1-9]\d*)(?=,|$)", text)
-    if len(found) != text.count(",") + 1 or len(dict(found)) != len(found):
-        raise LabError(f"a mesh is written data=4,model=2 (tokens over data, vocabulary over model); got {text!r}.")
-    return {name: int(count) for name, count in found}
-
-
-def make_mesh(axes: Mapping[str, int]) -> Mesh | None:
-    """A mesh of those axes, of the default backend's devices or else of virtual ones of the CPU; None for no axes.
-
-    Raises `LabError` when there are too few and JAX has counted the CPU's already.
-    """
-    if not axes:
-        return None
-    wanted = math.prod(axes.values())
-    with contextlib.suppress(RuntimeError):  # JAX runs: it has the devices that it has
-        jax.config.update("jax_num_cpu_devices", wanted)
-    devices = max((jax.devices(), jax.devices("cpu")), key=lambda each: min(len(each), wanted))
-    if len(devices) < wanted:
-        raise LabError(
-            f"the mesh takes {wanted} devices and JAX has {len(devices)}. Before JAX starts, "
-            f'jax.config.update("jax_num_cpu_devices", {wanted}) makes as many of a CPU.'
-        )
-    return Mesh(np.array(devices[:wanted]).reshape(*axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
 
 
 def head_costs(
