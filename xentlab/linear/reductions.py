@@ -32,13 +32,13 @@ LOWEST = float(np.finfo(np.float32).min)  # the running maximum of nothing: fini
 class Tile(NamedTuple):
     """A tile of logits as the reductions see it.
 
-    z: [N, C], wide. rival: where they count, which the target does not. below: the rivals' logits less the greatest rival so
-    far, -inf elsewhere; fallen [N]: by how much that one has risen with this tile, as a number <= 0. Both are free of
-    derivatives of that greatest, a mere shift.
+    rivals: the logits [N, C], wide, with -inf where no rival is. counts: where one is. below: the rivals less the greatest so
+    far; fallen [N]: by how much that one has risen with this tile, as a number <= 0. Both are free of derivatives of that
+    greatest, a mere shift.
     """
 
-    z: jax.Array
-    rival: jax.Array
+    rivals: jax.Array
+    counts: jax.Array
     below: jax.Array
     fallen: jax.Array
 
@@ -51,14 +51,15 @@ class Reduction:
     merge(state, fallen, axis) -> state: over the mesh axis that holds the rest of the vocabulary, where the greatest rival lies
     higher by -fallen [N].
     finish(state, shift) -> the value [N], and what its slope needs besides, [N] or None; shift [N]: the greatest rival.
-    slope(value, aside, z): the value's derivative by each logit of the tile [N, C], from columns; it is masked outside.
+    slope(value, aside, z, shift, share): the value's derivative by each logit of the tile [N, C], from columns, share being
+    exp(z - shift); it is written over where no rival is.
     """
 
     start: Callable[[int, Any], Any]
     add: Callable[[Any, Tile], Any]
     merge: Callable[[Any, jax.Array, str], Any]
     finish: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array | None]]
-    slope: Callable[[jax.Array, jax.Array | None, jax.Array], jax.Array]
+    slope: Callable[..., jax.Array]
 
 
 def lowest(tokens: int, dtype: Any) -> jax.Array:
@@ -66,11 +67,10 @@ def lowest(tokens: int, dtype: Any) -> jax.Array:
     return jnp.full(tokens, LOWEST, dtype)
 
 
-def risen(shift: jax.Array, z: jax.Array, rival: jax.Array) -> tuple[jax.Array, Tile]:
+def risen(shift: jax.Array, rivals: jax.Array, counts: jax.Array) -> tuple[jax.Array, Tile]:
     """The greatest rival with those of a tile [N, C], and the tile."""
-    masked = jnp.where(rival, z, -jnp.inf)
-    higher = lax.stop_gradient(jnp.maximum(shift, jnp.max(masked, axis=-1)))
-    return higher, Tile(z, rival, masked - higher[:, None], shift - higher)
+    higher = lax.stop_gradient(jnp.maximum(shift, jnp.max(rivals, axis=-1)))
+    return higher, Tile(rivals, counts, rivals - higher[:, None], shift - higher)
 
 
 def greatest(value: jax.Array, axis: str) -> jax.Array:
@@ -85,21 +85,23 @@ def _zeros(tokens: int, dtype: Any) -> jax.Array:
 def _summed(term: Callable[[jax.Array], jax.Array], slope: Callable[[jax.Array], jax.Array]) -> Reduction:
     return Reduction(
         start=_zeros,
-        add=lambda state, tile: state + jnp.sum(jnp.where(tile.rival, term(tile.z), 0), axis=-1),
+        add=lambda state, tile: state + jnp.sum(jnp.where(tile.counts, term(tile.rivals), 0), axis=-1),
         merge=lambda state, fallen, axis: lax.psum(state, axis),
         finish=lambda state, shift: (state, None),
-        slope=lambda value, aside, z: slope(z),
+        slope=lambda value, aside, z, shift, share: slope(z),
     )
 
 
 def _logsumexp(multiple: float) -> Reduction:
     shrunk = lambda mass, fallen: mass * jnp.exp(multiple * fallen)
+    # A power of the share, and not an exponential of its own: what underflows has lost 1e-38 of the greatest.
+    raised = lambda share: share if multiple == 1 else share ** (int(multiple) if multiple == int(multiple) else multiple)
     return Reduction(
         start=_zeros,
-        add=lambda mass, tile: shrunk(mass, tile.fallen) + jnp.sum(jnp.exp(multiple * tile.below), axis=-1),
+        add=lambda mass, tile: shrunk(mass, tile.fallen) + jnp.sum(raised(jnp.exp(tile.below)), axis=-1),
         merge=lambda mass, fallen, axis: lax.psum(shrunk(mass, fallen), axis),
         finish=lambda mass, shift: (_log_mass(multiple * shift, mass), None),
-        slope=lambda value, aside, z: multiple * jnp.exp(multiple * z - value),
+        slope=lambda value, aside, z, shift, share: multiple * jnp.exp(multiple * shift - value) * raised(share),
     )
 
 
@@ -125,10 +127,9 @@ def _entropy() -> Reduction:
         safe = jnp.where(mass == 0, 1, mass)
         return jnp.log(safe) - moment / safe, _log_mass(shift, mass)
 
-    def slope(value, log_mass, z):
-        log_share = z - log_mass
-        share = jnp.exp(log_share)
-        return -share * (jnp.where(share > 0, log_share, 0) + value)
+    def slope(value, log_mass, z, shift, share):
+        share = share * jnp.exp(shift - log_mass)
+        return -share * (jnp.where(share > 0, z - log_mass, 0) + value)
 
     return Reduction(
         start=lambda tokens, dtype: (_zeros(tokens, dtype), _zeros(tokens, dtype)),
@@ -142,10 +143,9 @@ def _entropy() -> Reduction:
 def _top() -> Reduction:
     def add(state, tile):
         top, ties = state
-        z = jnp.where(tile.rival, tile.z, -jnp.inf)
-        higher = jnp.maximum(top, jnp.max(z, axis=-1))
+        higher = jnp.maximum(top, jnp.max(tile.rivals, axis=-1))
         # A tie shares the slope, as JAX's own max does; what ties with nothing yet is at -inf.
-        tied = jnp.sum((z == higher[:, None]) & tile.rival, axis=-1, dtype=z.dtype)
+        tied = jnp.sum((tile.rivals == higher[:, None]) & tile.counts, axis=-1, dtype=top.dtype)
         return higher, jnp.where(top == higher, ties, 0) + tied
 
     def merge(state, fallen, axis):
@@ -162,7 +162,7 @@ def _top() -> Reduction:
         add=add,
         merge=merge,
         finish=lambda state, shift: state,
-        slope=lambda value, ties, z: (z == value).astype(z.dtype) / ties,
+        slope=lambda value, ties, z, shift, share: (z == value).astype(z.dtype) / ties,
     )
 
 

@@ -16,10 +16,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from xentlab.linear.logits import Head, accumulator, hits, over_tiles
+from xentlab.contract import is_at_target
+from xentlab.linear.logits import Head, accumulator, over_tiles, read_at, write_at
 from xentlab.linear.reductions import Reduction, greatest, lowest, risen
 
 Found = dict[str, jax.Array]
+SHIFT = ""  # the name, no reduction's, under which the asides hold the greatest rival
 
 
 def streamed(
@@ -45,13 +47,15 @@ def reduce(
         z = head.logits(hidden, head.part(weight, start, tile), _part(bias, start, tile))
         if keep:
             kept = lax.dynamic_update_slice_in_dim(kept, z.reshape(-1), _place(start, tile) * tokens, 0)
-        hit = hits(z, targets, first + start)
-        rival = ~hit
-        if fresh is not None:
-            hit, rival = hit & fresh[None], rival & fresh[None]
-        shift, seen_as = risen(shift, z, rival)
+        counts = ~is_at_target(z, targets - (first + start))
+        if fresh is None:
+            places, rivals = targets - (first + start), z
+        else:  # a target that an earlier tile has had is nowhere
+            places = jnp.where(targets - first >= _place(start, tile), targets - (first + start), -1)
+            counts, rivals = counts & fresh[None], jnp.where(fresh[None], z, -jnp.inf)
+        shift, seen_as = risen(shift, write_at(rivals, places, -jnp.inf), counts)
         states = {name: reduction.add(states[name], seen_as) for name, reduction in reductions.items()}
-        target, seen = target + jnp.sum(jnp.where(hit, z, 0), axis=-1), seen + jnp.sum(hit, axis=-1, dtype=jnp.int32)
+        target, seen = target + read_at(z, places), seen + ((places >= 0) & (places < tile))
         return states, shift, target, seen, kept
 
     states = {name: reduction.start(tokens, dtype) for name, reduction in reductions.items()}
@@ -63,9 +67,10 @@ def reduce(
         states = {name: each.merge(states[name], shift - highest, head.classes) for name, each in reductions.items()}
         shift, (target, seen) = highest, head.summed((target, seen), head.classes)
     finished = {name: reduction.finish(states[name], shift) for name, reduction in reductions.items()}
+    asides = {name: aside for name, (_, aside) in finished.items() if aside is not None} | {SHIFT: shift}
     # A square root of -1, not a NaN constant: see contract._nan_without.
     found = {name: value for name, (value, _) in finished.items()} | {"target": target + jnp.sqrt((seen - 1).astype(dtype))}
-    return found, {name: aside for name, (_, aside) in finished.items() if aside is not None}, kept
+    return found, asides, kept
 
 
 def _part(bias, start, size):
@@ -96,10 +101,10 @@ def pull_back(
             z = head.logits(hidden, part, _part(bias, start, tile))
         else:
             z = lax.dynamic_slice_in_dim(kept, _place(start, tile) * tokens, tokens * tile).reshape(tokens, tile)
-        pull = jnp.zeros_like(z)
+        pull, share = jnp.zeros_like(z), jnp.exp(z - asides[SHIFT])
         for name, reduction in reductions.items():
-            pull = pull + cotangents[name] * reduction.slope(found[name], asides.get(name), z)
-        pull = jnp.where(hits(z, targets, first + start), cotangents["target"], pull)
+            pull = pull + cotangents[name] * reduction.slope(found[name], asides.get(name), z, asides[SHIFT], share)
+        pull = write_at(pull, targets - (first + start), cotangents["target"][:, 0])
         pull = head.before_softcap(pull, z)
         new = pull if fresh is None else jnp.where(fresh[None], pull, 0)
         # What is written over may overlap; what is added to may not.
