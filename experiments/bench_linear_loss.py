@@ -1,81 +1,190 @@
-"""How much does the head cost, beside the matrix products that it cannot do without and the head as anyone writes it?
+"""What does a head cost, xentlab's and others', beside the matrix products that none can do without?
 
-Value and gradient in float32. All contestants run in turn, round after round; the table gives medians of their ratio to three
-bare products in the same round, with the quartiles, and what XLA says of temporary memory. `--quick` takes the first shape.
+Value and gradients by hidden states and weight, float32, two threads for everyone. All contestants run in turn, round after
+round; the table has medians of their ratio to three bare products in the same round, with the quartiles, and the most that the
+process held meanwhile. None is timed before its numbers agree with the naive head's. `--quick` takes the first shape. Needs
+`pip install -e '.[bench]'` and `pip install --no-deps 'cut-cross-entropy>=25.1'` (bench_peers.py says why), and a C++ compiler.
 """
 
+import dataclasses
+import functools
+import pathlib
+import sys
 import time
+from importlib import metadata
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import tyro
+from bench_memory import peak_mb
+from bench_peers import PACKAGES, PEERS, SHAPES, THREADS, Call, jitted, numbers, settle
+from bench_peers import run as sweep
 
-from xentlab import LOSSES, at_target, linear_loss
-from xentlab.contract import name_of
+from xentlab import LOSSES, LabError, charts, linear_loss
 from xentlab.linear.logits import product
 from xentlab.linear.reductions import stream_of
-from xentlab.runs import new_folder, write_frame
+from xentlab.runs import new_folder, record, write_frame, write_record
 
-SHAPES = ((1024, 256, 32_768), (2048, 512, 50_304), (4096, 512, 128_256))
+BARE = "three bare products"
+# Of the greatest entry. Brier's gradient at such vocabularies is a difference of nearly equal numbers: at the first shape the
+# naive head's own is off by 4e-4 from float64, and xentlab's by 2e-4, so that losses other than nll cannot agree as nearly.
+TOLERANCES = {"nll": 1e-4}
+LOOSE = 2e-2
+SLOW = 5
 
 
-def bare(hidden, weight, targets):
-    """Logits, and two products of their size: what value and gradient need at the least."""
-    z = product(hidden, weight, 1, 0)
-    return jnp.sum(at_target(z, targets)), (product(z, weight, 1, 1), product(hidden, z, 0, 0))
+@dataclasses.dataclass(frozen=True)
+class Contestant:
+    """A head to time: what it is called, whose it is, its loss, what runs it, and its block size if it was found by trying.
+
+    call is None where it does not run, and note says why. vocab_first: its gradient by the weight is [V, D].
+    """
+
+    what: str
+    group: str
+    loss: str
+    call: Call | None
+    block: int | None = None
+    vocab_first: bool = False
+    note: str = ""
 
 
-def contestants(losses) -> dict:
-    """Functions of hidden, weight and targets to (value, gradients), by name."""
-    found = {"three bare products": bare}
+def bare(hidden, weight, vocab_axis: int = 1):
+    """Logits, and two products of their size: what value and gradients need at the least; the "value" is any number of them."""
+    z = product(hidden, weight, 1, 1 - vocab_axis)
+    by_weight = product(hidden, z, 0, 0) if vocab_axis else product(z, hidden, 0, 0)
+    return z[0, 0], (product(z, weight, 1, vocab_axis), by_weight)
+
+
+def own(losses, hidden, weight, targets) -> list[Contestant]:
+    """The bare products, and for each loss the naive head and each of xentlab's plans; weight [D, V]."""
+    found = [Contestant(BARE, "bare", "", jitted(bare, hidden, weight))]
+    # As others have the weight: XLA's products of it are faster.
+    found.append(Contestant(f"{BARE}, [V, D]", "bare", "", jitted(functools.partial(bare, vocab_axis=0), hidden, weight.T)))
     for name in losses:
         loss = LOSSES[name]
-        naive = lambda h, w, y, loss=loss: jnp.mean(loss(h @ w, y))
-        found[f"naive {name}"] = jax.value_and_grad(naive, (0, 1))
+        heads = {"naive": lambda h, w, y, loss=loss: jnp.mean(loss(h @ w, y))}
         for plan in ("tokens", "stream") if stream_of(loss) else ("tokens",):
-            head = lambda h, w, y, loss=loss, plan=plan: linear_loss(h, w, y, loss=loss, plan=plan)
-            found[f"{plan} {name_of(loss)}"] = jax.value_and_grad(head, (0, 1))
+            heads[plan] = lambda h, w, y, loss=loss, plan=plan: linear_loss(h, w, y, loss=loss, plan=plan)
+        for plan, head in heads.items():
+            call = jitted(jax.value_and_grad(head, (0, 1)), hidden, weight, targets)
+            found.append(Contestant(f"{plan} {name}", "naive JAX" if plan == "naive" else "xentlab", name, call))
     return found
 
 
-def run(losses=("nll", "brier", "hinge"), shapes=SHAPES, rounds: int = 7) -> pd.DataFrame:
-    """A row a shape and contestant: ratio to the bare products (median, quartiles), milliseconds, temporary MB."""
+def others(peers, shape, arrays) -> list[Contestant]:
+    """Others' heads for nll, each at the block size that is the fastest here, or at none of its own."""
+    found = []
+    for name in peers:
+        block, call, note = None, None, ""
+        try:
+            block, *more = PEERS[name].blocks(*shape)
+            if more:
+                block = int(sweep([shape], [name]).query("best").block.iloc[0])
+            call = PEERS[name].build(*arrays, block)
+            call()
+        except LabError:
+            raise
+        except Exception as error:  # a peer that does not run here is a row that says so, not the end of the benchmark
+            call, block, note = (
+                None,
+                None,
+                f"does not run here: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}",
+            )
+        if note:
+            print(f"{name} {note}", file=sys.stderr, flush=True)
+        group = "others" if PEERS[name].loss else "bare"
+        found.append(Contestant(name, group, PEERS[name].loss, call, block, vocab_first=True, note=note))
+    return found
+
+
+def check(each: Contestant, result: Any, expected: Any) -> None:
+    """Raises `LabError` if value or gradients are not the naive head's."""
+    (value, (by_hidden, by_weight)), (right, gradients) = result, expected
+    by_weight = np.asarray(by_weight).T if each.vocab_first else by_weight
+    parts = {
+        "value": (value, right),
+        "hidden gradient": (by_hidden, gradients[0]),
+        "weight gradient": (by_weight, gradients[1]),
+    }
+    allowed = TOLERANCES.get(each.loss, LOOSE)
+    for part, (found, wanted) in parts.items():
+        off = float(np.max(np.abs(np.asarray(found) - np.asarray(wanted))) / np.max(np.abs(np.asarray(wanted))))
+        if not off <= allowed:
+            raise LabError(f"{each.what} is wrong: its {part} is off by {off:.1e} of the naive head's; {allowed} is allowed.")
+
+
+def timed(contestants, rounds: int, say) -> dict[str, list[float]]:
+    """Seconds of each call, a round after the other; the one before the first warms up and is where numbers are checked.
+
+    What takes more than SLOW times the bare products is timed in the first round alone: one is enough to see that it is slow.
+    """
+    seconds, expected = {each.what: [] for each in contestants}, {}
+    for turn in range(rounds + 1):
+        say(f"round {turn} of {rounds}" if turn else "checking values and gradients")
+        for each in contestants:
+            if turn > 1 and seconds[each.what][1] > SLOW * seconds[BARE][1]:
+                continue
+            begun = time.perf_counter()
+            result = each.call()
+            seconds[each.what].append(time.perf_counter() - begun)
+            if turn == 0 and each.group == "naive JAX":
+                expected[each.loss] = result
+            elif turn == 0 and each.loss:
+                check(each, result, expected[each.loss])
+            del result
+    return {what: each[1:] for what, each in seconds.items()}
+
+
+def run(losses=("nll", "brier", "hinge"), shapes=SHAPES, rounds: int = 7, peers=tuple(PEERS)) -> pd.DataFrame:
+    """A row a shape and contestant: ratio to the bare products (median, quartiles), milliseconds, MB by XLA and as measured.
+
+    Peers have nll alone, and are there if it is among the losses. Raises `LabError` where a number is wrong or a peer is not
+    installed; a peer that does not run has a row with a note.
+    """
     rows = []
-    for tokens, features, vocab in shapes:
-        rng = np.random.default_rng(0)
-        arrays = [
-            jnp.asarray(rng.normal(size=s) / features**0.25, jnp.float32) for s in ((tokens, features), (features, vocab))
-        ]
-        arrays.append(jnp.asarray(rng.integers(0, vocab, tokens), jnp.int32))
-        built = {name: jax.jit(each).lower(*arrays).compile() for name, each in contestants(losses).items()}
-        seconds = {name: [] for name in built}
-        for _ in range(rounds + 1):  # the first one warms up
-            for name, each in built.items():
-                begun = time.perf_counter()
-                jax.block_until_ready(each(*arrays))
-                seconds[name].append(time.perf_counter() - begun)
-        for name, each in built.items():
-            ratio = np.array(seconds[name][1:]) / seconds["three bare products"][1:]
-            low, middle, high = np.quantile(ratio, [0.25, 0.5, 0.75])
-            row = {
-                "shape": f"{tokens} x {features} x {vocab}",
-                "what": name,
-                "ratio": middle,
-                "ratio_q1": low,
-                "ratio_q3": high,
-            }
-            memory = each.memory_analysis().temp_size_in_bytes / 2**20
-            rows.append(row | {"milliseconds": 1e3 * np.median(seconds[name][1:]), "temporary_mb": memory})
-        print(pd.DataFrame(rows[-len(built) :]).round(3).to_string(index=False), flush=True)
+    for shape in shapes:
+        written = " x ".join(map(str, shape))
+        say = lambda what, written=written: print(f"{written}: {what}", file=sys.stderr, flush=True)
+        hidden, weight, targets = numbers(*shape)
+        say("compiling, trying the peers' block sizes")
+        contestants = own(losses, jnp.asarray(hidden), jnp.asarray(weight.T.copy()), jnp.asarray(targets, jnp.int32))
+        contestants += others(peers if "nll" in losses else (), shape, (hidden, weight, targets))
+        contestants.sort(key=lambda each: ("", *losses).index(each.loss))
+        running = [each for each in contestants if each.call]
+        seconds = timed(running, rounds, say)
+        say("measuring memory")
+        outputs_mb = (hidden.nbytes + weight.nbytes) / 2**20
+        for each in contestants:
+            row = {"shape": written, "what": each.what, "group": each.group, "loss": each.loss, "block": each.block}
+            if each.call:
+                ratio = np.array(seconds[each.what]) / seconds[BARE][: len(seconds[each.what])]
+                row |= dict(zip(("ratio_q1", "ratio", "ratio_q3"), np.quantile(ratio, [0.25, 0.5, 0.75]), strict=True))
+                row |= {"milliseconds": 1e3 * np.median(seconds[each.what]), "temporary_mb": each.call.temporary_mb}
+                row |= {"peak_mb": peak_mb(each.call, outputs_mb)}
+            rows.append(row | {"note": each.note})
+        print(
+            pd.DataFrame(rows[-len(contestants) :]).drop(columns=["shape", "note"]).round(2).to_string(index=False), flush=True
+        )
     return pd.DataFrame(rows)
 
 
-def main(losses: tuple[str, ...] = ("nll", "brier", "hinge"), rounds: int = 7, quick: bool = False) -> None:
-    """See the top of the file."""
-    folder = new_folder("bench", "runs/bench_linear_loss")
-    write_frame(folder, "heads", run(losses, SHAPES[:1] if quick else SHAPES, rounds))
+def main(
+    losses: tuple[str, ...] = ("nll", "brier", "hinge"), rounds: int = 7, quick: bool = False, out: pathlib.Path | None = None
+) -> None:
+    """See the top of the file. quick: the first shape and 3 rounds. Writes heads.csv, heads.png and run.json."""
+    settle()
+    begun, shapes, rounds = time.perf_counter(), SHAPES[:1] if quick else SHAPES, 3 if quick else rounds
+    folder = new_folder("bench", out or "runs/bench_linear_loss")
+    frame = run(losses, shapes, rounds)
+    write_frame(folder, "heads", frame)
+    charts.write_png(charts.heads(frame), folder / "heads.png", scale=2)
+    arguments = {"losses": losses, "rounds": rounds, "quick": quick, "shapes": shapes, "threads": THREADS}
+    versions = {name: metadata.version(name) for name in PACKAGES}
+    write_record(folder, record(arguments, [], time.perf_counter() - begun, peers=versions))
     print(f"Wrote {folder}.")
 
 

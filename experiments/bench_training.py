@@ -1,7 +1,7 @@
 """What does training save when the loss goes through linear_loss, and never holds a batch's logits?
 
-One block of steps of an MLP on the text that comes with Python, as tokens of a BPE trained on it. Both heads run in turn, round
-after round: ratio of linear_loss to the naive head in the same round, median and quartiles, and what XLA says of temporary memory.
+One block of steps of an MLP on the text that comes with Python, as tokens of a BPE trained on it. Both heads run in turn:
+ratio to the naive head in the same round, median and quartiles, and what XLA says of temporary memory.
 """
 
 import time

@@ -65,10 +65,9 @@ def stations(steps: int = 200, draws: int = 1000) -> list[Station]:
     found = f"p(paris) = {p['paris']:.3f}, p(beautiful) = {p['beautiful']:.3f}, p(tokyo) = {p['tokyo']:.1e}, "
     found += f"p(database) = {p['database']:.1e}; all {len(p)} sum to {p.sum():.6f}."
     told = "A language model predicts the next token: it picks the likeliest."
+    others = np.mean(np.array(p.index)[drawn] != p.idxmax())
     loose = f"It gives a distribution; to pick is the reader's choice. Greedy decoding says {p.idxmax()} each time; of {draws} "
-    loose += (
-        f"draws {np.mean(np.array(p.index)[drawn] != p.idxmax()):.0%} were another word. Temperature turns one into the other."
-    )
+    loose += f"draws {others:.0%} were another word. Temperature turns one into the other."
     shown = frame.set_index("word").loc[SHOWN].reset_index()[["at", "temperature", "word", "p"]]
     bars = alt.Chart(shown, title=f"after “{PROMPT}”").mark_bar().transform_filter("datum.at == at")
     bars = bars.encode(alt.X("p:Q").scale(domain=[0, 1]), alt.Y("word:N", sort=None, title=None))

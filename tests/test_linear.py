@@ -99,6 +99,21 @@ def test_awkward_shapes(plan, shape):
 
 
 @both
+@pytest.mark.parametrize("name", ["nll", "brier", "hinge", "confidence_penalty", "squentropy", "entmax15"])
+def test_the_form_for_other_chips_is_right_too(plan, name, monkeypatch):
+    """Comparisons where a CPU scatters, all rows at once: run here, with a last tile that overlaps."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    loss = LOSSES[name]
+    if plan == "stream" and not stream_of(loss):
+        plan = "auto"
+    hidden, weight, targets = batch()
+    head = lambda hidden, weight, targets: linear_loss(hidden, weight, targets, loss=loss, plan=plan, tiles=(7, 13))
+    run = jax.jit(jax.value_and_grad(head, (0, 1)))
+    close(run(hidden, weight, targets), reference(loss, targets, hidden, weight))
+    assert np.isnan(run(hidden, weight, targets.at[5].set(VOCAB))[0])
+
+
+@both
 def test_no_tokens_cost_nothing(plan):
     hidden, weight, targets = batch(0)
     value, gradient = jax.value_and_grad(lambda w: linear_loss(hidden, w, targets, plan=plan))(weight)
@@ -179,9 +194,9 @@ def test_a_bad_target_is_nan_for_its_token_alone(plan):
 @both
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_low_precision_accumulates_wide(plan, dtype):
-    """Against float64 of the same rounded inputs: gradients to 2e-3 and better than the naive head in that type."""
-    hidden, weight, targets = batch(64, 32, 256, scale=8 / 32**0.5, dtype=dtype)
-    head = lambda h, w: linear_loss(h, w, targets, plan=plan, tiles=(16, 64))
+    """Against float64 of the same rounded inputs, logits of scale 8: gradients to 2e-3, and nearer than the naive head's."""
+    hidden, weight, targets = batch(256, 64, 1000, scale=8 / 64**0.5, dtype=dtype)
+    head = lambda h, w: linear_loss(h, w, targets, plan=plan, tiles=(100, 256))
     value, gradients = jax.value_and_grad(head, (0, 1))(hidden, weight)
     assert value.dtype == jnp.float32
     assert [each.dtype for each in gradients] == [dtype, dtype]
@@ -191,7 +206,7 @@ def test_low_precision_accumulates_wide(plan, dtype):
     for mine, theirs, truth in zip(gradients, plain, exact, strict=True):
         error = lambda found, truth=truth: np.linalg.norm(np.asarray(found, np.float64) - truth) / np.linalg.norm(truth)
         # What is left is rounding the logits' gradient and the result to the type: 2^-9 each in bfloat16.
-        assert error(mine) < 4e-3
+        assert error(mine) < 2e-3
         assert error(mine) < error(theirs)
 
 
@@ -255,8 +270,9 @@ def test_against_optax_and_torch(plan):
 
 
 @every_plan
-def test_lowers_for_other_chips(loss, plan):
-    """Every loss by every plan, for both; not run there."""
+def test_lowers_for_other_chips(loss, plan, monkeypatch):
+    """Every loss by every plan, in the form that it has there, for both; not run there."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     head = lambda h, w, y: linear_loss(h, w, y, loss=loss, plan=plan, tiles=(8, 128))
     shapes = [jax.ShapeDtypeStruct(s, d) for s, d in (((40, 16), jnp.bfloat16), ((16, 300), jnp.bfloat16), ((40,), jnp.int32))]
     exported = jax.export.export(jax.jit(jax.value_and_grad(head, (0, 1))), platforms=["cuda", "tpu"])(*shapes)
