@@ -1,7 +1,9 @@
 """Writes what the documents say of numbers, from a run: `xentlab tour --out runs/tour && python docs/write.py runs/tour`.
 
-It copies the run's results to docs/results.json and its pictures beside it, and fills the blocks of README.md and
-experiments/README.md that stand between <!-- begin NAME --> and <!-- end NAME -->. A test holds the blocks to the results.
+A run of the benchmark is taken too: `python experiments/bench_linear_loss.py && python docs/write.py runs/bench_linear_loss`.
+It copies the run's results to docs/results.json or docs/bench_linear_loss.json, its pictures beside them, and fills the blocks
+of README.md and experiments/README.md that stand between <!-- begin NAME --> and <!-- end NAME -->. A test holds the blocks
+to the results.
 """
 
 import ast
@@ -13,10 +15,12 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).parent.parent
-RESULTS = ROOT / "docs" / "results.json"
+RESULTS, HEADS = ROOT / "docs" / "results.json", ROOT / "docs" / "bench_linear_loss.json"
 PICTURES = {"cliff": "claim-4", "tokens": "claim-10", "rebuilt-city": "claim-15", "doors": "claim-19"}
 LOOSE = (9, 5, 4, 7, 10, 12, 18, 19)  # the claims that the README's list of corrections shows
 EXTRA = ("new_loss", "own_loss_at_scale", "wrong_start")  # scripts without a station
+BOTH = ("xentlab", "naive JAX")
+TORCH_BARE = "three bare products, torch, [V, D]"
 
 
 def collect(run: pathlib.Path) -> dict:
@@ -37,7 +41,29 @@ def collect(run: pathlib.Path) -> dict:
     return {**kept, "seconds": seconds, "experiments": made["experiments"], "extra_seconds": extra, "four_doors": doors}
 
 
-def index(results: dict) -> str:
+def collect_heads(run: pathlib.Path) -> dict:
+    """A benchmark's results as the documents need them: how it was made, and a row a shape and contestant."""
+    import pandas as pd
+
+    made = json.loads((run / "run.json").read_text())
+    if made["arguments"]["quick"]:
+        raise SystemExit("a quick benchmark is too short to be quoted; run `python experiments/bench_linear_loss.py` whole.")
+    if "nll" not in made["arguments"]["losses"]:
+        raise SystemExit("the peers have nll alone; run `python experiments/bench_linear_loss.py` with it.")
+    return kept_of_heads(made, pd.read_csv(run / "heads.csv", keep_default_na=False, na_values=[""]))
+
+
+def kept_of_heads(made: dict, frame) -> dict:
+    """The record and the frame of a benchmark, shortened; what a row lacks is None."""
+    rows = [
+        {key: None if value != value else round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
+        for row in frame.to_dict("records")
+    ]
+    kept = {key: made[key] for key in ("finished", "seconds", "versions", "peers", "machine")}
+    return {**kept, **{key: made["arguments"][key] for key in ("rounds", "threads")}, "rows": rows}
+
+
+def index(results: dict, benchmark: dict) -> str:
     """The table of experiments: question, command, what it shows, time."""
     lines = ["| claim | question | command | what it shows | time |", "|---|---|---|---|---|"]
     rows = []
@@ -45,8 +71,8 @@ def index(results: dict) -> str:
         claims, found = ", ".join(map(str, each["claims"])), " ".join(each["found"]).splitlines()[0]
         rows.append((each["claims"][0], claims, each["question"], each["name"], found, each["seconds"]))
     for name, seconds in results["extra_seconds"].items():
-        question, *rest = ast.get_docstring(ast.parse((ROOT / "experiments" / f"{name}.py").read_text())).split("\n\n")
-        rows.append((99, "", question, name, " ".join(rest[0].split()), seconds))
+        question, shown = _docstring(name)
+        rows.append((99, "", question, name, shown, seconds))
     for _, claims, question, name, found, seconds in sorted(rows):
         cell = found.replace("|", "\\|")
         lines.append(f"| {claims} | {question} | `python experiments/{name}.py` | {cell} | {_time(seconds)} |")
@@ -54,13 +80,100 @@ def index(results: dict) -> str:
     lines += [
         f"| 1–19 | Does every claim hold? | `python experiments/all.py` | All of these as one page | {whole} |",
         "| | The same as a notebook (jupytext) | `python experiments/tour.py` | Five stations, and a loss of your own | |",
-        "| | What does the head cost? | `python experiments/bench_linear_loss.py` | Each plan, the naive head | |",
     ]
+    measured = {"bench_linear_loss": (ahead(benchmark), _time(benchmark["seconds"]))}
+    for path in sorted((ROOT / "experiments").glob("bench_*.py")):
+        question, about = _docstring(path.stem)
+        shown, seconds = measured.get(path.stem, (about, ""))
+        lines.append(f"| | {question} | `python experiments/{path.name}` | {shown} | {seconds} |")
     return "\n".join(lines)
 
 
+def _docstring(name: str) -> tuple[str, str]:
+    """An experiment's question, and the paragraph that follows it."""
+    question, *rest = ast.get_docstring(ast.parse((ROOT / "experiments" / f"{name}.py").read_text())).split("\n\n")
+    return question, " ".join(rest[0].split())
+
+
 def _time(seconds: float) -> str:
-    return "a moment" if seconds < 1 else f"{seconds:.0f} s"
+    return "a moment" if seconds < 1 else f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
+
+
+def _shape(row: dict) -> str:
+    return " × ".join(f"{int(size):,}" for size in row["shape"].split(" x "))
+
+
+def _by_shape(benchmark: dict) -> dict[str, list[dict]]:
+    """The rows of each shape that ran."""
+    shapes = dict.fromkeys(_shape(row) for row in benchmark["rows"])
+    return {shape: [row for row in benchmark["rows"] if _shape(row) == shape and row["ratio"] is not None] for shape in shapes}
+
+
+def _where(found: dict[str, str]) -> str:
+    """What was found at each shape, shapes of one finding together."""
+    together: dict[str, list[str]] = {}
+    for shape, what in found.items():
+        together.setdefault(what, []).append(shape)
+    if len(together) == 1:
+        return next(iter(together)) + (" at every shape" if len(found) > 1 else "")
+    return "; ".join(f"{what} at {' and '.join(shapes)}" for what, shapes in together.items())
+
+
+def _numbers(values: list[float], form: str) -> str:
+    return ", ".join(format(value, form) for value in values)
+
+
+def ahead(benchmark: dict) -> str:
+    """Who is ahead for nll in time, level where quartiles overlap, and in memory; what each loss gains on the naive head."""
+    fastest, leanest, own, gains = {}, {}, {}, {}
+    for shape, rows in _by_shape(benchmark).items():
+        heads = sorted((row for row in rows if row["loss"] == "nll"), key=lambda row: row["ratio"])
+        level = [row["what"] for row in heads if row["ratio_q1"] <= heads[0]["ratio_q3"]]
+        fastest[shape] = " and ".join(level)
+        own[shape] = min(row["ratio"] for row in heads if row["group"] == "xentlab") / heads[0]["ratio"]
+        if all(row["peak_mb"] is not None for row in heads):
+            leanest[shape] = min(heads, key=lambda row: row["peak_mb"])["what"]
+        for loss in dict.fromkeys(row["loss"] for row in rows if row["loss"]):
+            best = {group: min(row["ratio"] for row in rows if row["group"] == group and row["loss"] == loss) for group in BOTH}
+            gains.setdefault(loss, []).append(best["xentlab"] / best["naive JAX"])
+    times = _numbers(list(own.values()), ".2f")
+    told = f"Fastest for nll: {_where(fastest)}; the faster of xentlab's plans takes {times} times as long."
+    told += f" Least memory: {_where(leanest)}." if leanest else ""
+    told += " Of the naive JAX head's time the faster plan takes "
+    return told + "; ".join(f"{_numbers(each, '.2f')} for {loss}" for loss, each in gains.items()) + "."
+
+
+def heads(benchmark: dict) -> str:
+    """The benchmark as a table, with what was tried and who is ahead."""
+    shapes = list(_by_shape(benchmark))
+    cells: dict[str, dict[str, dict]] = {}
+    for row in benchmark["rows"]:
+        cells.setdefault(row["what"], {})[_shape(row)] = row
+    lines = [f"| | {' | '.join(f'{shape} | MB' for shape in shapes)} |", "|---|" + "--:|--:|" * len(shapes)]
+    for what, found in cells.items():
+        lines.append(f"| {what} | {' | '.join(_cell(found.get(shape)) for shape in shapes)} |")
+    tried = {what: [int(row["block"]) for row in found.values() if row["block"]] for what, found in cells.items()}
+    blocks = "; ".join(f"{what.split(',')[0]} {_numbers(each, 'd')}" for what, each in tried.items() if each)
+    versions = {"jax": benchmark["versions"]["jax"], **benchmark["peers"]}
+    foot = (
+        f"Tokens × features × vocabulary; value and gradients, float32, {benchmark['threads']} threads for everyone. Time is a "
+        f"multiple of the first row's in the same round: the median of {benchmark['rounds']} rounds, with the quartiles; of "
+        "one round for what is far slower. MB: the most that the process held beside the gradients. The weight is [D, V] for "
+        "JAX and xentlab, and [V, D] where it says so and for others, who take it so. Block sizes found by trying: "
+        f"{blocks}. {', '.join(f'{name} {version}' for name, version in versions.items())}."
+    )
+    theirs = [found["ratio"] for rows in _by_shape(benchmark).values() for found in rows if found["what"] == TORCH_BARE]
+    if theirs:
+        foot += f" Products alone: torch's take {_numbers(theirs, '.2f')} of XLA's, which no head on XLA can make up for."
+    notes = dict.fromkeys(f"{row['what']} {row['note']}." for row in benchmark["rows"] if row["note"])
+    return "\n".join([ahead(benchmark), "", *lines, "", " ".join([foot, *notes])])
+
+
+def _cell(row: dict | None) -> str:
+    if row is None or row["ratio"] is None:
+        return "– | –"
+    memory = "–" if row["peak_mb"] is None else f"{row['peak_mb']:,.0f}"
+    return f"{row['ratio']:.2f} ({row['ratio_q1']:.2f}–{row['ratio_q3']:.2f}) | {memory}"
 
 
 def four_doors(results: dict) -> str:
@@ -107,12 +220,14 @@ def filled(text: str, blocks: dict[str, str]) -> str:
     return text
 
 
-def documents(results: dict, audited: str | None = None) -> dict[pathlib.Path, str]:
+def documents(results: dict, benchmark: dict, audited: str | None = None) -> dict[pathlib.Path, str]:
     """Each document with its blocks filled; audited: the audit's output, made anew if it is not given."""
     readme, experiments = ROOT / "README.md", ROOT / "experiments" / "README.md"
     text = readme.read_text()
     blocks = {"doors": four_doors(results), "loose": loose(results), "audit": audited or own_loss(text)}
-    return {readme: filled(text, blocks), experiments: filled(experiments.read_text(), {"index": index(results)})}
+    blocks["heads"] = heads(benchmark)
+    indexed = {"index": index(results, benchmark)}
+    return {readme: filled(text, blocks), experiments: filled(experiments.read_text(), indexed)}
 
 
 def pictures(run: pathlib.Path) -> None:
@@ -132,8 +247,12 @@ def pictures(run: pathlib.Path) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         raise SystemExit(__doc__)
-    found = collect(pathlib.Path(sys.argv[1]))
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
-    pictures(pathlib.Path(sys.argv[1]))
-    for path, text in documents(found).items():
+    run = pathlib.Path(sys.argv[1])
+    if (run / "heads.csv").is_file():
+        HEADS.write_text(json.dumps(collect_heads(run), indent=1, allow_nan=False) + "\n")
+        (ROOT / "docs" / "heads.png").write_bytes((run / "heads.png").read_bytes())
+    else:
+        RESULTS.write_text(json.dumps(collect(run), indent=1) + "\n")
+        pictures(run)
+    for path, text in documents(json.loads(RESULTS.read_text()), json.loads(HEADS.read_text())).items():
         path.write_text(text)
