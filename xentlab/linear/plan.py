@@ -17,7 +17,7 @@ PLANS = ("auto", "stream", "tokens")
 # Tried on 2 CPU cores at the first two shapes of experiments/bench_linear_loss.py: the fastest, or near it and smaller.
 CHUNK = 512  # tokens of a chunk in the tokens plan, for a loss with a stream form
 ROWS = 256  # and for any other, which holds logits and their gradient at once
-TILE = 512  # classes of a tile in the stream plan
+TILE, TILE_WIDE = 512, 800  # classes of a tile in the stream plan: up to half as many as tokens, whose products are the faster
 KEPT_TILE = 1024  # and in the tokens plan, whose logits are kept
 TILE_BYTES = 12 * 2**20  # of logits, the most that a tile may hold
 ROWS_BYTES = 2 * 2**20  # of logits, for a loss that sees whole rows: some ten passes over them then stay in a CPU's cache
@@ -96,12 +96,15 @@ def explain_plan(
 def _tiles(name, streams, tokens, vocab, wide):
     """Tokens a chunk and classes a tile: no more than TILE_BYTES of logits a tile, no fewer than 128 classes.
 
-    A tile that divides the vocabulary is taken if there is one, for an overlap costs a mask.
+    A tile that divides the vocabulary is taken if there is one, for an overlap costs a mask: a multiple of 128, and on a CPU,
+    whose products ask for no such places, an even one too.
     """
     chunk = tokens if name == "stream" else CHUNK if streams else ROWS
-    widest = TILE if name == "stream" else KEPT_TILE
-    most = max(128, min(widest, TILE_BYTES // (wide * max(1, chunk)) // 128 * 128))
-    return max(chunk, 1), next((tile for tile in range(most, most // 2, -128) if vocab % tile == 0), most)
+    widest = min(TILE_WIDE, max(TILE, tokens // 2)) if name == "stream" else KEPT_TILE
+    most = max(128, min(widest, TILE_BYTES // (wide * max(1, chunk))))
+    units = (128, 2) if jax.default_backend() == "cpu" else (128,)
+    fitting = (tile for unit in units for tile in range(most // unit * unit, most // 2, -unit) if vocab % tile == 0)
+    return max(chunk, 1), next(fitting, most // 128 * 128)
 
 
 def rows_at_once(rows: int, vocab: int, itemsize: int) -> int:
