@@ -16,7 +16,7 @@ SHELVES = (
     {"sources", "models", "gradients", "metrics", "reading", "linear", "recipe"},
     {"training", "coding", "audit"},
     {"race"},
-    {"runs", "console"},
+    {"runs", "console", "compare"},
     {"charts", "scoreboard", "markup"},
     {"pages"},
     {"report", "tour", "commands"},

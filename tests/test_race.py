@@ -1,10 +1,14 @@
 """A race is fair, its metrics are through each loss's own link, and it says where it falls short."""
 
+import hypothesis
 import numpy as np
+import pandas as pd
 import pytest
+from hypothesis import strategies as st
 
 from xentlab import LOSSES, LabError
-from xentlab.race import TEST_METRICS, best_rate, race
+from xentlab.race import TEST_METRICS, _tuned, best_rate, paired, race
+from xentlab.reading import pairs
 from xentlab.sources import MarkovSource, Text
 from xentlab.training import Trained
 
@@ -14,7 +18,8 @@ SOURCE = MarkovSource(vocab=8, tokens=20_000, seed=3)
 
 @pytest.fixture(scope="module")
 def finished():
-    return race(["nll", "brier", "entmax15"], SOURCE, "bigram", [0.003, 0.1], [0, 1, 2], 150, blocks=3, validation_tokens=2000)
+    options = {"blocks": 3, "validation_tokens": 2000, "extensions": 0}
+    return race(["nll", "brier", "entmax15"], SOURCE, "bigram", [0.003, 0.1], [0, 1, 2], 150, **options)
 
 
 def test_frames_are_tidy(finished):
@@ -40,6 +45,71 @@ def test_the_best_rate_is_the_best_and_the_edge_is_said(finished):
         assert row.best_rate == last[row.loss].idxmin()
         assert row.rate_at_edge
     assert not race(["nll"], SOURCE, "bigram", [0.1], [0], 5).table.rate_at_edge[0]
+
+
+def test_a_grid_that_grew_is_the_grid_that_was_meant():
+    """From two rates that are far too small: the runs are those of the whole grid, and the best one has neighbours."""
+    options = {"steps": 20, "blocks": 2, "validation_tokens": 500}
+    grown = race(["nll"], SOURCE, "bigram", [1e-3, 1e-2], [0, 1], **options)
+    asked = race(["nll"], SOURCE, "bigram", sorted(set(grown.curves.rate)), [0, 1], extensions=0, **options)
+    assert not grown.table.rate_at_edge[0]
+    assert grown.table.best_rate[0] > 1e-2
+    order = ["rate", "seed", "step"]
+    one, other = (each.curves.sort_values(order).drop(columns=["source", "loss"]) for each in (grown, asked))
+    np.testing.assert_allclose(one, other, rtol=1e-6)
+    np.testing.assert_allclose(grown.table.test_nll, asked.table.test_nll, rtol=1e-6)
+    assert len(race(["nll"], SOURCE, "bigram", [1e-3, 1e-2], [0, 1], extensions=1, **options).curves.rate.unique()) == 3
+
+
+def test_a_grid_grows_where_the_best_rate_sits():
+    """By the grid's own step, up, down, and down where all diverged; not around a best rate with neighbours."""
+
+    def tried(score, rates, extensions=3):
+        seen = []
+
+        def at(rates):
+            seen.extend(rates)
+            nll = np.array([[score(rate)] for rate in rates])
+            return Trained(np.array(rates), np.zeros(len(rates)), np.array([1]), nll, nll, np.zeros(len(rates), int),
+                           np.where(np.isfinite(nll[:, 0]), -1, 0), None)  # fmt: skip
+
+        _tuned(at, rates, extensions)
+        return seen[len(rates) :]
+
+    assert tried(lambda rate: abs(np.log(rate / 100)), [0.1, 1]) == [10, 100, 1000]
+    assert tried(lambda rate: abs(np.log(rate / 0.25)), [1, 2]) == [0.5, 0.25, 0.125]
+    assert tried(lambda rate: np.nan, [1, 4], 2) == [0.25, 0.0625]
+    assert tried(lambda rate: abs(rate - 2), [1, 2, 3]) == tried(lambda rate: rate, [1]) == []
+
+
+def test_pairs_are_of_one_seed(finished):
+    """Against the differences by hand; the interval lies within what the seeds differ by."""
+    tests = finished.tests.pivot(index="seed", columns="loss", values="test_nll")
+    assert list(finished.pairs.loss) == ["brier", "entmax15"]
+    for row in finished.pairs.itertuples():
+        differences = tests[row.loss] - tests["nll"]
+        assert row.against == "nll"
+        assert row.difference == pytest.approx(differences.mean())
+        assert differences.min() <= row.low <= row.difference <= row.high <= differences.max()
+        assert row.tells_apart == (row.low > 0 or row.high < 0)
+    mean = finished.tests.groupby("loss").test_nll.mean()
+    for row in finished.table.itertuples():
+        assert row.test_nll == pytest.approx(mean[row.loss])
+
+
+@hypothesis.given(st.integers(3, 9), st.floats(-3, 3))
+def test_an_interval_that_covers_0_says_so(seeds, shift):
+    """Differences that spread around 0 are not told apart, and shifted by more than their spread they are."""
+    spread = np.linspace(-1, 1, seeds)
+    tests = pd.DataFrame({"source": "s", "seed": range(seeds), "loss": "nll", "test_nll": 5.0})
+    both = pd.concat([tests, tests.assign(loss="mae", test_nll=5.0 + spread + shift)])
+    row = paired(both).iloc[0]
+    assert row.difference == pytest.approx(shift)
+    assert row.tells_apart == (row.low > 0 or row.high < 0)
+    assert row.tells_apart or abs(shift) < 1
+    said = " ".join(pairs(paired(both)))
+    assert ("covers 0" in said) == (not row.tells_apart)
+    assert paired(both[both.seed == 0]).low.isna().all()
 
 
 def test_seeds_pair_the_losses(finished):

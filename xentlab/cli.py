@@ -18,20 +18,30 @@ from typing import Any
 import tyro
 
 from xentlab import console
-from xentlab.commands import COMMANDS, Api, Audit, Budget, Gradients, List, Open, Plan, Race, Report, Scoreboard, Show, Tour
+from xentlab.commands import (
+    COMMANDS,
+    Api,
+    Audit,
+    Budget,
+    Compare,
+    Gradients,
+    List,
+    Open,
+    Plan,
+    Race,
+    Report,
+    Rerun,
+    Scoreboard,
+    Show,
+    Tour,
+)
 from xentlab.contract import LabError
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The `xentlab` command. A user's mistake is one line on stderr and exit code 2."""
-    run = {
-        **{List: _list, Show: _show, Gradients: _gradients, Budget: _budget, Plan: _plan},
-        **{Audit: _audit, Race: _race, Scoreboard: _scoreboard, Report: _report},
-        **{Tour: _tour, Open: _open, Api: _api},
-    }
     try:
-        command = _parse(sys.argv[1:] if arguments is None else arguments)
-        run[type(command)](command)
+        _run(_parse(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
     except LabError as error:
         _fail(str(error))
@@ -40,6 +50,15 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("xentlab: stopped.", file=sys.stderr)
         sys.exit(130)
+
+
+def _run(command: Any) -> None:
+    functions = {
+        **{List: _list, Show: _show, Gradients: _gradients, Budget: _budget, Plan: _plan},
+        **{Audit: _audit, Race: _race, Scoreboard: _scoreboard, Report: _report},
+        **{Tour: _tour, Compare: _compare, Rerun: _rerun, Open: _open, Api: _api},
+    }
+    functions[type(command)](command)
 
 
 def _fail(message: str) -> None:
@@ -241,14 +260,20 @@ def _race(command: Race) -> None:
             20 if command.quick else command.steps,
             progress=tell,
             mesh=mesh,
+            extensions=command.extensions,
             batch=command.batch,
             window=command.window,
             optimizer=command.optimizer,
             schedule=command.schedule,
             clip=command.clip,
         )
-    frames = {"curves": result.curves, "table": result.table}
+    frames = {"curves": result.curves, "table": result.table, "tests": result.tests, "pairs": result.pairs}
     _finish(command, frames, "table", begun, [source.describe()], console.summary(result.table))
+    if command.format == "table":
+        from xentlab import reading
+
+        for sentence in reading.pairs(result.pairs):
+            print(f"- {sentence}")
 
 
 def _scoreboard(command: Scoreboard) -> None:
@@ -315,6 +340,66 @@ def _tour(command: Tour) -> None:
         sys.exit(1)
 
 
+def _compare(command: Compare) -> None:
+    from xentlab.compare import read_run
+
+    _side_by_side(read_run(command.first), read_run(command.second), command.format, command.all)
+
+
+def _rerun(command: Rerun) -> None:
+    from xentlab import runs
+    from xentlab.compare import read_run
+
+    found = read_run(command.run)
+    again = _recorded(found)
+    folder = runs.new_folder("rerun", command.out)
+    if folder.resolve() == found.folder.resolve():
+        raise LabError(f"a rerun of {command.run} would overwrite it. Give another folder with --out.")
+    with contextlib.redirect_stdout(io.StringIO()):
+        _run(dataclasses.replace(again, out=folder))
+    if _side_by_side(found, read_run(folder), command.format):
+        sys.exit(1)
+
+
+def _recorded(run: Any) -> Any:
+    """The command of a run, as its record has it. Raises `LabError` for a record of another kind or version."""
+    kind, arguments = run.record.get("kind"), run.record.get("arguments")
+    if kind not in COMMANDS or not isinstance(arguments, dict):
+        raise LabError(
+            f"{run.folder} does not say by which command it was made; a rerun takes race, gradients, budget, scoreboard."
+        )
+    fields = {field.name: str(field.type) for field in dataclasses.fields(COMMANDS[kind])}
+    if unknown := sorted(set(arguments) - set(fields)):
+        raise LabError(f"{run.folder} was made by a {kind} with {', '.join(unknown)}, which this version does not have.")
+    whole = {}
+    for name, value in arguments.items():
+        if isinstance(value, str) and ("Path" in fields[name] or name == "out"):
+            value = pathlib.Path(value)
+        whole[name] = tuple(value) if isinstance(value, list) else value
+    return COMMANDS[kind](**whole)
+
+
+def _side_by_side(first: Any, second: Any, form: str, every: bool = False) -> int:
+    """Prints two runs side by side; how many numbers differ."""
+    from xentlab.compare import differences, settings
+
+    frame = differences(first, second)
+    differ = frame[frame.difference != 0]
+    shown = frame if every else differ
+    if form != "table":
+        console.print_rows(shown.to_dict("records"), form)
+        return len(differ)
+    for row in settings(first, second):
+        print(f"{row['what']}: {console.text(row['first'])} | {console.text(row['second'])}")
+    if len(differ):
+        print(f"{len(differ)} of {len(frame)} numbers differ.")
+    else:
+        print(f"All {len(frame)} numbers are the same to the last bit.")
+    if len(shown):
+        console.print_table(shown.to_dict("records"))
+    return len(differ)
+
+
 def _open(command: Open) -> None:
     from xentlab.runs import find_page
 
@@ -361,7 +446,8 @@ def _finish(
         for name, frame in frames.items():
             runs.write_frame(folder, name, frame)
         arguments = {key: value for key, value in dataclasses.asdict(command).items() if key != "format"}
-        runs.write_record(folder, runs.record(arguments, sources or [], time.perf_counter() - begun))
+        kind = next(name for name, each in COMMANDS.items() if each is type(command))
+        runs.write_record(folder, runs.record(arguments, sources or [], time.perf_counter() - begun, kind=kind))
         _pictures(frames, folder)
         print(f"Wrote {folder}.", file=sys.stderr)
     frame = frames[shown]

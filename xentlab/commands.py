@@ -121,7 +121,8 @@ class Audit:
 class Race:
     """Train a model with each loss, at each loss's own best learning rate, and compare on held-out tokens.
 
-    With --out it writes curves.csv, table.csv, run.json and pictures.
+    Losses are paired by their seeds; what differs is said with an interval. With --out it writes curves.csv, table.csv,
+    tests.csv, pairs.csv, run.json and pictures.
     Example: xentlab race --losses nll brier --text book.txt --steps 500 --seeds 0 1 2 --out runs/book
     """
 
@@ -138,6 +139,8 @@ class Race:
     model: str = "mlp"
     """bigram, mlp or transformer, with options: "transformer(layers=3)" """
     learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
+    extensions: int = 6
+    """further rates, at most, while a loss's best one sits on the grid's edge"""
     steps: int = 400
     seeds: tuple[int, ...] = ()
     """by default three, from --seed on"""
@@ -239,6 +242,36 @@ class Api:
     out: Out = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Compare:
+    """Two runs side by side: what was set differently, and every number that came out differently.
+
+    Example: xentlab compare runs/monday runs/tuesday --format csv
+    """
+
+    first: Positional[pathlib.Path]
+    """a run's folder"""
+    second: Positional[pathlib.Path]
+    """another one"""
+    all: bool = False
+    """every number, and not only those that differ"""
+    format: Format = "table"
+
+
+@dataclasses.dataclass(frozen=True)
+class Rerun:
+    """Do a run again from its run.json, and compare: the same numbers to the last bit, or what differs.
+
+    Ends with exit code 1 if a number differs. Takes runs of race, gradients, budget and scoreboard.
+    Example: xentlab rerun runs/book --out runs/again
+    """
+
+    run: Positional[pathlib.Path]
+    """the run's folder"""
+    out: Out = None
+    format: Format = "table"
+
+
 COMMANDS = {
     "list": List,
     "show": Show,
@@ -250,6 +283,8 @@ COMMANDS = {
     "scoreboard": Scoreboard,
     "report": Report,
     "tour": Tour,
+    "compare": Compare,
+    "rerun": Rerun,
     "open": Open,
     "api": Api,
 }

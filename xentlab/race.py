@@ -18,13 +18,14 @@ from xentlab.metrics import SMOOTHING, bits_per_byte, expected_calibration_error
 from xentlab.models import logits
 from xentlab.recipe import Recipe
 from xentlab.sources import MarkovSource, Source, Text
-from xentlab.training import Trained, train, windows
+from xentlab.training import Trained, joined, program, train, windows
 
 if TYPE_CHECKING:
     import pandas as pd
 
 LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 SEEDS = (0, 1, 2)
+EXTENSIONS = 6  # of a grid of rates, a step of the grid each
 # What is measured on the test part, for each run of the best rate; the table gives mean and interval of each.
 TEST_METRICS = ("test_nll", "bits_per_byte", "accuracy", "calibration_error", "kl_to_law")
 
@@ -38,11 +39,16 @@ class Race:
     table: one row a loss: source, loss, best_rate, rate_at_edge (the best rate is the grid's least or greatest, so a
     better one may lie outside), runs, diverged (runs of the whole grid), validation_nll, smoothing (the mean share of
     the uniform that validation chose), and each of `TEST_METRICS` with _low and _high, its 95% interval over seeds.
+    tests: one row a loss and seed, at its best rate: source, loss, seed and each of `TEST_METRICS`. The same seed began with
+    the same parameters and saw the same batches whatever the loss: rows of one seed are a pair.
+    pairs: `paired` of the tests.
     predictors: each loss's model at its best rate and first seed; a loss that diverged everywhere has none.
     """
 
     curves: pd.DataFrame
     table: pd.DataFrame
+    tests: pd.DataFrame
+    pairs: pd.DataFrame
     predictors: dict[str, Predictor]
 
 
@@ -75,14 +81,16 @@ def race(
     steps: int = 400,
     progress: Callable[[str, int, int], None] | None = None,
     mesh: Mesh | None = None,
+    extensions: int = EXTENSIONS,
     **recipe: Any,
 ) -> Race:
     """Trains each loss at every rate and seed, takes its best rate by mean validation NLL, and tests that.
 
+    A grid of rates grows past the edge on which the best one sits, so that no loss is held back by where it began.
     losses: names or callables. source: `MarkovSource`, `Text`, or an object with their members. model: a name with
     options, or a function (vocab, key) -> model. recipe: the other fields of `recipe.Recipe`. progress(loss, done,
     total) is called after every block, in steps of each run. mesh: of devices that share each run, as `training.train` has
-    it. Raises `LabError` for bad arguments.
+    it. extensions: how many rates a grid of more than one may grow by, one step at a time. Raises `LabError` for bad arguments.
 
     >>> from xentlab.sources import MarkovSource
     >>> result = race(["nll"], MarkovSource(vocab=4, tokens=2000), "bigram", [0.1], [0, 1], steps=20)
@@ -96,19 +104,77 @@ def race(
     for what, values in (("learning rates", learning_rates), ("seeds", seeds)):
         if len(set(values)) != len(values):
             raise LabError(f"the {what} repeat: {list(values)}. Each counts once.")
+    if extensions < 0:
+        raise LabError(f"a grid grows by some rates or by none; got extensions={extensions}.")
     examine = _examiner(source, plan.window)
-    curves, rows, predictors = [], [], {}
+    curves, rows, tests, predictors = [], [], [], {}
     for name, loss in found.items():
         report = (lambda done, name=name: progress(name, done, steps)) if progress else None
-        trained = train(loss, source, model, learning_rates, seeds, plan, report, mesh)
+        compiled = program(loss, source, model, plan, mesh)
+        at = lambda rates, loss=loss, report=report, compiled=compiled: train(
+            loss, source, model, rates, seeds, plan, report, mesh, compiled
+        )
+        trained = _tuned(at, learning_rates, extensions)
         curves.append(_curves(name, source.name, trained))
-        chosen = [
-            Predictor(trained.model(run), link_of(loss), SMOOTHING[trained.smoothing[run]])
-            for run in np.flatnonzero(trained.rates == best_rate(trained)).tolist()
-        ]
-        rows.append({"source": source.name, "loss": name, **_tested(trained, chosen, examine)})
+        runs = np.flatnonzero(trained.rates == best_rate(trained)).tolist()
+        chosen = [Predictor(trained.model(run), link_of(loss), SMOOTHING[trained.smoothing[run]]) for run in runs]
+        tested = [examine(predictor) for predictor in chosen]
+        rows.append({"source": source.name, "loss": name, **_summarised(trained, runs, chosen, tested)})
+        each = zip(runs, tested, strict=True)
+        tests += [{"source": source.name, "loss": name, "seed": int(trained.seeds[run]), **scores} for run, scores in each]
         predictors.update({name: chosen[0]} if chosen else {})
-    return Race(pd.concat(curves, ignore_index=True), pd.DataFrame(rows), predictors)
+    measured = pd.DataFrame(tests, columns=["source", "loss", "seed", *TEST_METRICS])
+    return Race(pd.concat(curves, ignore_index=True), pd.DataFrame(rows), measured, paired(measured), predictors)
+
+
+def _tuned(at: Callable[[list[float]], Trained], rates: Sequence[float], extensions: int) -> Trained:
+    """The grid, and further rates beyond its edge for as long as the best one sits there, by the grid's own step there.
+
+    Where every rate has a run that diverged, smaller ones are tried.
+    """
+    found = at(rates)
+    for _ in range(extensions):
+        grid, best = np.unique(found.rates), best_rate(found)
+        if len(grid) < 2 or grid[0] < best < grid[-1]:
+            break
+        further = grid[-1] * (grid[-1] / grid[-2]) if best == grid[-1] else grid[0] * (grid[0] / grid[1])
+        found = joined(found, at([float(f"{further:.6g}")]))
+    return found
+
+
+def paired(tests: pd.DataFrame, metric: str = "test_nll") -> pd.DataFrame:
+    """By how much each loss differs from the first one, seed by seed: a row a source and other loss.
+
+    tests: source, loss, seed and the metric. Columns: source, loss, against ("nll" if it is there, else the first loss),
+    metric, seeds (those that both have), difference (the mean), low and high (95%, bootstrap over seeds, percentiles; NaN for
+    a single seed), tells_apart (whether the interval leaves out 0).
+
+    >>> import pandas as pd
+    >>> scores = {"loss": ["nll", "nll", "mae", "mae"], "seed": [0, 1, 0, 1], "test_nll": [1.0, 2.0, 2.0, 4.0]}
+    >>> pairs = paired(pd.DataFrame(scores).assign(source="chain"))
+    >>> pairs[["loss", "against", "difference", "low", "high", "tells_apart"]].values.tolist()  # by 1 and by 2
+    [['mae', 'nll', 1.5, 1.0, 2.0, True]]
+    """
+    import pandas as pd
+    from scipy.stats import bootstrap
+
+    rows = []
+    for source, here in tests.groupby("source", sort=False):
+        by_seed = here.pivot(index="seed", columns="loss", values=metric)
+        against = "nll" if "nll" in by_seed else here.loss.iloc[0]
+        for loss in dict.fromkeys(here.loss):
+            differences = (by_seed[loss] - by_seed[against]).dropna().to_numpy()
+            if loss == against or not len(differences):
+                continue
+            row = {"source": source, "loss": loss, "against": against, "metric": metric, "seeds": len(differences)}
+            low = high = float("nan")
+            if len(differences) > 1:
+                drawn = bootstrap((differences,), np.mean, method="percentile", rng=np.random.default_rng(0))
+                low, high = map(float, drawn.confidence_interval)
+            apart = low > 0 or high < 0
+            rows.append(row | {"difference": float(differences.mean()), "low": low, "high": high, "tells_apart": apart})
+    columns = ["source", "loss", "against", "metric", "seeds", "difference", "low", "high", "tells_apart"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _known(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -146,9 +212,8 @@ def best_rate(trained: Trained) -> float:
     return float(rates[np.argmin(means)]) if np.isfinite(means).any() else float("nan")
 
 
-def _tested(trained: Trained, chosen: list[Predictor], examine: Callable) -> dict[str, Any]:
+def _summarised(trained: Trained, runs: list[int], chosen: list[Predictor], tested: list[dict]) -> dict[str, Any]:
     best = best_rate(trained)
-    runs = np.flatnonzero(trained.rates == best).tolist()
     row: dict[str, Any] = {
         "best_rate": best,
         "rate_at_edge": len(np.unique(trained.rates)) > 1 and best in (trained.rates.min(), trained.rates.max()),
@@ -157,9 +222,8 @@ def _tested(trained: Trained, chosen: list[Predictor], examine: Callable) -> dic
         "validation_nll": trained.validation_nll[runs, -1].mean() if len(runs) else float("nan"),
         "smoothing": np.mean([each.smoothing for each in chosen]) if chosen else float("nan"),
     }
-    each = [examine(predictor) for predictor in chosen]
     for metric in TEST_METRICS:
-        values = np.array([result[metric] for result in each]) if each else np.array([np.nan])
+        values = np.array([result[metric] for result in tested]) if tested else np.array([np.nan])
         row[metric], row[f"{metric}_low"], row[f"{metric}_high"] = mean_and_interval(values)
     return row
 
@@ -257,5 +321,6 @@ def run_stage(
     tell = (lambda loss, done, total: progress(f"{stage.source.name}: {loss}", done, total)) if progress else None
     seeds = tuple(range(seed, seed + (2 if quick else 3)))
     blocks = 4 if quick else 16
-    found = race(losses, stage.source, stage.model, stage.learning_rates, seeds, stage.steps, tell, blocks=blocks)
+    rates = stage.learning_rates
+    found = race(losses, stage.source, stage.model, rates, seeds, stage.steps, tell, blocks=blocks)
     return StagedRace(stage, found)

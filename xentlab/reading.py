@@ -152,6 +152,21 @@ def races(table: pd.DataFrame) -> list[str]:
     return sentences
 
 
+def pairs(frame: pd.DataFrame) -> list[str]:
+    """Each loss beside the one it is compared with, seed by seed, and a plain word where the seeds do not tell them apart."""
+    sentences = []
+    for row in frame.itertuples():
+        if row.seeds < 2:
+            continue
+        apart = f"{row.loss}'s test NLL is {abs(row.difference):.3f} nats {'more' if row.difference > 0 else 'less'} than"
+        interval = f"[{row.low:+.3f}, {row.high:+.3f}], {row.seeds} seeds"
+        if row.tells_apart:
+            sentences.append(f"On {row.source} {apart} {row.against}'s ({interval}).")
+        else:
+            sentences.append(f"On {row.source} the seeds do not tell {row.loss} from {row.against}: {interval} covers 0.")
+    return sentences
+
+
 def scoreboard(table: pd.DataFrame, codes: pd.DataFrame) -> list[str]:
     """Which claims of the usual telling hold on this board, which do not, and what is left of cross entropy's case."""
     return [*_probability(table), *_information(codes), *_numerics(table), *_optimisation(table), *_combination(table)]

@@ -92,17 +92,20 @@ def make_report(
         budget = gradient_budget(found.values(), *_held_out_logits(races[-1], seed))
         budgets.append(budget.assign(source=name)[["source", *budget.columns]])
         tell(f"{name}: budget", 1, 1)
-    curves, table = (pd.concat([getattr(each.race, part) for each in races], ignore_index=True) for part in ("curves", "table"))
+    parts = ("curves", "table", "tests", "pairs")
+    raced = {part: pd.concat([getattr(each.race, part) for each in races], ignore_index=True) for part in parts}
+    curves, table = raced["curves"], raced["table"]
     budgets = pd.concat(budgets, ignore_index=True)
     board = scoreboard(found.values(), races, seed, replicates=0 if quick else REPLICATES, folder=folder, progress=tell)
 
     tell("pages and pictures", 0, 1)
-    for name, frame in (("profiles", profiles), ("budgets", budgets), ("curves", curves), ("table", table)):
+    for name, frame in {"profiles": profiles, "budgets": budgets, **raced}.items():
         runs.write_frame(folder, name, frame)
     runs.write_frame(folder, "scoreboard", board.table)
     runs.write_frame(folder, "codes", board.codes)
     runs.write_bytes(folder / "audits.json", json.dumps(as_json(list(board.audits.values())), indent=1).encode())
     said = {"headline": reading.gradients(profiles), "budgets": reading.budgets(budgets), "curves": reading.races(table)}
+    said["curves"] += reading.pairs(raced["pairs"])
     said["scoreboard"] = reading.scoreboard(board.table, board.codes)
     arguments = {"losses": list(found), "seed": seed, "quick": quick}
     made = runs.record(

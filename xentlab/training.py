@@ -48,6 +48,18 @@ class Trained:
         return eqx.combine(jax.tree.map(lambda leaf: leaf[run], arrays), rest)
 
 
+def joined(one: Trained, other: Trained) -> Trained:
+    """Two grids of one loss as one: the runs of both."""
+    models = []
+    for each in (one.models, other.models):
+        arrays, rest = eqx.partition(each, eqx.is_inexact_array)
+        models.append(arrays)
+    models = eqx.combine(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *models), rest)
+    names = ("rates", "seeds", "train_loss", "validation_nll", "smoothing", "diverged_at")
+    runs = {name: np.concatenate([getattr(one, name), getattr(other, name)]) for name in names}
+    return Trained(steps=one.steps, models=models, **runs)
+
+
 def windows(tokens: np.ndarray, window: int, limit: int | None = None) -> np.ndarray:
     """Non-overlapping windows [W, window + 1] spread evenly over a stream, of at most `limit` predicted tokens.
 
@@ -204,19 +216,21 @@ def train(
     recipe: Recipe | None = None,
     progress: Callable[[int], None] | None = None,
     mesh: Mesh | None = None,
+    compiled: Program | None = None,
 ) -> Trained:
     """Trains one loss at every learning rate and seed, in one compiled program.
 
     A seed fixes the first parameters and the order of the windows, so runs of different losses and rates are paired.
     progress is called with the finished steps (of each run) after every block. mesh: of devices that share each run, tokens
     over its axis data and the vocabulary over its axis model (`xentlab.linear.mesh.make_mesh`); runs then go one by one.
+    compiled: `program` of the same loss, source, model, recipe and mesh, so that further rates compile nothing again.
     """
     recipe = recipe or Recipe()
     if not len(learning_rates) or not len(seeds):
         raise LabError("a grid needs at least one learning rate and one seed.")
     if not all(rate > 0 for rate in learning_rates):
         raise LabError(f"learning rates are positive; got {list(learning_rates)}.")
-    compiled = program(loss, source, model, recipe, mesh)
+    compiled = compiled or program(loss, source, model, recipe, mesh)
     pairs = [(rate, seed) for rate in learning_rates for seed in seeds]
     rates = jnp.asarray([rate for rate, _ in pairs], jnp.float32)
     every = compiled.begin(rates, jnp.asarray([seed for _, seed in pairs], jnp.uint32))

@@ -1,0 +1,102 @@
+"""Runs are read back, set side by side and done again: the same numbers to the last bit, or what differs."""
+
+import json
+import pathlib
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from xentlab import LabError
+from xentlab.cli import main
+from xentlab.compare import Run, differences, read_run, settings
+
+TRAINS = True
+RACE = ["race", "--losses", "nll", "brier", "--markov", "8", "--model", "bigram", "--steps", "6", "--seeds", "0", "1"]
+RACE += ["--learning-rates", ".05", ".2", "--extensions", "0"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("runs") / "one"
+    main([*RACE, "--out", str(made)])
+    return made
+
+
+def test_a_rerun_is_the_same_to_the_last_bit(folder, tmp_path, capsys):
+    main(["rerun", str(folder), "--out", str(tmp_path / "again")])
+    said = capsys.readouterr().out
+    assert "numbers are the same to the last bit" in said
+    assert "arguments." not in said
+    for name in ("curves", "table", "tests", "pairs"):
+        assert (tmp_path / "again" / f"{name}.csv").read_bytes() == (folder / f"{name}.csv").read_bytes()
+
+
+def test_a_number_that_differs_is_found_and_ends_with_1(folder, tmp_path, capsys):
+    other = tmp_path / "edited"
+    other.mkdir()
+    for path in folder.iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+    table = pd.read_csv(other / "table.csv", float_precision="round_trip")
+    table.loc[1, "test_nll"] = np.nextafter(table.test_nll[1], 9)
+    table.to_csv(other / "table.csv", index=False)
+    main(["compare", str(folder), str(other), "--format", "json"])
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["frame"], row["metric"]) == ("table", "test_nll")
+    assert "brier" in row["where"]
+    assert 0 < row["difference"] < 1e-14
+    with pytest.raises(SystemExit) as end:
+        main(["rerun", str(other), "--out", str(tmp_path / "again")])
+    assert end.value.code == 1
+    assert "1 of " in capsys.readouterr().out
+
+
+def test_what_was_set_differently_is_said(folder, tmp_path, capsys):
+    main([*RACE, "--batch", "8", "--out", str(tmp_path / "other")])
+    capsys.readouterr()
+    main(["compare", str(folder), str(tmp_path / "other")])
+    said = capsys.readouterr().out
+    assert "arguments.batch: 16 | 8" in said
+    assert "numbers differ." in said
+    assert [row["what"] for row in settings(read_run(folder), read_run(tmp_path / "other"))] == ["arguments.batch"]
+
+
+def test_rows_that_one_run_lacks_are_there():
+    frames = [pd.DataFrame({"loss": losses, "nll": [1.0, np.inf, np.nan][: len(losses)]}) for losses in ("abc", "ab")]
+    one, other = (Run(pathlib.Path(), {}, {"table": frame}) for frame in frames)
+    found = differences(one, other)
+    assert found.difference.tolist() == [0, 0, 0]  # inf is inf, and what both lack is equal
+    found = differences(one, Run(pathlib.Path(), {}, {"table": frames[1].assign(nll=[1.0, 2.0])}))
+    assert found.difference.tolist()[:2] == [0, -np.inf]
+    assert len(differences(one, Run(pathlib.Path(), {}, {}))) == 3
+
+
+@pytest.mark.parametrize("arguments", [["compare", "{}", "{}"], ["rerun", "{}"]])
+def test_what_is_no_run_is_told(folder, tmp_path, capsys, arguments):
+    def says(place):
+        with pytest.raises(SystemExit) as end:
+            main([each.format(place) for each in arguments])
+        assert end.value.code == 2
+        return capsys.readouterr().err
+
+    assert "is no run: it has no run.json" in says(tmp_path)
+    (tmp_path / "run.json").write_text((folder / "run.json").read_text()[:100])
+    assert "has a file that cannot be read" in says(tmp_path)
+
+
+def test_a_rerun_refuses_what_it_cannot_repeat(folder, tmp_path, capsys):
+    def says(**changed):
+        record = json.loads((folder / "run.json").read_text()) | changed
+        (tmp_path / "run.json").write_text(json.dumps(record))
+        with pytest.raises(SystemExit) as end:
+            main(["rerun", str(tmp_path)])
+        assert end.value.code == 2
+        return capsys.readouterr().err
+
+    assert "does not say by which command it was made" in says(kind="party")
+    assert "with speed, which this version does not have" in says(arguments={"speed": 3})
+    with pytest.raises(SystemExit):
+        main(["rerun", str(folder), "--out", str(folder)])
+    assert "would overwrite it" in capsys.readouterr().err
+    with pytest.raises(LabError, match="no run"):
+        read_run(tmp_path / "nowhere")

@@ -1,0 +1,99 @@
+"""Two runs side by side: what was set differently, and what came out differently."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+from xentlab.contract import LabError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# What names a row of a frame, where the frame has it; other text is no measurement either.
+KEYS = ("source", "loss", "against", "rate", "seed", "step", "rivals", "p")
+# Where a run went, what it was asked to print, how long it took: no part of its making.
+BESIDE = ("out", "format")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run's folder as read back: its record (run.json) and its frames by name."""
+
+    folder: pathlib.Path
+    record: dict[str, Any]
+    frames: dict[str, pd.DataFrame]
+
+
+def read_run(folder: str | pathlib.Path) -> Run:
+    """A run from its folder. Raises `LabError` where there is none, or its files are not whole."""
+    import pandas as pd
+
+    folder = pathlib.Path(folder).expanduser()
+    if not (folder / "run.json").is_file():
+        raise LabError(f"{folder} is no run: it has no run.json. A command writes one into its --out.")
+    try:
+        record = json.loads((folder / "run.json").read_text())
+        # Exactly what was written: pandas' own fast parser may be off by one in the last digit.
+        frames = {path.stem: pd.read_csv(path, float_precision="round_trip") for path in sorted(folder.glob("*.csv"))}
+    except (ValueError, OSError) as error:
+        raise LabError(f"{folder} has a file that cannot be read: {error}. Was it cut short, or edited?") from error
+    return Run(folder, record, frames)
+
+
+def settings(one: Run, other: Run) -> list[dict[str, Any]]:
+    """What the two records say differently of how the runs were made: rows of what, first, second."""
+    rows = []
+    first, second = (_flat({key: run.record.get(key) for key in ("arguments", "sources", "versions", "commit", "device")})
+                     for run in (one, other))  # fmt: skip
+    for what in dict.fromkeys([*first, *second]):
+        if what.removeprefix("arguments.") not in BESIDE and first.get(what) != second.get(what):
+            rows.append({"what": what, "first": first.get(what), "second": second.get(what)})
+    return rows
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Nested tables as one, its keys joined by dots."""
+    if isinstance(value, list) and any(isinstance(each, dict) for each in value):
+        value = {str(i): each for i, each in enumerate(value)}
+    if not isinstance(value, dict):
+        return {name: value}
+    inside = (_flat(each, f"{name}.{key}" if name else key) for key, each in value.items())
+    return {key: each for part in inside for key, each in part.items()}
+
+
+def differences(one: Run, other: Run) -> pd.DataFrame:
+    """Every measurement of both runs: frame, where (what names the row), metric, first, second, difference.
+
+    A row that only one run has is there with NaN for the other; what both lack is equal. Infinities of one sign are equal too.
+    """
+    import pandas as pd
+
+    parts = [pd.DataFrame(columns=["frame", "where", "metric", "first", "second"])]
+    for name in sorted({*one.frames, *other.frames}):
+        first, second = (_measurements(run.frames.get(name)) for run in (one, other))
+        joined = first.merge(second, on=["where", "metric"], how="outer", suffixes=("_1", "_2"), sort=False)
+        joined = joined.rename(columns={"value_1": "first", "value_2": "second"})
+        parts.append(joined.assign(frame=name)[parts[0].columns])
+    frame = pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
+    same = (frame["first"] == frame["second"]) | (frame["first"].isna() & frame["second"].isna())
+    return frame.assign(difference=(frame["second"] - frame["first"]).mask(same, 0.0))
+
+
+def _measurements(frame: pd.DataFrame | None) -> pd.DataFrame:
+    """A frame's numbers, one a row: where, metric, value."""
+    import pandas as pd
+
+    if frame is None or not len(frame):
+        return pd.DataFrame(
+            {"where": pd.Series(dtype=object), "metric": pd.Series(dtype=object), "value": pd.Series(dtype=float)}
+        )
+    keys = [key for key in frame.columns if key in KEYS or not pd.api.types.is_numeric_dtype(frame[key])]
+    where = frame[keys].astype(str).agg(" ".join, axis=1) if keys else pd.Series("", frame.index)
+    # Rows that nothing names are told apart by their order.
+    again = where.groupby(where).cumcount()
+    where = where.where(again == 0, where + " #" + again.astype(str))
+    numbers = frame.drop(columns=keys).astype(float).assign(where=where)
+    return numbers.melt("where", var_name="metric", value_name="value")
