@@ -150,7 +150,7 @@ def test_a_loss_of_ones_own_through_gradients_budget_and_race(mine, tmp_path, ca
     made = {path.name for path in (tmp_path / "made").iterdir()}
     assert made == {
         *("profiles.csv", "profiles.png", "budgets.csv", "budgets.png"),
-        *("curves.csv", "curves.png", "table.csv", "run.json"),
+        *("curves.csv", "curves.png", "table.csv", "tests.csv", "pairs.csv", "run.json"),
     }
     record = json.loads((tmp_path / "made" / "run.json").read_text())
     assert record["arguments"]["losses"] == ["nll", "./mine.py:my_loss"]

@@ -33,7 +33,7 @@ def test_the_folder_holds_everything(report):
     assert len(coded) == 2 * 3
     assert names - coded == {
         *("scoreboard.csv", "codes.csv", "audits.json"),
-        *("run.json", "report.html", "profiles.csv", "budgets.csv", "curves.csv", "table.csv"),
+        *("run.json", "report.html", "profiles.csv", "budgets.csv", "curves.csv", "table.csv", "tests.csv", "pairs.csv"),
         *("headline.png", "budgets.png", "curves.png", "sweep.png"),
     }
     for path in report.folder.glob("*.png"):

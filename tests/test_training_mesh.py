@@ -55,7 +55,11 @@ class Noise:
 
     vocab: int = 2048
     name: str = "noise"
+    order: int = 0
     token_bytes: None = None
+
+    def describe(self):
+        return {"kind": "noise"}
 
     def split(self, part):
         return np.random.default_rng(len(part)).integers(0, self.vocab, 2000).astype(np.int32)

@@ -36,8 +36,8 @@ def read_run(folder: str | pathlib.Path) -> Run:
         raise LabError(f"{folder} is no run: it has no run.json. A command writes one into its --out.")
     try:
         record = json.loads((folder / "run.json").read_text())
-        # Exactly what was written: pandas' own fast parser may be off by one in the last digit.
-        frames = {path.stem: pd.read_csv(path, float_precision="round_trip") for path in sorted(folder.glob("*.csv"))}
+        # Exactly what was written: pandas' fast parser may be off by one in the last digit, Python's is not.
+        frames = {path.stem: pd.read_csv(path, engine="python") for path in sorted(folder.glob("*.csv"))}
     except (ValueError, OSError) as error:
         raise LabError(f"{folder} has a file that cannot be read: {error}. Was it cut short, or edited?") from error
     return Run(folder, record, frames)
