@@ -164,7 +164,7 @@ def heads(benchmark: dict) -> str:
     )
     theirs = [found["ratio"] for rows in _by_shape(benchmark).values() for found in rows if found["what"] == TORCH_BARE]
     if theirs:
-        foot += f" Products alone: torch's take {_numbers(theirs, '.2f')} of XLA's, which no head on XLA can make up for."
+        foot += f" Products alone: torch's take {_numbers(theirs, '.2f')} of XLA's."
     notes = dict.fromkeys(f"{row['what']} {row['note']}." for row in benchmark["rows"] if row["note"])
     return "\n".join([ahead(benchmark), "", *lines, "", " ".join([foot, *notes])])
 
