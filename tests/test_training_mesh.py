@@ -39,7 +39,6 @@ def test_a_race_on_a_mesh_equals_one_without():
     [
         (("--mesh", "data=3"), "3 devices cannot share a batch of 16 windows evenly"),
         (("--mesh", "model=5"), "5 devices cannot share 32 classes evenly"),
-        (("--mesh", "rows=2"), "a mesh is written data=4,model=2"),
     ],
 )
 def test_a_mesh_that_does_not_fit_is_told(arguments, said):
