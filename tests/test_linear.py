@@ -9,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from xentlab import LOSSES, LabError, at_target, facts_of, name_of, resolve
+from xentlab import LOSSES, LabError, at_target, facts_of, loss, name_of, resolve
+from xentlab.contract import off_target
 from xentlab.linear import explain_plan, linear_log_probs, linear_loss
 from xentlab.linear.reductions import stream_of
 
@@ -222,6 +223,23 @@ def test_second_order_forward_over_reverse(plan, dtype):
         slope = jax.grad(lambda w: naive(BRIER, jnp.asarray(np.asarray(targets)), wide(hidden), w))
         exact = np.asarray(jax.jvp(slope, (wide(weight),), (wide(direction),))[1])
     close(product, exact, 2e-5 if dtype == jnp.float32 else 2e-2)
+
+
+def test_a_broken_multiple_has_a_second_derivative():
+    """A root of a share that is 0 has none: such a multiple is an exponential of its own."""
+
+    @loss(stream=lambda rivals_power, target, *, power: rivals_power - power * target)
+    def rooted(logits, targets, *, power=0.5):
+        return jax.nn.logsumexp(off_target(power * logits, targets, -jnp.inf), axis=-1) - power * at_target(logits, targets)
+
+    hidden, weight, targets = batch(9, 3, 31)
+    direction = jnp.asarray(np.random.default_rng(2).normal(size=weight.shape), jnp.float32)
+    heads = [
+        lambda w: linear_loss(hidden, w, targets, loss=rooted, plan="stream", tiles=(4, 13)),
+        lambda w: naive(rooted, targets, hidden, w),
+    ]
+    one, other = (np.asarray(jax.jit(lambda w, f=f: jax.jvp(jax.grad(f), (w,), (direction,))[1])(weight)) for f in heads)
+    close(one, other)
 
 
 @both

@@ -223,7 +223,7 @@ def train(
     A seed fixes the first parameters and the order of the windows, so runs of different losses and rates are paired.
     progress is called with the finished steps (of each run) after every block. mesh: of devices that share each run, tokens
     over its axis data and the vocabulary over its axis model (`xentlab.linear.mesh.make_mesh`); runs then go one by one.
-    compiled: `program` of the same loss, source, model, recipe and mesh, so that further rates compile nothing again.
+    compiled: `program` of the same loss, source, model, recipe and mesh: as many runs a call compile no block again.
     """
     recipe = recipe or Recipe()
     if not len(learning_rates) or not len(seeds):

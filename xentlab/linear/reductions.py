@@ -94,14 +94,15 @@ def _summed(term: Callable[[jax.Array], jax.Array], slope: Callable[[jax.Array],
 
 def _logsumexp(multiple: float) -> Reduction:
     shrunk = lambda mass, fallen: mass * jnp.exp(multiple * fallen)
-    # A power of the share, and not an exponential of its own: what underflows has lost 1e-38 of the greatest.
-    raised = lambda share: share if multiple == 1 else share ** (int(multiple) if multiple == int(multiple) else multiple)
+    # A whole power shares its exponential with the others; what underflows has lost 1e-38 of the greatest. Any other is an
+    # exponential of its own: a root has no derivative at a share of 0, which a second derivative would ask for.
+    raised = lambda below, share: share ** int(multiple) if multiple == int(multiple) else jnp.exp(multiple * below)
     return Reduction(
         start=_zeros,
-        add=lambda mass, tile: shrunk(mass, tile.fallen) + jnp.sum(raised(jnp.exp(tile.below)), axis=-1),
+        add=lambda mass, tile: shrunk(mass, tile.fallen) + jnp.sum(raised(tile.below, jnp.exp(tile.below)), axis=-1),
         merge=lambda mass, fallen, axis: lax.psum(shrunk(mass, fallen), axis),
         finish=lambda mass, shift: (_log_mass(multiple * shift, mass), None),
-        slope=lambda value, aside, z, shift, share: multiple * jnp.exp(multiple * shift - value) * raised(share),
+        slope=lambda value, aside, z, shift, share: multiple * jnp.exp(multiple * shift - value) * raised(z - shift, share),
     )
 
 
