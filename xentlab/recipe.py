@@ -43,8 +43,9 @@ class Recipe:
 
     steps; batch: windows a step; window: predicted tokens a window; optimizer: one of `OPTIMIZERS` with its options,
     "adamw(weight_decay=0.1)", or a function learning_rate -> optax transformation; schedule: one of `SCHEDULES` with its
-    options, scaled by the rate; clip: greatest length of the whole gradient, or None; blocks: how often it is measured; head:
-    the loss by `linear_loss`, or of a batch's whole logits, to compare with (experiments/bench_training.py).
+    options, scaled by the rate; clip: greatest length of the whole gradient, or None; blocks: how often it is measured;
+    label_noise: the share of training targets that are another token, drawn once; what a model reads, and what it is tested on,
+    stays clean; head: the loss by `linear_loss`, or of a batch's whole logits, to compare with (experiments/bench_training.py).
     """
 
     steps: int = 400
@@ -55,6 +56,7 @@ class Recipe:
     clip: float | None = None
     blocks: int = 20
     validation_tokens: int = 4096
+    label_noise: float = 0.0
     head: Literal["linear_loss", "naive"] = "linear_loss"
 
     def __post_init__(self):
@@ -63,6 +65,8 @@ class Recipe:
                 raise LabError(f"{field} must be at least 1; got {getattr(self, field)}.")
         if self.clip is not None and not self.clip > 0:
             raise LabError(f"clip is a positive length, or none; got {self.clip}.")
+        if not 0 <= self.label_noise <= 1:
+            raise LabError(f"label_noise is a share of the targets, from 0 to 1; got {self.label_noise}.")
         if self.head not in ("linear_loss", "naive"):
             raise LabError(f"a head is linear_loss or naive; got {self.head!r}.")
         self.transformation(0.1)

@@ -76,6 +76,19 @@ def windows(tokens: np.ndarray, window: int, limit: int | None = None) -> np.nda
     return tokens[starts[:, None] + np.arange(window + 1)[None, :]]
 
 
+def noisy(tokens: np.ndarray, vocab: int, share: float) -> np.ndarray:
+    """The tokens [N], of which each is another one with probability `share`, all others alike; the same ones at every call.
+
+    >>> noisy(np.zeros(4, np.int32), vocab=2, share=1.0)
+    array([1, 1, 1, 1], dtype=int32)
+    """
+    if not share:
+        return tokens
+    drawn = np.random.default_rng(0)
+    moved = (tokens + drawn.integers(1, max(2, vocab), len(tokens))) % vocab
+    return np.where(drawn.random(len(tokens)) < share, moved, tokens).astype(tokens.dtype)
+
+
 def layout(runs: int) -> tuple[int, int]:
     """How a grid of runs is laid out for the backend: (runs that one call takes, calls at a time).
 
@@ -107,6 +120,7 @@ def program(
     recipe = recipe or Recipe()
     make = resolve_model(model)
     stream = jnp.asarray(source.split("train"))
+    answers = jnp.asarray(noisy(source.split("train"), source.vocab, recipe.label_noise))
     windows(source.split("train"), recipe.window)  # long enough?
     held_out = jnp.asarray(windows(source.split("validation"), recipe.window, recipe.validation_tokens))
     example = checked_model(make(source.vocab, jax.random.key(0)), source.vocab)
@@ -118,19 +132,20 @@ def program(
         arrays = eqx.filter(make(source.vocab, start), eqx.is_inexact_array)
         return arrays, recipe.transformation(rate).init(arrays), data, jnp.int32(-1)
 
-    def objective(arrays, batch):
-        trained, targets = eqx.combine(arrays, rest), batch[:, 1:]
+    def objective(arrays, tokens, targets):
+        trained = eqx.combine(arrays, rest)
         if recipe.head == "naive":
-            return weighted_mean(loss(logits(trained, batch[:, :-1]), targets))[0]
-        return linear_loss(trained.hidden(batch[:, :-1]), trained.weight, targets, loss=loss, mesh=mesh)
+            return weighted_mean(loss(logits(trained, tokens), targets))[0]
+        return linear_loss(trained.hidden(tokens), trained.weight, targets, loss=loss, mesh=mesh)
 
     def step(rate, state, index):
         arrays, optimizer_state, data, diverged_at = state
         starts = jax.random.randint(
             jax.random.fold_in(data, index), (recipe.batch,), 0, stream.shape[0] - recipe.window, jnp.int32
         )
-        batch = jax.vmap(lambda start: jax.lax.dynamic_slice(stream, (start,), (recipe.window + 1,)))(starts)
-        value, gradient = jax.value_and_grad(objective)(arrays, spread.batch(batch))
+        cut = lambda whole, starts: jax.vmap(lambda start: jax.lax.dynamic_slice(whole, (start,), (recipe.window,)))(starts)
+        tokens, targets = spread.batch(cut(stream, starts)), spread.batch(cut(answers, starts + 1))
+        value, gradient = jax.value_and_grad(objective)(arrays, tokens, targets)
         updates, moved_state = recipe.transformation(rate).update(gradient, optimizer_state, arrays)
         moved = optax.apply_updates(arrays, updates)
         finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(moved))
