@@ -4,6 +4,7 @@ import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XENTLAB_CACHE", "off")  # nothing from an earlier run, but where a test is about that
 
 import jaxtyping
 

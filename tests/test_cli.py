@@ -150,7 +150,8 @@ def test_a_loss_of_ones_own_through_gradients_budget_and_race(mine, tmp_path, ca
     made = {path.name for path in (tmp_path / "made").iterdir()}
     assert made == {
         *("profiles.csv", "profiles.png", "budgets.csv", "budgets.png"),
-        *("curves.csv", "curves.png", "table.csv", "tests.csv", "pairs.csv", "run.json"),
+        *("curves.csv", "curves.png", "table.csv", "tests.csv", "pairs.csv", "run.json", ".lock"),
+        *("reliability.csv", "frequency.csv", "predictions.png"),
     }
     record = json.loads((tmp_path / "made" / "run.json").read_text())
     assert record["arguments"]["losses"] == ["nll", "./mine.py:my_loss"]
@@ -167,7 +168,7 @@ def test_scoreboard_is_data_and_writes_its_folder(tmp_path, capsys):
     assert rows[1]["tokens_needed"] is None
     made = {path.name for path in (tmp_path / "s").iterdir()}
     coded = {f"{source}-{loss}.coded" for source in ("text", "markov") for loss in losses}
-    assert made == {"scoreboard.csv", "codes.csv", "run.json"} | coded
+    assert made == {".lock", "scoreboard.csv", "codes.csv", "run.json"} | coded
 
 
 def test_race_on_a_text_writes_its_folder(tmp_path, capsys):

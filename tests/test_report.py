@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from browser import chromium, luminance, watched
 
-from xentlab import charts, reading, runs
+from xentlab import LabError, charts, reading, runs
 from xentlab.report import make_report
 
 TRAINS = True
@@ -34,7 +34,8 @@ def test_the_folder_holds_everything(report):
     assert names - coded == {
         *("scoreboard.csv", "codes.csv", "audits.json"),
         *("run.json", "report.html", "profiles.csv", "budgets.csv", "curves.csv", "table.csv", "tests.csv", "pairs.csv"),
-        *("headline.png", "budgets.png", "curves.png", "sweep.png"),
+        *("reliability.csv", "frequency.csv"),
+        *("headline.png", "budgets.png", "curves.png", "sweep.png", "reliability.png", "rarity.png"),
     }
     for path in report.folder.glob("*.png"):
         assert path.read_bytes().startswith(b"\x89PNG")
@@ -45,8 +46,8 @@ def test_the_folder_holds_everything(report):
 
 
 def test_frames_on_disk_are_the_frames(report):
-    for name in ("profiles", "budgets", "curves", "table"):
-        pd.testing.assert_frame_equal(pd.read_csv(report.folder / f"{name}.csv"), getattr(report, name), check_dtype=False)
+    for name, frame in {"profiles": report.profiles, "budgets": report.budgets, **report.raced}.items():
+        pd.testing.assert_frame_equal(pd.read_csv(report.folder / f"{name}.csv"), frame, check_dtype=False)
 
 
 def profiles(**sizes):
@@ -100,8 +101,8 @@ def test_looks_stay_apart_for_the_whole_catalogue():
 def test_a_file_is_whole_or_absent(tmp_path, monkeypatch):
     path = tmp_path / "kept.csv"
     path.write_text("before")
-    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(LabError, match="No space left. Nothing half-written is left"):
         runs.write_bytes(path, b"after")
     assert path.read_text() == "before"
     assert [p.name for p in tmp_path.iterdir()] == ["kept.csv"]
@@ -129,7 +130,7 @@ def lines(page, chart):
 def test_every_chart_has_marks_and_the_page_fits(opened, width, scheme):
     page = opened(width, scheme)
     figures = page.locator("figure.chart").evaluate_all("all => all.map(each => each.id)")
-    assert len(figures) == 10
+    assert len(figures) == 16
     for figure in figures:
         # A quick report tries one rate, so that the sweep has points and no lines.
         marks = lines(page, figure) or page.locator(f"#{figure} svg g.mark-symbol path").count()

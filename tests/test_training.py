@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from xentlab import LOSSES, LabError
+from xentlab.layout import Layout
 from xentlab.models import logits, resolve_model
 from xentlab.recipe import OPTIMIZERS, SCHEDULES, Recipe
 from xentlab.sources import MarkovSource
@@ -72,7 +73,7 @@ def test_the_grid_is_rates_by_seeds_and_runs_do_not_depend_on_their_neighbours(g
 
 def test_runs_side_by_side_equal_runs_one_after_another(grid, monkeypatch):
     """GPU and TPU take all runs in one wide program; it is run here on the CPU."""
-    monkeypatch.setattr("xentlab.training.layout", lambda runs: (runs, 1))
+    monkeypatch.setattr("xentlab.training.preferred", lambda runs, mesh: Layout(runs, 1, False, "wide"))
     wide = train(LOSSES["nll"], SOURCE, "bigram", [0.01, 0.1], [4, 5], RECIPE)
     np.testing.assert_allclose(wide.validation_nll, grid[0].validation_nll, rtol=1e-5)
 

@@ -124,10 +124,16 @@ def budget(frame: pd.DataFrame, losses: Sequence[str], title: str, legend: bool 
 
 
 def _bands(
-    rows: pd.DataFrame, losses: Sequence[str], x: alt.X, x_tip: alt.Tooltip, title: alt.Title, legend: bool
+    rows: pd.DataFrame,
+    losses: Sequence[str],
+    x: alt.X,
+    x_tip: alt.Tooltip,
+    title: alt.Title,
+    legend: bool,
+    measured: str = "validation NLL, nats a token",
 ) -> alt.LayerChart:
     """Means over seeds as lines, with a band from the least seed to the greatest."""
-    y = alt.Y("mean:Q", title="validation NLL, nats a token").scale(zero=False)
+    y = alt.Y("mean:Q", title=measured).scale(zero=False)
     band = alt.Chart(rows).mark_area(opacity=0.18).encode(x=x, y=alt.Y("low:Q").scale(zero=False), y2="high:Q")
     band = band.encode(color=colours(losses, False)["color"])
     tips = ["loss:N", x_tip, *[alt.Tooltip(f"{name}:Q", format=".4f") for name in ("mean", "low", "high")]]
@@ -170,6 +176,45 @@ def sweep(frame: pd.DataFrame, losses: Sequence[str], source: str, legend: bool 
         alt.Title(f"The rate sweep on {source}", subtitle="final validation NLL; bands span the seeds"),
         legend,
     )
+
+
+def reliability(frame: pd.DataFrame, losses: Sequence[str], source: str, reading: str, legend: bool = False) -> alt.LayerChart:
+    """How often a model was right, against how sure it was; calibrated on the diagonal; bins of few tokens are left out."""
+    rows = frame[(frame.source == source) & (frame.reading == reading)]
+    # A handful of tokens says nothing of a bin, and would draw the eye.
+    rows = rows[rows.tokens >= 0.001 * rows.groupby("loss").tokens.transform("sum")]
+    axis = alt.Scale(domain=[0, 1])
+    x = alt.X("confidence:Q", title="how sure: the greatest probability").scale(axis)
+    y = alt.Y("accuracy:Q", title="how often right").scale(axis)
+    diagonal = alt.Chart().mark_rule(strokeDash=[3, 3], color="#777777")
+    diagonal = diagonal.encode(alt.XDatum(0).scale(axis), alt.YDatum(0).scale(axis), x2=alt.datum(1), y2=alt.datum(1))
+    tips = ["loss:N", *[alt.Tooltip(f"{name}:Q", format=".3f") for name in ("confidence", "accuracy")], "tokens:Q"]
+    line = alt.Chart(rows).mark_line(strokeWidth=2.2, point={"size": 40, "filled": True})
+    line = line.encode(x=x, y=y, order="low:Q", tooltip=tips, **colours(losses, legend))
+    said = "as trained" if reading == "raw" else "after one temperature, fitted on validation"
+    layers = alt.layer(diagonal, line.transform_filter("indexof(shown, datum.loss) >= 0"))
+    layers = layers.properties(title=alt.Title(f"Reliability on {source}", subtitle=said))
+    return layers.add_params(alt.param(name="shown", value=list(losses)))
+
+
+def rarity(frame: pd.DataFrame, losses: Sequence[str], source: str, legend: bool = False) -> alt.LayerChart:
+    """Test NLL against how often training saw the token, by decades; the band spans the seeds."""
+    rows = frame[frame.source == source].rename(columns={"test_nll": "validation_nll"})
+    rows = rows.assign(seen=[_decade(*each) for each in zip(rows.count_low, rows.count_high, strict=True)])
+    order = list(dict.fromkeys(rows.sort_values("count_low").seen))
+    return _bands(
+        _over_seeds(rows, ["loss", "seen"]),
+        losses,
+        alt.X("seen:O", sort=order, title="how often training saw the token").axis(labelAngle=0),
+        alt.Tooltip("seen:O"),
+        alt.Title(f"Rare tokens on {source}", subtitle="each loss at its own best rate; bands span the seeds"),
+        legend,
+        "test NLL, nats a token",
+    )
+
+
+def _decade(low: int, high: int) -> str:
+    return "never" if not high else f"{low:,}+"
 
 
 def _dots(rows: pd.DataFrame, order: Sequence[str], value: str, axis: alt.X, form: str, labels: bool) -> alt.LayerChart:

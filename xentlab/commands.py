@@ -121,8 +121,8 @@ class Audit:
 class Race:
     """Train a model with each loss, at each loss's own best learning rate, and compare on held-out tokens.
 
-    Losses are paired by their seeds; what differs is said with an interval. With --out it writes curves.csv, table.csv,
-    tests.csv, pairs.csv, run.json and pictures.
+    Losses are paired by their seeds; what differs is said with an interval. With --out it writes its frames, run.json and
+    pictures there, and keeps how far it has come: stopped by Ctrl-C or killed, it goes on with --resume, to the same numbers.
     Example: xentlab race --losses nll brier --text book.txt --steps 500 --seeds 0 1 2 --out runs/book
     """
 
@@ -154,11 +154,24 @@ class Race:
     """constant, linear or cosine, with options: "cosine(warmup=.1)" """
     clip: float | None = None
     """greatest length of the gradient"""
+    label_noise: float = 0.0
+    """share of the training targets that are another token; what is read and tested stays clean"""
     mesh: str | None = None
-    """data=4,model=2: devices that share each run, its tokens and its vocabulary; on a machine with fewer, virtual ones"""
+    """runs=2,data=4,model=2: devices that take different runs, or share each, its tokens and its vocabulary; on a machine with
+    fewer, virtual ones"""
+    hosts: str | None = None
+    """HOST:PORT,COUNT,INDEX: this process and others race together, each started with its INDEX; or auto on a cluster"""
     out: Out = None
+    resume: pathlib.Path | None = None
+    """an unfinished race's folder: goes on there, as it was begun"""
+    anyway: bool = False
+    """resume although arguments, text or versions differ"""
+    checkpoint_every: float = 10.0
+    """seconds, at least, between two checkpoints; each is made after a block of steps"""
     seed: int = 0
     format: Format = "table"
+    verbose: bool = False
+    """say how the runs lie on this machine, and why"""
     quick: bool = False
     """20 steps, one rate, two seeds: only to see that all works"""
 

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # What names a row of a frame, where the frame has it; other text is no measurement either.
-KEYS = ("source", "loss", "against", "rate", "seed", "step", "rivals", "p")
-# Where a run went, what it was asked to print, how long it took: no part of its making.
-BESIDE = ("out", "format")
+KEYS = ("source", "loss", "against", "rate", "seed", "step", "rivals", "p", "low", "count_low")
+# Where a run went, what it was asked to print, whether it was stopped on its way: no part of its making.
+BESIDE = ("out", "format", "verbose", "resume", "anyway", "checkpoint_every")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +45,15 @@ def read_run(folder: str | pathlib.Path) -> Run:
 
 def settings(one: Run, other: Run) -> list[dict[str, Any]]:
     """What the two records say differently of how the runs were made: rows of what, first, second."""
+    return settings_of_records(one.record, other.record)
+
+
+def settings_of_records(one: dict[str, Any], other: dict[str, Any]) -> list[dict[str, Any]]:
+    """The same of two records, of which one may not have been written yet."""
     rows = []
-    first, second = (_flat({key: run.record.get(key) for key in ("arguments", "sources", "versions", "commit", "device")})
-                     for run in (one, other))  # fmt: skip
+    keys = ("arguments", "sources", "versions", "commit", "device")
+    read = lambda record: json.loads(json.dumps({key: record.get(key) for key in keys}, default=str))
+    first, second = _flat(read(one)), _flat(read(other))
     for what in dict.fromkeys([*first, *second]):
         if what.removeprefix("arguments.") not in BESIDE and first.get(what) != second.get(what):
             rows.append({"what": what, "first": first.get(what), "second": second.get(what)})

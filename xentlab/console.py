@@ -81,6 +81,7 @@ def summary(table: pd.DataFrame) -> list[dict[str, Any]]:
             half = (row[f"{column}_high"] - row[f"{column}_low"]) / 2
             spread = f" ± {half:.2g}" if half == half else ""
             entry[title] = "" if row[column] != row[column] else f"{row[column]:.4f}{spread}"
+        entry["at T"] = "" if row.temperature != row.temperature else f"{row.tempered_nll:.4f} ({row.temperature:.2g})"
         entry["smoothing"] = f"{row.smoothing:.2g}"
         entry["diverged"] = row.diverged
         rows.append(entry)

@@ -24,6 +24,8 @@ RACE_COLUMNS = {
     "accuracy": "accuracy",
     "calibration_error": "calibration error",
     "kl_to_law": "KL to the law, nats",
+    "temperature": "temperature",
+    "tempered_nll": "NLL at it, nats",
     "smoothing": "smoothing",
     "diverged": "diverged",
 }
@@ -50,6 +52,26 @@ def race_tables(table: pd.DataFrame) -> str:
             f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         )
     return "".join(parts)
+
+
+def pairs_table(pairs: pd.DataFrame) -> str:
+    """Each loss beside the one it is compared with, over seeds: the difference and its interval, raw and tempered."""
+    rows = pairs[pairs.seeds > 1]
+    if not len(rows):
+        return ""
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("loss", "source", "as trained, nats", "each at its temperature"))
+    body = ""
+    for (source, loss), both in rows.groupby(["source", "loss"], sort=False):
+        cells = f'<th scope="row">{html.escape(str(loss))}</th><td>{html.escape(str(source))}</td>'
+        for metric in dict.fromkeys(rows.metric):
+            one = both[both.metric == metric].iloc[0]
+            said = f"{one.difference:+.4f} <small>[{one.low:+.4f}, {one.high:+.4f}]</small>"
+            cells += f"<td>{said}{'' if one.tells_apart else ' covers 0'}</td>"
+        body += f"<tr>{cells}</tr>"
+    against = html.escape(str(rows.against.iloc[0]))
+    title = f"Test NLL beside {against}'s, seed by seed"
+    about = f"<h3>{title}</h3><p>Mean difference over seeds, and its 95% bootstrap interval.</p>"
+    return about + _scroll(f"<tr>{head}</tr>", body, title)
 
 
 def _cell(row: pd.Series, column: str) -> str:

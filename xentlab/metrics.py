@@ -1,5 +1,6 @@
 """How good a model's predictions are: likelihood, code length, accuracy, calibration, divergence from a known law."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, Shaped
@@ -34,6 +35,29 @@ def smooth(predictions: Predictions, share: Float[Array, ""]) -> Predictions:
     return (1 - share) * predictions + share / predictions.shape[-1]
 
 
+def temper(predictions: Predictions, temperature: Float[Array, ""]) -> Predictions:
+    """Predictions [..., V] to the power 1/temperature, normalised: above 1 they are less sure, below 1 surer. 0 stays 0.
+
+    >>> temper(jnp.array([0.8, 0.2]), jnp.array(0.5))  # .64 : .04
+    Array([0.9411765 , 0.05882353], dtype=float32)
+    """
+    return jax.nn.softmax(jnp.log(predictions) / temperature, axis=-1)
+
+
+def temperature_slope(
+    predictions: Predictions, targets: Integer[Array, "*tokens"], inverse: Float[Array, ""]
+) -> Float[Array, "*tokens"]:
+    """Each token's derivative of its tempered NLL by the inverse temperature: what log p is expected to be, less what it was.
+
+    >>> temperature_slope(jnp.array([[0.5, 0.5]]), jnp.array([0]), jnp.array(1.0))  # even: no temperature changes it
+    Array([0.], dtype=float32)
+    """
+    # What has no probability keeps none, and counts for nothing.
+    log_p = jnp.where(predictions > 0, jnp.log(predictions), 0)
+    expected = jnp.sum(temper(predictions, 1 / inverse) * log_p, axis=-1)
+    return expected - at_target(log_p, targets)
+
+
 def score(
     predictions: Predictions, targets: Integer[Array, "*tokens"], law: Predictions | None = None
 ) -> dict[str, Float[Array, "*tokens"]]:
@@ -42,6 +66,28 @@ def score(
     correct = (jnp.argmax(predictions, axis=-1).astype(targets.dtype) == targets).astype(nll.dtype)
     kl = jnp.full_like(nll, jnp.nan) if law is None else kl_divergence(law, predictions)
     return {"nll": nll, "correct": correct, "confidence": jnp.max(predictions, axis=-1), "kl": kl}
+
+
+def reliability(
+    confidence: Float[np.ndarray, " tokens"],
+    correct: Shaped[np.ndarray, " tokens"],
+    bins: int = 15,
+) -> list[dict[str, float]]:
+    """A reliability diagram's rows, by equal bins of confidence: low, high, tokens, confidence and accuracy (their means).
+
+    Empty bins have no row.
+
+    >>> reliability(np.array([0.9, 0.92]), np.array([1.0, 0.0]), bins=2)
+    [{'low': 0.5, 'high': 1.0, 'tokens': 2, 'confidence': 0.91, 'accuracy': 0.5}]
+    """
+    confidence, correct = np.asarray(confidence, np.float64), np.asarray(correct, np.float64)
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    rows = []
+    for each in np.unique(place).tolist():
+        here = place == each
+        means = {"confidence": float(confidence[here].mean()), "accuracy": float(correct[here].mean())}
+        rows.append({"low": each / bins, "high": (each + 1) / bins, "tokens": int(here.sum()), **means})
+    return rows
 
 
 def expected_calibration_error(
@@ -54,10 +100,8 @@ def expected_calibration_error(
     >>> expected_calibration_error(np.array([0.9, 0.9]), np.array([1.0, 0.0]))  # 0.9 sure, half right
     0.4
     """
-    confidence, correct = np.asarray(confidence, np.float64), np.asarray(correct, np.float64)
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gap = np.bincount(place, weights=correct - confidence, minlength=bins)
-    return float(np.abs(gap).sum() / len(confidence))
+    rows = reliability(confidence, correct, bins)
+    return sum(row["tokens"] * abs(row["accuracy"] - row["confidence"]) for row in rows) / len(confidence)
 
 
 def bits_per_byte(nll: Float[np.ndarray, " tokens"], bytes_of_tokens: Integer[np.ndarray, " tokens"]) -> float:

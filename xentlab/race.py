@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from xentlab.catalogue import resolve_all
 from xentlab.contract import LabError, Loss, link_of
-from xentlab.metrics import SMOOTHING, bits_per_byte, expected_calibration_error, mean_and_interval, score, smooth
-from xentlab.models import logits
+from xentlab.examine import READINGS, TEST_METRICS, Examined, Predictor, examiner
+from xentlab.layout import Layout
+from xentlab.metrics import SMOOTHING, mean_and_interval
 from xentlab.recipe import Recipe
 from xentlab.sources import MarkovSource, Source, Text
-from xentlab.training import Trained, joined, program, train, windows
+from xentlab.training import Trained, joined, program, train
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from xentlab.checkpoints import Checkpoints
+
 LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 SEEDS = (0, 1, 2)
+PAIRED = ("test_nll", "tempered_nll")  # what the losses of a seed are compared by
 EXTENSIONS = 6  # of a grid of rates, a step of the grid each
-# What is measured on the test part, for each run of the best rate; the table gives mean and interval of each.
-TEST_METRICS = ("test_nll", "bits_per_byte", "accuracy", "calibration_error", "kl_to_law")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,11 @@ class Race:
     the uniform that validation chose), and each of `TEST_METRICS` with _low and _high, its 95% interval over seeds.
     tests: one row a loss and seed, at its best rate: source, loss, seed and each of `TEST_METRICS`. The same seed began with
     the same parameters and saw the same batches whatever the loss: rows of one seed are a pair.
-    pairs: `paired` of the tests.
+    pairs: `paired` of the tests, by test_nll and by tempered_nll.
+    reliability: how sure and how right, a row a loss, reading (raw, tempered) and bin of confidence, all seeds together:
+    source, loss, reading, low, high, tokens, confidence, accuracy.
+    frequency: where rare tokens make the difference, a row a loss, seed and decade of how often training saw the token: source,
+    loss, seed, count_low, count_high, tokens, test_nll, tempered_nll.
     predictors: each loss's model at its best rate and first seed; a loss that diverged everywhere has none.
     """
 
@@ -49,27 +53,14 @@ class Race:
     table: pd.DataFrame
     tests: pd.DataFrame
     pairs: pd.DataFrame
+    reliability: pd.DataFrame
+    frequency: pd.DataFrame
     predictors: dict[str, Predictor]
 
-
-@dataclasses.dataclass(frozen=True)
-class Predictor:
-    """A trained model as its loss means it to be read: through the loss's link, mixed with a share of the uniform.
-
-    Called with tokens [..., T], it gives the probability of what follows each position [..., T, V].
-    """
-
-    model: Any
-    link: Callable
-    smoothing: float
-
-    def __call__(self, tokens):
-        return _predict(self.link, self.model, jnp.float32(self.smoothing), jnp.asarray(tokens))
-
-
-@eqx.filter_jit
-def _predict(link, model, share, tokens):
-    return smooth(link(logits(model, tokens)), share)
+    def frames(self) -> dict[str, pd.DataFrame]:
+        """The frames by name."""
+        frames = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: frame for name, frame in frames.items() if name != "predictors"}
 
 
 def race(
@@ -82,6 +73,8 @@ def race(
     progress: Callable[[str, int, int], None] | None = None,
     mesh: Mesh | None = None,
     extensions: int = EXTENSIONS,
+    checkpoints: Checkpoints | None = None,
+    laid_out: Callable[[Layout], None] = lambda layout: None,
     **recipe: Any,
 ) -> Race:
     """Trains each loss at every rate and seed, takes its best rate by mean validation NLL, and tests that.
@@ -89,16 +82,16 @@ def race(
     A grid of rates grows past the edge on which the best one sits, so that no loss is held back by where it began.
     losses: names or callables. source: `MarkovSource`, `Text`, or an object with their members. model: a name with
     options, or a function (vocab, key) -> model. recipe: the other fields of `recipe.Recipe`. progress(loss, done,
-    total) is called after every block, in steps of each run. mesh: of devices that share each run, as `training.train` has
-    it. extensions: how many rates a grid of more than one may grow by, one step at a time. Raises `LabError` for bad arguments.
+    total) is called after every block, in steps of each run. mesh: of devices that take different runs or share each, as
+    `training.train` has it. extensions: how many rates a grid of more than one may grow by, one step at a time. checkpoints:
+    where runs are kept between blocks, so that the same call later goes on from there and finds the same. laid_out is told how
+    each grid lies on the machine. Raises `LabError` for bad arguments.
 
     >>> from xentlab.sources import MarkovSource
     >>> result = race(["nll"], MarkovSource(vocab=4, tokens=2000), "bigram", [0.1], [0, 1], steps=20)
     >>> result.table[["loss", "best_rate", "runs", "diverged"]].values.tolist()
     [['nll', 0.1, 2, 0]]
     """
-    import pandas as pd
-
     found = resolve_all(losses)
     plan = Recipe(steps=steps, **_known(recipe))
     for what, values in (("learning rates", learning_rates), ("seeds", seeds)):
@@ -106,25 +99,75 @@ def race(
             raise LabError(f"the {what} repeat: {list(values)}. Each counts once.")
     if extensions < 0:
         raise LabError(f"a grid grows by some rates or by none; got extensions={extensions}.")
-    examine = _examiner(source, plan.window)
-    curves, rows, tests, predictors = [], [], [], {}
+    examine = examiner(source, plan.window, plan.validation_tokens)
+    finished = []
     for name, loss in found.items():
         report = (lambda done, name=name: progress(name, done, steps)) if progress else None
-        compiled = program(loss, source, model, plan, mesh)
-        at = lambda rates, loss=loss, report=report, compiled=compiled: train(
-            loss, source, model, rates, seeds, plan, report, mesh, compiled
-        )
+        compiled, grids = program(loss, source, model, plan, mesh), count()
+
+        def at(rates, name=name, loss=loss, report=report, compiled=compiled, grids=grids):
+            place = checkpoints.grid(name, next(grids)) if checkpoints else None
+            return train(loss, source, model, rates, seeds, plan, report, mesh, compiled, place, laid_out)
+
         trained = _tuned(at, learning_rates, extensions)
-        curves.append(_curves(name, source.name, trained))
         runs = np.flatnonzero(trained.rates == best_rate(trained)).tolist()
         chosen = [Predictor(trained.model(run), link_of(loss), SMOOTHING[trained.smoothing[run]]) for run in runs]
-        tested = [examine(predictor) for predictor in chosen]
-        rows.append({"source": source.name, "loss": name, **_summarised(trained, runs, chosen, tested)})
-        each = zip(runs, tested, strict=True)
-        tests += [{"source": source.name, "loss": name, "seed": int(trained.seeds[run]), **scores} for run, scores in each]
-        predictors.update({name: chosen[0]} if chosen else {})
-    measured = pd.DataFrame(tests, columns=["source", "loss", "seed", *TEST_METRICS])
-    return Race(pd.concat(curves, ignore_index=True), pd.DataFrame(rows), measured, paired(measured), predictors)
+        finished.append(_Finished(name, trained, runs, chosen, [examine(predictor) for predictor in chosen]))
+    return _as_frames(finished, source.name)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Finished:
+    """One loss's runs, those at its best rate, their predictors, and what these are worth."""
+
+    loss: str
+    trained: Trained
+    runs: list[int]
+    chosen: list[Predictor]
+    examined: list[Examined]
+
+    @property
+    def seeds(self) -> list[int]:
+        return [int(self.trained.seeds[run]) for run in self.runs]
+
+
+def _as_frames(finished: list[_Finished], source: str) -> Race:
+    import pandas as pd
+
+    named = lambda each: {"source": source, "loss": each.loss}
+    tests, reliabilities, frequencies = [], [], []
+    for each in finished:
+        for seed, found in zip(each.seeds, each.examined, strict=True):
+            tests.append({**named(each), "seed": seed, **found.scores})
+            frequencies += [{**named(each), "seed": seed, **row} for row in found.frequency]
+        for reading in READINGS:
+            rows = _pooled([row for found in each.examined for row in found.reliability[reading]])
+            reliabilities += [{**named(each), "reading": reading, **row} for row in rows]
+    keys = ["source", "loss"]
+    frame = lambda rows, *columns: pd.DataFrame(rows, columns=[*keys, *columns])
+    measured = frame(tests, "seed", *TEST_METRICS)
+    return Race(
+        curves=pd.concat([_curves(each.loss, source, each.trained) for each in finished], ignore_index=True),
+        table=pd.DataFrame([{**named(each), **_summarised(each)} for each in finished]),
+        tests=measured,
+        pairs=pd.concat([paired(measured, metric) for metric in PAIRED], ignore_index=True),
+        reliability=frame(reliabilities, "reading", "low", "high", "tokens", "confidence", "accuracy"),
+        frequency=frame(frequencies, "seed", "count_low", "count_high", "tokens", "test_nll", "tempered_nll"),
+        predictors={each.loss: each.chosen[0] for each in finished if each.chosen},
+    )
+
+
+def _pooled(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    """A reliability diagram's rows of several runs as one's: means weighted by tokens."""
+    bins: dict[float, list[dict]] = {}
+    for row in rows:
+        bins.setdefault(row["low"], []).append(row)
+    pooled = []
+    for low, here in sorted(bins.items()):
+        tokens = sum(row["tokens"] for row in here)
+        means = {name: sum(row["tokens"] * row[name] for row in here) / tokens for name in ("confidence", "accuracy")}
+        pooled.append({"low": low, "high": here[0]["high"], "tokens": tokens, **means})
+    return pooled
 
 
 def _tuned(at: Callable[[list[float]], Trained], rates: Sequence[float], extensions: int) -> Trained:
@@ -212,65 +255,21 @@ def best_rate(trained: Trained) -> float:
     return float(rates[np.argmin(means)]) if np.isfinite(means).any() else float("nan")
 
 
-def _summarised(trained: Trained, runs: list[int], chosen: list[Predictor], tested: list[dict]) -> dict[str, Any]:
+def _summarised(finished: _Finished) -> dict[str, Any]:
+    trained, runs = finished.trained, finished.runs
     best = best_rate(trained)
     row: dict[str, Any] = {
         "best_rate": best,
         "rate_at_edge": len(np.unique(trained.rates)) > 1 and best in (trained.rates.min(), trained.rates.max()),
         "runs": len(runs),
         "diverged": int((trained.diverged_at >= 0).sum()),
-        "validation_nll": trained.validation_nll[runs, -1].mean() if len(runs) else float("nan"),
-        "smoothing": np.mean([each.smoothing for each in chosen]) if chosen else float("nan"),
+        "validation_nll": trained.validation_nll[runs, -1].mean() if runs else float("nan"),
+        "smoothing": np.mean([each.smoothing for each in finished.chosen]) if runs else float("nan"),
     }
     for metric in TEST_METRICS:
-        values = np.array([result[metric] for result in tested]) if tested else np.array([np.nan])
+        values = np.array([each.scores[metric] for each in finished.examined]) if runs else np.array([np.nan])
         row[metric], row[f"{metric}_low"], row[f"{metric}_high"] = mean_and_interval(values)
     return row
-
-
-def _examiner(source: Source, window: int) -> Callable[..., dict[str, float]]:
-    """A function (predictor) -> the metrics of the test part; it compiles once a link and kind of model."""
-    held_out = jnp.asarray(windows(source.split("test"), window))
-    targets = np.asarray(held_out[:, 1:]).reshape(-1)
-
-    def of_windows(link, model, share, batch):
-        predictions = _predict(link, model, share, batch[:, :-1])
-        return score(predictions, batch[:, 1:], _law(source, batch[:, :-1]))
-
-    @eqx.filter_jit
-    def scores(link, model, share):
-        # A few windows at a time: [all tokens, V] of a large vocabulary would not fit.
-        one = lambda each: jax.tree.map(lambda leaf: leaf[0], of_windows(link, model, share, each[None]))
-        return jax.lax.map(one, held_out, batch_size=min(64, len(held_out)))
-
-    def examine(predictor):
-        found = scores(predictor.link, predictor.model, jnp.float32(predictor.smoothing))
-        each = {key: np.asarray(value).reshape(-1) for key, value in found.items()}
-        known = ~np.isnan(each["kl"])
-        return {
-            "test_nll": float(each["nll"].mean(dtype=np.float64)),
-            "bits_per_byte": np.nan
-            if source.token_bytes is None
-            else bits_per_byte(each["nll"], np.asarray(source.token_bytes)[targets]),
-            "accuracy": float(each["correct"].mean()),
-            "calibration_error": expected_calibration_error(each["confidence"], each["correct"]),
-            "kl_to_law": float(each["kl"][known].mean()) if known.any() else np.nan,
-        }
-
-    return examine
-
-
-def _law(source: Source, tokens):
-    """The true law after each position of windows [W, T], NaN where a window has not shown a whole context yet."""
-    if getattr(source, "law", None) is None:
-        return None
-    time, order = tokens.shape[1], source.order
-    if time < order:
-        return None
-    contexts = jnp.stack([tokens[:, place : time - order + place + 1] for place in range(order)], axis=-1)
-    law = source.law(contexts)
-    unknown = jnp.full((*law.shape[:1], order - 1, law.shape[-1]), jnp.nan, law.dtype)
-    return jnp.concatenate([unknown, law], axis=1)
 
 
 @dataclasses.dataclass(frozen=True)

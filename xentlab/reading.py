@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -155,15 +155,62 @@ def races(table: pd.DataFrame) -> list[str]:
 def pairs(frame: pd.DataFrame) -> list[str]:
     """Each loss beside the one it is compared with, seed by seed, and a plain word where the seeds do not tell them apart."""
     sentences = []
-    for row in frame.itertuples():
-        if row.seeds < 2:
+    for source, here in frame[frame.seeds > 1].groupby("source", sort=False):
+        for row in here[here.metric == "test_nll"].itertuples():
+            apart = f"{row.loss}'s test NLL is {abs(row.difference):.3f} nats {'more' if row.difference > 0 else 'less'} than"
+            interval = f"[{row.low:+.3f}, {row.high:+.3f}], {row.seeds} seeds"
+            if row.tells_apart:
+                sentences.append(f"On {source} {apart} {row.against}'s ({interval}).")
+            else:
+                sentences.append(f"On {source} the seeds do not tell {row.loss} from {row.against}: {interval} covers 0.")
+        tempered = here[here.metric == "tempered_nll"].sort_values("difference")
+        if len(tempered):
+            worse, same = (tempered[tempered.tells_apart == apart] for apart in (True, False))
+            better, worse = worse[worse.difference < 0], worse[worse.difference > 0]
+            kinds = {"ahead of it": better, "not told from it": same, "behind it": worse}
+            said = [
+                f"{kind} {words([f'{row.loss} ({row.difference:+.3f})' for row in rows.itertuples()])}"
+                for kind, rows in kinds.items()
+                if len(rows)
+            ]
+            against = tempered.against.iloc[0]
+            sentences.append(f"On {source}, each and {against} after a temperature of its own: {'; '.join(said)}.")
+    return sentences
+
+
+def temperatures(table: pd.DataFrame) -> list[str]:
+    """What one temperature, fitted on validation, makes of each loss's predictions."""
+    sentences = []
+    for source, rows in table.groupby("source", sort=False):
+        rows = rows.dropna(subset=["test_nll"]).assign(gain=rows.test_nll - rows.tempered_nll).sort_values("gain")
+        gained = rows[rows.gain > 0.01].iloc[::-1]
+        if len(gained):
+            each = [
+                f"{r.loss} ({r.test_nll:.3f} to {r.tempered_nll:.3f} nats at {r.temperature:.2g})" for r in gained.itertuples()
+            ]
+            sentences.append(f"On {source} one temperature, fitted on validation, helps {words(each)}.")
+        rest = list(rows.loss[rows.gain <= 0.01])
+        if rest:
+            sentences.append(f"On {source} it changes the test NLL of {words(rest)} by no more than .01.")
+    return sentences
+
+
+def rarity(frequency: pd.DataFrame) -> list[str]:
+    """How far the losses lie apart on rare tokens and on frequent ones."""
+    sentences = []
+    for source, here in frequency.groupby("source", sort=False):
+        means = here.groupby(["count_low", "loss"], sort=True).test_nll.mean().unstack()
+        if len(means) < 2 or means.shape[1] < 2:
             continue
-        apart = f"{row.loss}'s test NLL is {abs(row.difference):.3f} nats {'more' if row.difference > 0 else 'less'} than"
-        interval = f"[{row.low:+.3f}, {row.high:+.3f}], {row.seeds} seeds"
-        if row.tells_apart:
-            sentences.append(f"On {row.source} {apart} {row.against}'s ({interval}).")
-        else:
-            sentences.append(f"On {row.source} the seeds do not tell {row.loss} from {row.against}: {interval} covers 0.")
+        rare, frequent = means.iloc[0], means.iloc[-1]
+        low = int(here.count_high[here.count_low == means.index[0]].iloc[0])
+        tokens = here[(here.count_low == means.index[0]) & (here.loss == here.loss.iloc[0])].tokens.iloc[0]
+        seen = "never" if low == 0 else f"at most {low:,} times"
+        spread = lambda one: f"from {one.min():.2f} ({one.idxmin()}) to {one.max():.2f} nats ({one.idxmax()})"
+        sentences.append(
+            f"On {source} what training saw {seen} ({tokens:,} of the test's tokens) costs {spread(rare)}; the most frequent, "
+            f"{int(means.index[-1]):,} times and up, {spread(frequent)}."
+        )
     return sentences
 
 
@@ -261,3 +308,56 @@ def _combination(table: pd.DataFrame) -> list[str]:
     if not whole:
         return [f"No loss on this board {together} at once."]
     return [f"On this board {words(whole)} {'has' if len(whole) == 1 else 'have'} all of this: {together}."]
+
+
+SAID = {1: "As expected", -1: "Against what is reported", 0: "Not told apart at these seeds"}
+METRICS = {"test_nll": "test NLL", "accuracy": "accuracy", "kl_to_law": "KL to the law"}
+DIFFERENCE = "{loss}'s {metric} minus {against}'s, {source},"
+CHANGE = "{source}'s {metric} minus nll's, {loss} minus {against},"  # of the paired `gaps`
+
+
+def verdicts(pairs: pd.DataFrame, reported: Mapping[tuple[str, str], int], what: str = DIFFERENCE) -> list[str]:
+    """Whether differences go the way that is reported of them: a sentence each, which the interval decides.
+
+    pairs: `race.paired`. reported: by source and loss, the sign of the difference that is reported, +1 or -1. what: the
+    difference in words, from the columns of pairs. Each interval is a 95% one by itself: of twenty, one may miss by chance.
+
+    >>> import pandas as pd
+    >>> row = {"source": "text", "loss": "mae", "against": "nll", "metric": "test_nll", "seeds": 5}
+    >>> pairs = pd.DataFrame([row | {"difference": 0.25, "low": 0.1, "high": 0.4}])
+    >>> verdicts(pairs, {("text", "mae"): 1})[0]
+    "As expected: mae's test NLL minus nll's, text, is +0.25, [+0.1, +0.4] over 5 seeds; above 0 is reported."
+    >>> verdicts(pairs, {("text", "mae"): -1})[0][:24]
+    'Against what is reported'
+    """
+    rows = {(row["source"], row["loss"]): row for row in pairs.to_dict("records")}
+    sentences = []
+    for (source, loss), sign in reported.items():
+        row = rows.get((source, loss))
+        if row is None:  # `paired` leaves out what has no finished runs
+            sentences.append(f"Not measured: {loss}, {source}. No rate was without a run that diverged.")
+            continue
+        found = (row["low"] > 0) - (row["high"] < 0)
+        named = what.format(**row | {"metric": METRICS.get(row["metric"], row["metric"])})
+        numbers = f"{row['difference']:+.3g}, [{row['low']:+.3g}, {row['high']:+.3g}] over {row['seeds']} seeds"
+        sentences.append(f"{SAID[found * sign]}: {named} is {numbers}; {'above' if sign > 0 else 'below'} 0 is reported.")
+    return sentences
+
+
+def gaps(tests: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Each loss's distance from nll as tests of their own, whose `race.paired` says how it changes from source to source.
+
+    tests: source, loss, seed and the metric. Returns the same columns with their parts exchanged: the source is the loss,
+    the loss is where it was tested, the metric is its own less nll's at the same seed.
+
+    >>> import pandas as pd
+    >>> tests = pd.DataFrame({"source": "text", "loss": ["nll", "mae"], "seed": 0, "accuracy": [0.5, 0.25]})
+    >>> gaps(tests, "accuracy").values.tolist()
+    [['mae', 'text', 0, -0.25]]
+    """
+    base = tests[tests.loss == "nll"].set_index(["source", "seed"])[metric]
+    rest = tests[tests.loss != "nll"]
+    there = base.reindex(list(zip(rest.source, rest.seed, strict=True))).to_numpy()
+    return rest.assign(source=rest.loss, loss=rest.source, **{metric: rest[metric].to_numpy() - there})[
+        ["source", "loss", "seed", metric]
+    ]

@@ -20,7 +20,7 @@ from xentlab.audit import as_json
 from xentlab.catalogue import resolve_all
 from xentlab.contract import Loss, facts_of
 from xentlab.gradients import PATHS, gradient_budget, gradient_profile
-from xentlab.markup import audit_table, race_tables, scoreboard_tables, sentences_list
+from xentlab.markup import audit_table, pairs_table, race_tables, scoreboard_tables, sentences_list
 from xentlab.models import logits
 from xentlab.pages import fill, json_in_script
 from xentlab.race import StagedRace, race, run_stage, standard_stages
@@ -39,15 +39,19 @@ Progress = Callable[[str, int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a report found, as tidy frames, and where it wrote them."""
+    """What a report found, as tidy frames, and where it wrote them. raced: the frames of `race.Race`, of all sources."""
 
     folder: pathlib.Path
     profiles: pd.DataFrame
     budgets: pd.DataFrame
-    curves: pd.DataFrame
-    table: pd.DataFrame
+    raced: dict[str, pd.DataFrame]
     board: Scoreboard
     reading: dict[str, list[str]]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The races' tables."""
+        return self.raced["table"]
 
 
 def profile_points() -> np.ndarray:
@@ -92,9 +96,10 @@ def make_report(
         budget = gradient_budget(found.values(), *_held_out_logits(races[-1], seed))
         budgets.append(budget.assign(source=name)[["source", *budget.columns]])
         tell(f"{name}: budget", 1, 1)
-    parts = ("curves", "table", "tests", "pairs")
-    raced = {part: pd.concat([getattr(each.race, part) for each in races], ignore_index=True) for part in parts}
-    curves, table = raced["curves"], raced["table"]
+    raced = {
+        part: pd.concat([each.race.frames()[part] for each in races], ignore_index=True) for part in races[0].race.frames()
+    }
+    table = raced["table"]
     budgets = pd.concat(budgets, ignore_index=True)
     board = scoreboard(found.values(), races, seed, replicates=0 if quick else REPLICATES, folder=folder, progress=tell)
 
@@ -106,6 +111,7 @@ def make_report(
     runs.write_bytes(folder / "audits.json", json.dumps(as_json(list(board.audits.values())), indent=1).encode())
     said = {"headline": reading.gradients(profiles), "budgets": reading.budgets(budgets), "curves": reading.races(table)}
     said["curves"] += reading.pairs(raced["pairs"])
+    said |= {"reliability": reading.temperatures(table), "rarity": reading.rarity(raced["frequency"])}
     said["scoreboard"] = reading.scoreboard(board.table, board.codes)
     arguments = {"losses": list(found), "seed": seed, "quick": quick}
     made = runs.record(
@@ -115,7 +121,7 @@ def make_report(
         races=[{"source": s.source.name, "model": s.model, "rates": s.learning_rates, "steps": s.steps} for s in plan],
         reading=said,
     )
-    report = Report(folder, profiles, budgets, curves, table, board, said)
+    report = Report(folder, profiles, budgets, raced, board, said)
     _write_pictures(report, list(found))
     runs.write_bytes(folder / "report.html", page(report, found, made).encode())
     made["seconds"] = round(time.perf_counter() - begun, 2)
@@ -137,18 +143,25 @@ def _held_out_logits(finished: StagedRace, seed: int) -> tuple[np.ndarray, np.nd
 
 
 def figures(report: Report, losses: list[str], legend: bool = False) -> dict[str, list]:
-    """The report's charts by figure: headline, budgets, curves, sweep."""
+    """The report's charts by figure."""
     from xentlab import charts
+    from xentlab.examine import READINGS
 
-    sources = list(dict.fromkeys(report.table.source))
+    curves, table, sources = report.raced["curves"], report.table, list(dict.fromkeys(report.table.source))
     return {
         "headline": [charts.profile(report.profiles, losses, space, path, legend) for path in PATHS for space in charts.SPACES],
         "budgets": [
             charts.budget(report.budgets[report.budgets.source == source], losses, f"Budget on {source}", legend)
             for source in sources
         ],
-        "curves": [charts.curves(report.curves, report.table, losses, source, legend) for source in sources],
-        "sweep": [charts.sweep(report.curves[report.curves.source == source], losses, source, legend) for source in sources],
+        "curves": [charts.curves(curves, table, losses, source, legend) for source in sources],
+        "reliability": [
+            charts.reliability(report.raced["reliability"], losses, source, reading, legend)
+            for source in sources
+            for reading in READINGS
+        ],
+        "rarity": [charts.rarity(report.raced["frequency"], losses, source, legend) for source in sources],
+        "sweep": [charts.sweep(curves[curves.source == source], losses, source, legend) for source in sources],
     }
 
 
@@ -178,6 +191,17 @@ CAPTIONS = {
         "The same model, tokens and seeds for every loss, each at its own best learning rate, scored by likelihood through "
         "its own link.",
         "curves",
+    ),
+    "reliability": (
+        "How sure, and how right",
+        "Each model's greatest probability, and how often that token was the right one: on the diagonal a model knows what it "
+        "knows. On the left as its loss trained it, on the right after one temperature.",
+        "reliability",
+    ),
+    "rarity": (
+        "Rare tokens and frequent ones",
+        "Test NLL by how often training saw the token. What a loss gives up on shows on the left.",
+        "frequency",
     ),
     "sweep": (
         "Each loss at every learning rate",
@@ -214,7 +238,10 @@ def page(report: Report, losses: dict[str, Loss], made: dict) -> str:
         if made["arguments"]["quick"]
         else "",
         sections="".join(sections),
-        tables=race_tables(report.table) + _download(report.folder, "table"),
+        tables=race_tables(report.table)
+        + pairs_table(report.raced["pairs"])
+        + _download(report.folder, "table")
+        + _download(report.folder, "pairs"),
         scoreboard=scoreboard_tables(report.board.table, report.board.codes)
         + sentences_list(report.reading.get("scoreboard", []))
         + _download(report.folder, "scoreboard"),

@@ -11,6 +11,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -36,17 +37,42 @@ def new_folder(kind: str, out: str | pathlib.Path | None = None) -> pathlib.Path
     return folder
 
 
-def write_bytes(path: pathlib.Path, content: bytes) -> pathlib.Path:
-    """Writes a whole file or nothing: into a neighbour first, which then takes the name."""
-    handle, neighbour = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+@contextlib.contextmanager
+def using(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Holds a run's folder against other processes; a process that dies lets go. Raises `LabError` where another has it."""
+    import filelock
+
+    # Of one process a lock may be taken again: a command holds the folder that what it calls writes into.
+    lock = filelock.FileLock(folder / ".lock", timeout=0, is_singleton=True)
     try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise LabError(f"{folder} is in use by another process. Wait for it, or give another folder with --out.") from None
+    except OSError as error:
+        raise LabError(f"cannot write into {folder}: {error.strerror}. Give another folder with --out.") from error
+    try:
+        yield folder
+    finally:
+        lock.release()
+
+
+def write_bytes(path: pathlib.Path, content: bytes) -> pathlib.Path:
+    """Writes a whole file or nothing: into a neighbour first, which then takes the name. Raises `LabError` where it cannot."""
+    neighbour = None
+    try:
+        handle, neighbour = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
             file.write(content)
         os.chmod(neighbour, 0o644)
         os.replace(neighbour, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(neighbour)
+    except BaseException as error:
+        if neighbour:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(neighbour)
+        if isinstance(error, OSError):
+            raise LabError(
+                f"cannot write {path}: {error.strerror}. Nothing half-written is left; make room, or give another --out."
+            ) from error
         raise
     return path
 
@@ -81,7 +107,12 @@ def record(arguments: dict[str, Any], sources: list[dict[str, Any]], seconds: fl
 
 def write_record(folder: pathlib.Path, content: dict[str, Any]) -> pathlib.Path:
     """The record as folder/run.json."""
-    return write_bytes(folder / "run.json", (json.dumps(content, indent=2, default=str) + "\n").encode())
+    return write_json(folder / "run.json", content)
+
+
+def write_json(path: pathlib.Path, content: dict[str, Any]) -> pathlib.Path:
+    """A table as JSON; what JSON does not know as text."""
+    return write_bytes(path, (json.dumps(content, indent=2, default=str) + "\n").encode())
 
 
 def find_page(run: str | pathlib.Path | None = None, under: str | pathlib.Path = "runs") -> pathlib.Path:

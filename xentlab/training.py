@@ -3,27 +3,32 @@
 What diverges stops alone. On a mesh the devices share each run.
 """
 
+from __future__ import annotations
+
 import concurrent.futures
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from xentlab.contract import LabError, Loss, link_of
 from xentlab.information import weighted_mean
+from xentlab.layout import Layout, Spread, fitted, memory_limit, preferred
 from xentlab.linear import linear_loss
 from xentlab.metrics import smoothed_nll
 from xentlab.models import checked_model, logits, resolve_model
 from xentlab.recipe import Recipe
 from xentlab.sources import Source
+
+if TYPE_CHECKING:
+    from xentlab.checkpoints import Grid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,28 +94,34 @@ def noisy(tokens: np.ndarray, vocab: int, share: float) -> np.ndarray:
     return np.where(drawn.random(len(tokens)) < share, moved, tokens).astype(tokens.dtype)
 
 
-def layout(runs: int) -> tuple[int, int]:
-    """How a grid of runs is laid out for the backend: (runs that one call takes, calls at a time).
-
-    A CPU does best with one run a core: a wide batch of small matrix products leaves its cache. On GPU and TPU one wide
-    program takes all runs at once.
-    """
-    if jax.default_backend() == "cpu":
-        return 1, min(runs, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    return runs, 1
-
-
 @dataclasses.dataclass(frozen=True)
 class Program:
     """The training of one loss as compiled functions, for any number of runs R side by side.
 
     begin(rates [R], seeds [R]) -> states. block(rates [R], states, start) -> states, (train_loss, validation_nll, smoothing)
     [R] each: a block of steps from `start` on, and a measurement; the states given are used up. rest: the model's static part.
+    spread: where runs lie on the mesh.
     """
 
     begin: Callable
     block: Callable
     rest: Any
+    spread: Spread
+    built: dict[int, jax.stages.Compiled] = dataclasses.field(default_factory=dict)
+
+    def compiled(self, width: int) -> jax.stages.Compiled:
+        """The block for so many runs a call: compiled once, with XLA's account of its memory."""
+        if width not in self.built:
+            rates, seeds = (jax.ShapeDtypeStruct((width,), dtype) for dtype in (jnp.float32, jnp.uint32))
+            states = jax.eval_shape(self.begin, rates, seeds)
+            self.built[width] = self.block.lower(rates, states, jax.ShapeDtypeStruct((), jnp.int32)).compile()
+        return self.built[width]
+
+    def needs(self, width: int) -> tuple[int, int]:
+        """Bytes that so many runs stand in, and that a call of them takes besides, on each device."""
+        memory = self.compiled(width).memory_analysis()
+        # States are given and handed back in the same place.
+        return memory.argument_size_in_bytes, memory.temp_size_in_bytes
 
 
 def program(
@@ -125,23 +136,27 @@ def program(
     held_out = jnp.asarray(windows(source.split("validation"), recipe.window, recipe.validation_tokens))
     example = checked_model(make(source.vocab, jax.random.key(0)), source.vocab)
     _, rest = eqx.partition(example, eqx.is_inexact_array)
-    link, spread = link_of(loss), _Spread(mesh, recipe.batch, source.vocab)
+    link, spread = link_of(loss), Spread(mesh, recipe.batch, source.vocab)
 
     def begin(rate, seed):
         start, data = jax.random.split(jax.random.key(seed))
         arrays = eqx.filter(make(source.vocab, start), eqx.is_inexact_array)
-        return arrays, recipe.transformation(rate).init(arrays), data, jnp.int32(-1)
+        return arrays, recipe.transformation(rate).init(arrays), jax.random.key_data(data), jnp.int32(-1)
 
     def objective(arrays, tokens, targets):
         trained = eqx.combine(arrays, rest)
         if recipe.head == "naive":
             return weighted_mean(loss(logits(trained, tokens), targets))[0]
-        return linear_loss(trained.hidden(tokens), trained.weight, targets, loss=loss, mesh=mesh)
+        return linear_loss(trained.hidden(tokens), trained.weight, targets, loss=loss, mesh=spread.within)
 
     def step(rate, state, index):
         arrays, optimizer_state, data, diverged_at = state
         starts = jax.random.randint(
-            jax.random.fold_in(data, index), (recipe.batch,), 0, stream.shape[0] - recipe.window, jnp.int32
+            jax.random.fold_in(jax.random.wrap_key_data(data), index),
+            (recipe.batch,),
+            0,
+            stream.shape[0] - recipe.window,
+            jnp.int32,
         )
         cut = lambda whole, starts: jax.vmap(lambda start: jax.lax.dynamic_slice(whole, (start,), (recipe.window,)))(starts)
         tokens, targets = spread.batch(cut(stream, starts)), spread.batch(cut(answers, starts + 1))
@@ -186,40 +201,13 @@ def program(
             one = advance(*jax.tree.map(lambda leaf: leaf[0], (rates, states)))
             states, measured = jax.tree.map(lambda leaf: leaf[None], one)
         else:
-            states, measured = jax.vmap(advance)(rates, states)
-        return spread.states(states), measured
+            states, measured = jax.vmap(advance, spmd_axis_name=spread.across)(rates, states)
+        return spread.states(states), spread.everywhere(measured)
 
-    return Program(first, block, rest)
+    return Program(first, block, rest, spread)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Spread:
-    """Where a run lies on a mesh: a batch's windows over the axis data, all that is [..., V] over the axis model."""
-
-    mesh: Mesh | None
-    windows: int
-    vocab: int
-
-    def __post_init__(self):
-        devices = self.mesh.shape.get("data", 1) if self.mesh else 1
-        if self.windows % devices:
-            raise LabError(f"{devices} devices cannot share a batch of {self.windows} windows evenly; take a multiple.")
-
-    def batch(self, batch):
-        return self._constrained(batch, "data")
-
-    def states(self, states):
-        """Weight, its moments, and whatever else ends in the vocabulary; the rest is everywhere."""
-        if self.mesh is None:
-            return states
-        place = lambda leaf: (*[None] * (leaf.ndim - 1), "model") if leaf.ndim > 1 and leaf.shape[-1] == self.vocab else ()
-        return jax.tree.map(lambda leaf: self._constrained(leaf, *place(leaf)), states)
-
-    def _constrained(self, array, *axes):
-        if self.mesh is None:
-            return array
-        known = [axis if axis in self.mesh.axis_names else None for axis in axes]
-        return jax.lax.with_sharding_constraint(array, NamedSharding(self.mesh, PartitionSpec(*known)))
+MEASURED = {"train_loss": np.float32, "validation_nll": np.float32, "smoothing": np.int32}
 
 
 def train(
@@ -232,13 +220,17 @@ def train(
     progress: Callable[[int], None] | None = None,
     mesh: Mesh | None = None,
     compiled: Program | None = None,
+    checkpoint: Grid | None = None,
+    laid_out: Callable[[Layout], None] = lambda layout: None,
 ) -> Trained:
     """Trains one loss at every learning rate and seed, in one compiled program.
 
     A seed fixes the first parameters and the order of the windows, so runs of different losses and rates are paired.
-    progress is called with the finished steps (of each run) after every block. mesh: of devices that share each run, tokens
-    over its axis data and the vocabulary over its axis model (`xentlab.linear.mesh.make_mesh`); runs then go one by one.
+    progress is called with the finished steps (of each run) after every block. mesh: of devices (`linear.mesh.make_mesh`):
+    its axis runs takes different runs, tokens of a run are split over its axis data, the vocabulary over its axis model.
     compiled: `program` of the same loss, source, model, recipe and mesh: as many runs a call compile no block again.
+    checkpoint: where the runs are kept between blocks; runs that it has go on from there, and end as they would have.
+    laid_out is told how the runs lie on the machine.
     """
     recipe = recipe or Recipe()
     if not len(learning_rates) or not len(seeds):
@@ -247,39 +239,97 @@ def train(
         raise LabError(f"learning rates are positive; got {list(learning_rates)}.")
     compiled = compiled or program(loss, source, model, recipe, mesh)
     pairs = [(rate, seed) for rate in learning_rates for seed in seeds]
-    rates = jnp.asarray([rate for rate, _ in pairs], jnp.float32)
-    every = compiled.begin(rates, jnp.asarray([seed for _, seed in pairs], jnp.uint32))
-    width, at_a_time = layout(len(pairs)) if mesh is None else (1, 1)
-    groups = [slice(first, first + width) for first in range(0, len(pairs), width)]
-    states = [jax.tree.map(lambda leaf, group=group: leaf[group], every) for group in groups]
-    steps, measured = [], []
+    layout, count = _layout(compiled, len(pairs), mesh), len(pairs)
+    laid_out(layout)
+    # A call takes `width` runs: the last one again where they do not divide.
+    padded = pairs + pairs[-1:] * (-count % layout.width)
+    rates = np.asarray([rate for rate, _ in padded], np.float32)
+    states = compiled.begin(rates, np.asarray([seed for _, seed in padded], np.uint32))
+    starts = range(0, recipe.steps, recipe.steps_a_block)
+    measured = {name: np.zeros((count, len(starts)), dtype) for name, dtype in MEASURED.items()}
+    done, kept = _resumed(checkpoint, compiled.spread, states, measured, count)
+    if done:
+        states, measured = kept
+        if progress:
+            progress(min(recipe.steps, done * recipe.steps_a_block))
+    states = _Groups(states, layout)
 
-    def advance_group(place, start):
-        states[place], results = compiled.block(rates[groups[place]], states[place], jnp.int32(start))
-        return jax.tree.map(np.asarray, results)
-
-    with concurrent.futures.ThreadPoolExecutor(at_a_time) as pool:
-        for start in range(0, recipe.steps, recipe.steps_a_block):
-            # The first call of all compiles, alone: two threads would each compile the same program.
-            ahead = [advance_group(0, start)] if not steps else []
-            rest_of = range(len(ahead), len(groups))
-            results = [*ahead, *pool.map(advance_group, rest_of, [start] * len(rest_of))]
-            measured.append([np.concatenate(column) for column in zip(*results, strict=True)])
-            steps.append(min(recipe.steps, start + recipe.steps_a_block))
-            if progress:
-                progress(steps[-1])
-    every = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *states)
-    train_loss, validation, share = (np.stack(column, axis=1) for column in zip(*measured, strict=True))
+    for index, start in list(enumerate(starts))[done:]:
+        results = states.advance(compiled, rates, np.int32(start), mesh)
+        for name, column in zip(MEASURED, results, strict=True):
+            measured[name][:, index] = column[:count]
+        if checkpoint:
+            everything = lambda: {"states": _everywhere(compiled.spread, states.whole(count)), "measured": measured}
+            checkpoint.after(index + 1, index + 1 == len(starts), everything)
+        if progress:
+            progress(min(recipe.steps, start + recipe.steps_a_block))
+    arrays, _, _, diverged_at = _everywhere(compiled.spread, states.whole(count))
+    if mesh is not None:  # what comes next is one device's work, in every process the same
+        arrays = jax.tree.map(jnp.asarray, jax.device_get(arrays))
     return Trained(
         rates=np.array([rate for rate, _ in pairs]),
         seeds=np.array([seed for _, seed in pairs]),
-        steps=np.array(steps),
-        train_loss=train_loss,
-        validation_nll=validation,
-        smoothing=share[:, -1],
-        diverged_at=np.asarray(every[3]),
-        models=eqx.combine(every[0], compiled.rest),
+        steps=np.minimum(recipe.steps, np.array(starts) + recipe.steps_a_block),
+        train_loss=measured["train_loss"],
+        validation_nll=measured["validation_nll"],
+        smoothing=measured["smoothing"][:, -1],
+        diverged_at=np.asarray(diverged_at),
+        models=eqx.combine(arrays, compiled.rest),
     )
+
+
+def _layout(compiled: Program, runs: int, mesh: Mesh | None) -> Layout:
+    wanted = preferred(runs, mesh)
+    return fitted(runs, wanted, compiled.needs, memory_limit(), mesh.shape.get("runs", 1) if mesh else 1)
+
+
+def _resumed(checkpoint, spread, states, measured, count):
+    """Blocks done, and states and measurements as they stood then; 0 and None where nothing was kept."""
+    if checkpoint is None:
+        return 0, None
+    cut = _everywhere(spread, jax.tree.map(lambda leaf: leaf[:count], states))
+    found = checkpoint.load({"states": cut, "measured": measured})
+    if found is None:
+        return 0, None
+    done, tree = found
+    more = len(jax.tree.leaves(states)[0]) - count
+    again = lambda leaf: jnp.concatenate([leaf, jnp.repeat(leaf[-1:], more, axis=0)]) if more else leaf
+    return done, (jax.tree.map(again, tree["states"]), jax.tree.map(np.array, tree["measured"]))
+
+
+def _everywhere(spread: Spread, states: Any) -> Any:
+    """Runs as every process can read them: whole on each of its devices."""
+    return states if spread.mesh is None else jax.jit(spread.everywhere)(states)
+
+
+class _Groups:
+    """The runs' states by the call that takes them, and how to move them all by a block."""
+
+    def __init__(self, states: Any, layout: Layout):
+        count, width = len(jax.tree.leaves(states)[0]), layout.width
+        self.layout, self.places = layout, [slice(first, first + width) for first in range(0, count, width)]
+        self.states = [self._parked(jax.tree.map(lambda leaf, place=place: leaf[place], states)) for place in self.places]
+
+    def _parked(self, states):
+        return jax.device_get(states) if self.layout.parked else states
+
+    def advance(self, compiled, rates, start, mesh):
+        """A block of every run: what was measured [runs], each of `MEASURED`."""
+        # On a mesh jit places what the eager slices left elsewhere; a compiled program would refuse it.
+        block = compiled.compiled(self.layout.width) if mesh is None else compiled.block
+
+        def one(group):
+            states, results = block(rates[self.places[group]], self.states[group], start)
+            self.states[group] = self._parked(states)
+            return jax.tree.map(np.asarray, results)
+
+        with concurrent.futures.ThreadPoolExecutor(self.layout.at_a_time) as pool:
+            results = list(pool.map(one, range(len(self.places))))
+        return [np.concatenate(column) for column in zip(*results, strict=True)]
+
+    def whole(self, count):
+        """The first `count` runs in one pytree."""
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:count], *self.states)
 
 
 def fit_logits(loss: Loss, law: np.ndarray, steps: int = 2000, learning_rate: float = 0.05) -> np.ndarray:

@@ -1,0 +1,265 @@
+"""Races that are killed, stopped, or find their disk full, go on and end as if nothing had been."""
+
+import json
+import multiprocessing
+import os
+import pathlib
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from xentlab.cli import main
+
+TRAINS = True
+RACE = ("race", "--losses", "nll", "brier", "--markov", "8", "--model", "bigram", "--steps", "20", "--seeds", "0", "1")
+RACE += ("--learning-rates", ".02", ".1", "--extensions", "1", "--batch", "4", "--window", "8", "--format", "json")
+FRAMES = ("curves", "table", "tests", "pairs", "reliability", "frequency")
+KEPT = "checkpoints"
+# A server that has imported everything forks each child: a real process, to really kill, without a start of seconds.
+SPAWN = multiprocessing.get_context("forkserver")
+SPAWN.set_forkserver_preload(["xentlab.cli", "xentlab.race", "orbax.checkpoint", "pandas", "altair", "scipy.stats"])
+
+
+def child(arguments, said, limit=None):
+    """The command, with what it says in a file; limit: bytes of the largest file, as on a full disk."""
+    for stream in (1, 2):
+        os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    if limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    main(list(arguments))
+
+
+def start(folder, *arguments, limit=None):
+    process = SPAWN.Process(target=child, args=(arguments, str(folder) + ".said", limit))
+    process.start()
+    return process
+
+
+def finish(process, seconds=120):
+    process.join(seconds)
+    assert process.exitcode is not None, "the race did not end"
+    return process.exitcode
+
+
+def said(folder):
+    return pathlib.Path(str(folder) + ".said").read_text()
+
+
+def checkpoints(folder):
+    """The checkpoints of a race so far, newest last."""
+    found = [path for path in (folder / KEPT).glob("*/*/*") if path.name.isdecimal()]
+    return sorted(found, key=lambda path: (path.parent.stat().st_ctime, int(path.name)))
+
+
+def wait_for(condition, process, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.is_alive(), "the race ended before"
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.002)
+
+
+def wait_for_a_save(folder, process):
+    """Until a checkpoint begins to be written, or the race ends."""
+    seen = lambda: {*(folder / KEPT).glob("*/*/*")}
+    before = seen()
+    while process.is_alive() and not seen() - before:
+        time.sleep(0.001)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once(tmp_path_factory):
+    """The children share what they compile, as a user's runs do."""
+    before, os.environ["XENTLAB_CACHE"] = os.environ.get("XENTLAB_CACHE"), str(tmp_path_factory.mktemp("compiled"))
+    yield
+    os.environ.pop("XENTLAB_CACHE") if before is None else os.environ.update(XENTLAB_CACHE=before)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The race without an interruption."""
+    folder = tmp_path_factory.mktemp("race") / "whole"
+    assert finish(start(folder, *RACE, "--out", str(folder))) == 0, said(folder)
+    assert not (folder / KEPT).exists()
+    return folder
+
+
+def assert_same(folder, whole):
+    for name in FRAMES:
+        assert (folder / f"{name}.csv").read_bytes() == (whole / f"{name}.csv").read_bytes(), name
+    assert not (folder / KEPT).exists()
+    assert not (folder / "begun.json").exists()
+
+
+def test_killed_at_twenty_moments_it_ends_the_same(whole, tmp_path):
+    """kill -9, at random and in the middle of a save, again and again; what is finished is the same to the last bit."""
+    draw, kills, in_a_save, finished = random.Random(0), 0, 0, 0
+    while kills < 20 or not finished:
+        folder = tmp_path / f"race-{finished}"
+        going_on = ("race", "--resume", str(folder)) if (folder / "begun.json").exists() else (*RACE, "--out", str(folder))
+        process = start(folder, *going_on, "--checkpoint-every", "0")
+        if kills < 20:
+            if kills % 2:
+                wait_for_a_save(folder, process)
+            else:
+                time.sleep(draw.uniform(0.2, 2.0))
+            if process.is_alive():
+                os.kill(process.pid, signal.SIGKILL)
+                kills += 1
+                process.join()
+                in_a_save += any((folder / KEPT).glob("*/*/*.orbax-checkpoint-tmp"))
+                continue
+        assert finish(process) == 0, said(folder)
+        assert_same(folder, whole)
+        finished += 1
+    assert in_a_save
+
+
+def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(whole, tmp_path):
+    folder = tmp_path / "stopped"
+    process = start(folder, *RACE, "--out", str(folder), "--checkpoint-every", "0")
+    wait_for(lambda: checkpoints(folder), process)
+    os.kill(process.pid, signal.SIGINT)
+    assert finish(process) == 130
+    assert f"Go on with: xentlab race --resume {folder}" in said(folder)
+    assert "Traceback" not in said(folder)
+    assert checkpoints(folder)
+    assert finish(start(folder, "race", "--resume", str(folder))) == 0, said(folder)
+    assert_same(folder, whole)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A race that was killed in its second loss."""
+    folder = tmp_path_factory.mktemp("race") / "killed"
+    process = start(folder, *RACE, "--out", str(folder), "--checkpoint-every", "0")
+    wait_for(lambda: any("brier" in str(path) and path.name == "5" for path in checkpoints(folder)), process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    return folder
+
+
+@pytest.fixture
+def copy(stopped, tmp_path):
+    subprocess.run(["cp", "-r", stopped, tmp_path / "copy"], check=True)
+    return tmp_path / "copy"
+
+
+def refused(arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([str(each) for each in arguments])
+    assert end.value.code == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    return told
+
+
+def test_other_settings_are_refused_and_named(copy, capsys):
+    told = refused(["race", "--resume", copy, "--steps", "21", "--batch", "4"], capsys)
+    assert "steps: 20 there, 21 now" in told
+    assert "batch" not in told
+    record = json.loads((copy / "begun.json").read_text())
+    assert record["arguments"]["steps"] == 20
+    record["versions"]["jax"] = "0.1"
+    record["sources"][0]["vocab"] = 9
+    (copy / "begun.json").write_text(json.dumps(record))
+    told = refused(["race", "--resume", copy], capsys)
+    assert "versions.jax: 0.1 there" in told
+    assert "sources.0.vocab: 9 there, 8 now" in told
+    assert checkpoints(copy)
+
+
+def test_told_to_go_on_anyway_it_does(copy, whole):
+    record = json.loads((copy / "begun.json").read_text())
+    record["versions"]["jax"] = "0.1"
+    (copy / "begun.json").write_text(json.dumps(record))
+    assert finish(start(copy, "race", "--resume", str(copy), "--anyway")) == 0, said(copy)
+    assert "Going on although it began otherwise. versions.jax: 0.1 there" in said(copy)
+    assert_same(copy, whole)
+
+
+def test_an_unfinished_race_is_not_overwritten_and_a_finished_one_not_resumed(copy, whole, tmp_path, capsys):
+    assert f"Go on with `xentlab race --resume {copy}`" in refused([*RACE, "--out", copy], capsys)
+    assert "is finished" in refused(["race", "--resume", whole], capsys)
+    assert "holds no unfinished race" in refused(["race", "--resume", tmp_path / "nowhere"], capsys)
+    (copy / "begun.json").write_text("{")
+    assert "cannot be read" in refused(["race", "--resume", copy], capsys)
+
+
+def damage(path):
+    """Flips a bit in the middle of the largest files of a checkpoint, where its numbers are."""
+    files = sorted((each for each in (path / "tree").rglob("*") if each.is_file()), key=lambda each: -each.stat().st_size)
+    for each in files[:4]:
+        content = bytearray(each.read_bytes())
+        content[len(content) // 2] ^= 1
+        each.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(copy, whole):
+    newest = checkpoints(copy)[-1]
+    damage(newest)
+    assert finish(start(copy, "race", "--resume", str(copy))) == 0, said(copy)
+    assert f"damaged, and left out: block {newest.name}" in said(copy)
+    assert_same(copy, whole)
+
+
+def test_where_all_are_damaged_it_says_what_to_delete(copy, whole):
+    place = checkpoints(copy)[-1].parent
+    for each in place.iterdir():
+        largest = max((path for path in each.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+        largest.write_bytes(largest.read_bytes()[:7])
+        damage(each)
+    assert finish(start(copy, "race", "--resume", str(copy))) == 2
+    assert f"Delete {place}" in said(copy)
+    assert "Traceback" not in said(copy)
+    subprocess.run(["rm", "-r", place], check=True)
+    assert finish(start(copy, "race", "--resume", str(copy))) == 0, said(copy)
+    assert_same(copy, whole)
+
+
+def test_a_full_disk_loses_nothing(whole, tmp_path):
+    """The kernel refuses to let a file grow, as it does when no block is free."""
+    folder = tmp_path / "full"
+    for limit, begun, told in (
+        (600, False, "cannot write"),
+        (1700, True, "a checkpoint could not be written"),
+        (5000, True, "cannot write"),
+    ):
+        going_on = ("race", "--resume", str(folder)) if (folder / "begun.json").exists() else (*RACE, "--out", str(folder))
+        assert finish(start(folder, *going_on, limit=limit)) == 2, said(folder)
+        assert (folder / "begun.json").exists() == begun
+        assert told in said(folder).splitlines()[-1]
+        assert not (folder / "run.json").exists()
+    assert "Traceback" not in said(folder)
+    assert finish(start(folder, "race", "--resume", str(folder))) == 0, said(folder)
+    assert_same(folder, whole)
+
+
+HOLD = """
+import filelock, sys
+lock = filelock.FileLock(sys.argv[1] + "/.lock")
+lock.acquire()
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_folder_in_use_is_left_alone(copy, tmp_path, capsys):
+    for folder in (copy, tmp_path):
+        holder = subprocess.Popen([sys.executable, "-c", HOLD, folder], stdin=-1, stdout=-1, text=True)
+        try:
+            assert holder.stdout.readline() == "held\n"
+            for arguments in (
+                ["race", "--resume", copy],
+                ["report", "--quick", "--out", tmp_path],
+                ["tour", "--out", tmp_path],
+            ):
+                if folder in arguments:
+                    assert f"{folder} is in use by another process" in refused(arguments, capsys)
+        finally:
+            holder.communicate("")

@@ -1,0 +1,40 @@
+"""Compiled programs are kept between runs, by JAX, in the user's cache folder."""
+
+import os
+import pathlib
+
+OFF = ("0", "off", "no", "false")
+LIMIT = 2 << 30  # bytes; what was used last stays
+
+
+def folder() -> pathlib.Path | None:
+    """Where compiled programs are kept; None where XENTLAB_CACHE=off says that they are not.
+
+    XENTLAB_CACHE may name another folder; without it, the user's own cache folder of this system.
+    """
+    said = os.environ.get("XENTLAB_CACHE", "")
+    if said.lower() in OFF:
+        return None
+    if said:
+        return pathlib.Path(said).expanduser()
+    import platformdirs
+
+    return pathlib.Path(platformdirs.user_cache_dir("xentlab")) / "compiled"
+
+
+def keep_compiled() -> pathlib.Path | None:
+    """Lets JAX keep what it compiles; where, or None if it does not. JAX's own JAX_COMPILATION_CACHE_DIR goes first."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir or not (place := folder()):
+        return None
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a home that cannot be written: everything works, and is compiled each time
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(place))
+    # JAX would skip what compiles in less than a second, which is nearly all of a small program.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    jax.config.update("jax_compilation_cache_max_size", LIMIT)
+    return place

@@ -1,0 +1,197 @@
+"""How far a race has come, on disk: each grid of runs at its last blocks, by Orbax. A checkpoint is whole or absent."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import logging
+import pathlib
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xentlab.contract import LabError
+
+
+class Stopped(KeyboardInterrupt):
+    """The race was asked to stop, and stands in its checkpoints."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoints:
+    """Where a race keeps its grids, and when.
+
+    folder; every: seconds, at least, between two checkpoints of a grid, besides the one at its end; keep: how many of a grid's
+    last ones; stop: set from elsewhere, it lets the block in hand end, keeps it, and raises `Stopped`; say: is told of damage.
+    """
+
+    folder: pathlib.Path
+    every: float = 10.0
+    keep: int = 2
+    stop: threading.Event = dataclasses.field(default_factory=threading.Event)
+    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr)
+
+    def grid(self, loss: str, number: int) -> Grid:
+        """The place of a loss's n-th grid of runs."""
+        # A name may be a path with settings, and two may differ in what no folder's name can hold.
+        short = re.sub(r"[^\w.]+", "_", loss)[-40:]
+        return Grid(self, self.folder / f"{short}-{hashlib.sha256(loss.encode()).hexdigest()[:8]}" / str(number), loss)
+
+
+@dataclasses.dataclass
+class Grid:
+    """One grid's checkpoints: a step for every block that was kept."""
+
+    place: Checkpoints
+    folder: pathlib.Path
+    loss: str
+    saved: float = dataclasses.field(default_factory=time.monotonic)
+
+    def load(self, like: Any) -> tuple[int, Any] | None:
+        """The newest whole checkpoint: blocks done, and a tree as `like`; None if there is none.
+
+        A damaged one is told, removed, and the one before it taken. Raises `LabError` if all are damaged, or of another shape.
+        """
+        if not self.folder.is_dir():
+            return None
+        damaged = []
+        with self._manager() as manager:
+            for step in sorted(manager.all_steps(), reverse=True):
+                try:
+                    tree = self._read(manager, step, like)
+                except LabError:
+                    raise
+                except Exception as error:  # whatever a decoder says of bytes that are not what was written
+                    damaged.append(f"block {step} ({_short(error)})")
+                    continue
+                for bad in [other for other in manager.all_steps() if other > step]:
+                    manager.delete(bad)
+                if damaged:
+                    self.place.say(f"{self.loss}: damaged, and left out: {', '.join(damaged)}. Going on from block {step}.")
+                return step, tree
+        if damaged:
+            raise LabError(
+                f"no checkpoint of {self.loss} can be read: {', '.join(damaged)}. Delete {self.folder} to train these runs "
+                "from their beginning; all others keep theirs."
+            )
+        return None
+
+    def _read(self, manager, step, like):
+        import orbax.checkpoint as ocp
+
+        written = manager.restore(step, args=ocp.args.Composite(sums=ocp.args.JsonRestore()))["sums"]
+        if written["shapes"] != _shapes(like):
+            raise LabError(
+                f"the checkpoints of {self.loss} in {self.folder} are of other runs: their number, model or optimizer differs. "
+                "Start again in another folder."
+            )
+        tree = manager.restore(step, args=ocp.args.Composite(tree=ocp.args.StandardRestore(like)))["tree"]
+        if written["sums"] != _sums(tree):
+            raise ValueError("its check sums differ")
+        return tree
+
+    def after(self, block: int, last: bool, tree: Callable[[], Any]) -> None:
+        """To be called after every block: keeps the tree if it is time, and stops if that is asked for.
+
+        Raises `LabError` if it cannot be written: what was kept before stays whole.
+        """
+        stop = self.place.stop.is_set()
+        due = last or stop or time.monotonic() - self.saved >= self.place.every
+        stop, due = _agreed(stop, due)
+        if due:
+            self._save(block, tree())
+            self.saved = time.monotonic()
+        if stop:
+            raise Stopped
+
+    def _save(self, block, tree):
+        import orbax.checkpoint as ocp
+
+        written = {"sums": _sums(tree), "shapes": _shapes(tree)}
+        args = ocp.args.Composite(tree=ocp.args.StandardSave(tree), sums=ocp.args.JsonSave(written))
+        try:
+            with self._manager() as manager:
+                manager.save(block, args=args, force=True)
+        except (LabError, KeyboardInterrupt):
+            raise
+        except Exception as error:  # tensorstore and file systems say it in many ways
+            raise LabError(
+                f"a checkpoint could not be written into {self.folder}: {_short(error)}. What was kept before is whole. Make "
+                "room, and go on with --resume."
+            ) from error
+
+    @contextlib.contextmanager
+    def _manager(self) -> Iterator[Any]:
+        import orbax.checkpoint as ocp
+
+        # Written before the next block begins: it takes a twentieth of a second, and what is on disk is what was reached.
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self.place.keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
+        )
+        with _quiet():
+            manager = ocp.CheckpointManager(self.folder.absolute(), options=options, item_names=("tree", "sums"))
+            try:
+                yield manager
+            finally:
+                manager.close()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax logs a failure with its whole stack, from threads too, before it raises; who calls says it in a line."""
+    log = logging.getLogger("absl")
+    level, hook = log.level, sys.unraisablehook
+    log.setLevel(logging.CRITICAL)
+    sys.unraisablehook = lambda _: None
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        sys.unraisablehook = hook
+
+
+def _agreed(stop: bool, due: bool) -> tuple[bool, bool]:
+    """Of several processes, what the first one says: all must save, or none."""
+    if jax.process_count() == 1:
+        return stop, due
+    from jax.experimental import multihost_utils
+
+    return tuple(map(bool, multihost_utils.broadcast_one_to_all(np.array([stop, due]))))
+
+
+def _shapes(tree: Any) -> list[str]:
+    return [f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(tree)]
+
+
+def _sums(tree: Any) -> list[int]:
+    """A check sum of each leaf's bits, the same however it is spread over devices.
+
+    tensorstore checks its index, but not all of its data: a flipped bit in an array came back as another number.
+    """
+    return [int(each) for each in _sum_leaves(jax.tree.leaves(tree))]
+
+
+@jax.jit
+def _sum_leaves(leaves):
+    def one(leaf):
+        bits = leaf.astype(jnp.uint32) if leaf.dtype == bool else leaf
+        bits = jax.lax.bitcast_convert_type(bits, f"uint{8 * min(4, bits.dtype.itemsize)}").astype(jnp.uint32).reshape(-1)
+        # Odd factors: a change in one number always shows, modulo 2^32.
+        factors = 2 * jax.lax.iota(jnp.uint32, bits.size) + 1
+        return jnp.sum(bits * factors * jnp.uint32(2654435761), dtype=jnp.uint32)
+
+    return [one(leaf) for leaf in leaves]
+
+
+def _short(error: BaseException) -> str:
+    """An error in a line: of a long one the end, where the cause is."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) < 160 else f"… {text[-150:]}"

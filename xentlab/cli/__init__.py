@@ -1,0 +1,87 @@
+"""The command line: runs the commands of `commands`. Heavy imports wait until one needs them."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import os
+import re
+import sys
+from typing import Any
+
+import tyro
+
+from xentlab.cache import keep_compiled
+from xentlab.commands import COMMANDS, Race
+from xentlab.contract import LabError
+
+# Where each command's `run_<command>` stands.
+PLACES = {
+    "losses": ("list", "show", "gradients", "budget", "plan", "audit"),
+    "race": ("race",),
+    "pages": ("scoreboard", "report", "tour", "open", "api"),
+    "again": ("compare", "rerun"),
+}
+NO_CACHE = "--no-cache"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The `xentlab` command. A user's mistake is one line on stderr and exit code 2."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        command = _parse([each for each in arguments if each != NO_CACHE])
+        if NO_CACHE not in arguments:
+            keep_compiled()
+        run(command)
+        sys.stdout.flush()
+    except LabError as error:
+        _fail(str(error))
+    except BrokenPipeError:  # the reader of a pipe, head for one, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt as stopped:
+        print(f"xentlab: stopped. {stopped}".strip(), file=sys.stderr)
+        sys.exit(130)
+
+
+def run(command: Any) -> None:
+    """Does what a command says."""
+    name = next(name for name, kind in COMMANDS.items() if kind is type(command))
+    place = next(place for place, names in PLACES.items() if name in names)
+    getattr(importlib.import_module(f"xentlab.cli.{place}"), f"run_{name}")(command)
+
+
+def _fail(message: str) -> None:
+    print(f"xentlab: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+ABOUT = (
+    "A differentiable loss lab for next-token models. `xentlab COMMAND --help` tells more. What JAX compiles is kept in your "
+    "cache folder for the next time; --no-cache or XENTLAB_CACHE=off turns that off."
+)
+
+
+def _parse(arguments: list[str]) -> Any:
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            if arguments[:1] == ["race"] and (default := _begun(arguments)):
+                # What is not given is as it was begun; what is given otherwise is then seen.
+                return tyro.cli(Race, default=default, prog="xentlab race", args=arguments[1:])
+            return tyro.extras.subcommand_cli_from_dict(
+                COMMANDS, prog="xentlab", description=ABOUT, args=arguments or ["--help"]
+            )
+    except SystemExit as end:
+        if end.code != 2:
+            raise
+        # tyro draws a box under a title, in plain characters where the terminal has no others; one line says the same.
+        _, *lines = said.getvalue().strip().splitlines()
+        parts = re.split(r"[─-]{4,}", " ".join(line.strip("│╰╯ ") for line in lines))
+        _fail("; ".join(part.strip(" .") for part in parts if part.strip(" .")) + ".")
+
+
+def _begun(arguments: list[str]) -> Race | None:
+    from xentlab.cli.race import begun
+
+    return begun(arguments) if any(each.partition("=")[0] == "--resume" for each in arguments) else None

@@ -1,0 +1,5 @@
+"""python -m xentlab.cli"""
+
+from xentlab.cli import main
+
+main()

@@ -1,0 +1,70 @@
+"""Commands on runs that are finished: compare, rerun."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import sys
+from typing import Any
+
+from xentlab import console
+from xentlab.commands import COMMANDS, Compare, Rerun
+from xentlab.contract import LabError
+
+
+def run_compare(command: Compare) -> None:
+    """Two runs side by side."""
+    from xentlab.compare import read_run
+
+    _side_by_side(read_run(command.first), read_run(command.second), command.format, command.all)
+
+
+def run_rerun(command: Rerun) -> None:
+    """A run again, from its record."""
+    from xentlab import runs
+    from xentlab.cli import run
+    from xentlab.compare import read_run
+
+    found = read_run(command.run)
+    again = _recorded(found)
+    folder = runs.new_folder("rerun", command.out)
+    if folder.resolve() == found.folder.resolve():
+        raise LabError(f"a rerun of {command.run} would overwrite it. Give another folder with --out.")
+    with contextlib.redirect_stdout(io.StringIO()):
+        run(dataclasses.replace(again, out=folder))
+    if _side_by_side(found, read_run(folder), command.format):
+        sys.exit(1)
+
+
+def _recorded(run: Any) -> Any:
+    """The command of a run, as its record has it. Raises `LabError` for a record of another kind or version."""
+    from xentlab.resume import as_command
+
+    kind = run.record.get("kind")
+    if kind not in COMMANDS:
+        raise LabError(
+            f"{run.folder} does not say by which command it was made; a rerun takes race, gradients, budget, scoreboard."
+        )
+    return as_command(run.record, COMMANDS[kind])
+
+
+def _side_by_side(first: Any, second: Any, form: str, every: bool = False) -> int:
+    """Prints two runs side by side; how many numbers differ."""
+    from xentlab.compare import differences, settings
+
+    frame = differences(first, second)
+    differ = frame[frame.difference != 0]
+    shown = frame if every else differ
+    if form != "table":
+        console.print_rows(shown.to_dict("records"), form)
+        return len(differ)
+    for row in settings(first, second):
+        print(f"{row['what']}: {console.text(row['first'])} | {console.text(row['second'])}")
+    if len(differ):
+        print(f"{len(differ)} of {len(frame)} numbers differ.")
+    else:
+        print(f"All {len(frame)} numbers are the same to the last bit.")
+    if len(shown):
+        console.print_table(shown.to_dict("records"))
+    return len(differ)

@@ -1,0 +1,172 @@
+"""Commands that look at losses: list, show, gradients, budget, plan, audit."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import sys
+import time
+from typing import Any
+
+from xentlab import console
+from xentlab.cli.writing import finish
+from xentlab.commands import Audit, Budget, Gradients, List, Plan, Show
+from xentlab.contract import LabError
+
+
+def run_list(command: List) -> None:
+    """The catalogue."""
+    from xentlab.catalogue import LOSSES, installed_losses
+
+    rows = [_facts(name, loss) for name, loss in LOSSES.items()]
+    others = {name: point.value for name, point in installed_losses().items() if name not in LOSSES}
+    if command.format == "table":
+        columns = ("loss", "family", "settings", "proper", "calibrated", "convex", "bounded", "low_p_even", "low_p_one")
+        console.print_table([{column: row[column] for column in columns} for row in rows])
+        print("low_p: the limit of |dL/dz_y| as p -> 0 (V = 16), with even rivals, and with one that rises.")
+        print("More on one of them: xentlab show LOSS. A loss of your own: ./file.py:function, wherever a name may stand.")
+        for name, value in others.items():
+            print(f"installed: {name} ({value})")
+    else:
+        console.print_rows([*rows, *({"loss": name, "family": value} for name, value in others.items())], command.format)
+
+
+def run_show(command: Show) -> None:
+    """One loss."""
+    from xentlab.catalogue import resolve
+    from xentlab.contract import name_of, unwrapped
+
+    loss = resolve(command.loss)
+    function = inspect.unwrap(unwrapped(loss)[0])
+    row = _facts(name_of(loss), loss)
+    try:
+        row["code"] = f"{inspect.getsourcefile(function)}:{inspect.getsourcelines(function)[1]}"
+    except (OSError, TypeError):
+        row["code"] = "not known"
+    if command.format != "table":
+        console.print_rows([row], command.format)
+        return
+    console.print_facts(row, inspect.getdoc(function) or "")
+
+
+def _facts(name: str, loss: Any) -> dict[str, Any]:
+    from xentlab.contract import facts_of, low_p_claim, settings_of, unwrapped
+
+    facts, function = facts_of(loss), unwrapped(loss)[0]
+    parameters = list(inspect.signature(function).parameters.values())[2:]
+    bound = settings_of(loss)
+
+    return {
+        "loss": name,
+        "family": getattr(function, "__module__", "").rpartition(".")[2],
+        "settings": ", ".join(f"{p.name}={bound.get(p.name, p.default)}" for p in parameters),
+        "formula": facts.formula,
+        "gradient": facts.gradient,
+        "link": facts.link_name,
+        "proper": facts.proper,
+        "calibrated": facts.calibrated,
+        "convex": facts.convex,
+        "bounded": facts.bounded,
+        "shift": facts.shift,
+        "local": facts.local,
+        "low_p_even": low_p_claim(loss, "even", 16),
+        "low_p_one": low_p_claim(loss, "one", 16),
+        "stream": ", ".join(inspect.signature(facts.stream).parameters) if facts.stream else "",
+        "infinite_at": ", ".join(facts.infinite),
+        "source": facts.source,
+        "note": facts.note,
+    }
+
+
+def run_gradients(command: Gradients) -> None:
+    """Profiles."""
+    import pandas as pd
+
+    from xentlab.gradients import PATHS, gradient_profile
+
+    begun = time.perf_counter()
+    probabilities = command.probabilities[:3] if command.quick else command.probabilities
+    paths = PATHS if command.rivals == "both" else (command.rivals,)
+    frame = pd.concat([gradient_profile(command.losses, probabilities, command.vocab, path) for path in paths])
+    finish(command, {"profiles": frame.reset_index(drop=True)}, "profiles", begun)
+
+
+def run_budget(command: Budget) -> None:
+    """Where a batch's gradient goes."""
+    from xentlab.gradients import BINS, gradient_budget
+
+    begun = time.perf_counter()
+    frame = gradient_budget(command.losses, command.file, command.targets, command.bins or BINS)
+    finish(command, {"budgets": frame}, "budgets", begun)
+
+
+def run_plan(command: Plan) -> None:
+    """What the head costs."""
+    from xentlab.catalogue import resolve
+    from xentlab.linear import explain_plan
+    from xentlab.linear.costs import head_costs
+    from xentlab.linear.mesh import make_mesh, parse_mesh
+
+    axes, loss = parse_mesh(command.mesh), resolve(command.loss)
+    shape = (command.tokens, command.features, command.vocab)
+    begun = lambda head: print(f"compiling: {head}", file=sys.stderr)
+    costs = head_costs(*shape, loss, command.dtype, make_mesh(axes), begun)
+    if command.format != "table":
+        console.print_rows([dataclasses.asdict(cost) for cost in costs], command.format)
+        return
+    kinds = sorted({kind for cost in costs for kind in cost.sent})
+    megabytes = lambda count: f"{count / 1e6:,.3g}" if count < 1e3 * 1e6 else f"{count / 1e6:,.0f}"
+    rows = []
+    for cost in costs:
+        row = {"head": cost.head, "temporary MB": megabytes(cost.temporary_bytes), "output MB": megabytes(cost.output_bytes)}
+        row |= {"products": str(cost.products), "GFLOP": f"{cost.flops / 1e9:,.3g}"}
+        rows.append(row | {f"{kind} MB": megabytes(cost.sent.get(kind, 0)) for kind in kinds})
+    console.print_table(rows)
+    layout = (axes.get("data", 1), axes.get("model", 1))
+    taken = explain_plan(*shape, loss, command.dtype, layout=layout)
+    print(f"auto takes {taken.name}: {taken.why}; {taken.tiles[0]} tokens a chunk, {taken.tiles[1]} classes a tile.")
+    import jax
+
+    print(f"One device's share of value and gradient, as compiled for {jax.default_backend()}; nothing was run.")
+
+
+def run_audit(command: Audit) -> None:
+    """Verdicts."""
+    from xentlab.audit import as_json, audit, disagreements
+    from xentlab.catalogue import LOSSES, resolve
+
+    names = tuple(LOSSES) if command.all else command.losses
+    if not names:
+        raise LabError("no losses given; name some, or take --all.")
+    losses = [resolve(name, check=False) for name in names]
+    audits = []
+    with console.progress() as tell:
+        for i, (name, loss) in enumerate(zip(names, losses, strict=True)):
+            if tell:
+                tell(f"audit of {name}", i, len(losses))
+            audits.append(audit(loss, command.seed))
+    if command.format == "json":
+        json.dump(as_json(audits), sys.stdout, indent=1)
+        print()
+        return
+    if command.format == "csv" or len(audits) > 1:
+        rows = [
+            {"loss": each.loss, **{name: console.verdict_text(verdict.value) for name, verdict in each.verdicts.items()}}
+            for each in audits
+        ]
+        if command.format == "csv":
+            console.print_rows(rows, "csv")
+            return
+        columns = [name for name in rows[0] if name not in ("max_error", "finite", "low_p_limit")]
+        if len(rows) > 4:
+            console.print_table([{name.replace("_", "\n"): row[name] for name in columns} for row in rows])
+        else:
+            console.print_table([{"verdict": name, **{row["loss"]: row[name] for row in rows}} for name in columns[1:]])
+        differ = {each.loss: said for each, loss in zip(audits, losses, strict=True) if (said := disagreements(each, loss))}
+        print(f"{len(audits) - len(differ)} of {len(audits)} agree with every claim that is made of them.")
+        for name, said in differ.items():
+            print(f"{name}: {'; '.join(said)}")
+        print('Evidence, witnesses, limits and errors: one loss at a time, or --format json. "?" is undecided.')
+        return
+    console.print_audit(audits[0])

@@ -1,0 +1,112 @@
+"""Commands that write pages: scoreboard, report, tour; and those that find or make others: open, api."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import sys
+import time
+
+from xentlab import console
+from xentlab.cli.writing import finish
+from xentlab.commands import Api, Open, Report, Scoreboard, Tour
+from xentlab.contract import LabError
+
+
+def run_scoreboard(command: Scoreboard) -> None:
+    """The four doors."""
+    from xentlab import reading, runs
+    from xentlab.catalogue import LOSSES, resolve_all
+    from xentlab.race import run_stage, standard_stages
+    from xentlab.scoreboard import REPLICATES, scoreboard
+    from xentlab.sources import Text
+
+    begun = time.perf_counter()
+    losses = resolve_all(tuple(LOSSES) if command.all else command.losses).values()
+    stages = standard_stages(Text(command.text), command.seed, command.quick)
+    folder = None
+    if command.out:
+        folder = runs.new_folder("scoreboard", command.out)
+    with runs.using(folder) if folder else contextlib.nullcontext(), console.progress() as tell:
+        races = [run_stage(stage, losses, command.seed, command.quick, tell) for stage in stages]
+        board = scoreboard(losses, races, command.seed, 0 if command.quick else REPLICATES, folder, tell)
+    frames = {"scoreboard": board.table, "codes": board.codes}
+    sources = [stage.source.describe() for stage in stages]
+    finish(command, frames, "scoreboard", begun, sources, console.scoreboard_rows(board.table, board.codes))
+    if command.format == "table":
+        for sentence in reading.scoreboard(board.table, board.codes):
+            print(f"- {sentence}")
+
+
+def run_report(command: Report) -> None:
+    """The main job."""
+    from xentlab import runs
+    from xentlab.report import make_report
+    from xentlab.sources import Text
+
+    text = Text(command.text, command.tokenizer, command.bpe_vocab)
+    with runs.using(runs.new_folder("report", command.out)) as folder, console.progress() as tell:
+        report = make_report(command.losses, text, folder, command.seed, command.quick, tell)
+    if command.format != "table":
+        console.print_rows(report.table.to_dict("records"), command.format)
+    else:
+        console.print_table(console.summary(report.table))
+        for sentence in itertools.chain(*report.reading.values()):
+            print(f"- {sentence}")
+    print(f"Open {report.folder / 'report.html'} in a browser.", file=sys.stderr)
+
+
+def run_tour(command: Tour) -> None:
+    """The argument, claim by claim."""
+    from xentlab import runs
+    from xentlab.tour.page import make_tour
+    from xentlab.tour.station import check_rows
+
+    with runs.using(runs.new_folder("tour", command.out)) as folder, console.progress() as tell:
+        _, walked = make_tour(folder, command.quick, tell)
+    stations = [station for each in walked for station in each.stations]
+    rows = check_rows(stations)
+    if command.format == "table":
+        for station in stations:
+            print(f"{'✓' if station.passed else '✗'} {station.claim:2d} {station.title}: {station.found}")
+    else:
+        console.print_rows(rows, command.format)
+    failed = [row for row in rows if not row["pass"]]
+    for row in failed:
+        wanted = f"{row['relation']} {row['expected']:g} within {row['tolerance']:g}"
+        print(f"claim {row['claim']}: {row['what']} is {row['measured']:g}, not {wanted}.", file=sys.stderr)
+    print(f"{len(rows) - len(failed)} of {len(rows)} numbers hold. `xentlab open {folder}` shows the page.", file=sys.stderr)
+    if failed:
+        sys.exit(1)
+
+
+def run_open(command: Open) -> None:
+    """A run's page."""
+    from xentlab.runs import find_page
+
+    found = find_page(command.run).resolve()
+    print(found)
+    if not command.print:
+        import webbrowser
+
+        if not webbrowser.open(found.as_uri()):
+            raise LabError("no browser could be started here. Open the file above in one; --print stops after naming it.")
+
+
+def run_api(command: Api) -> None:
+    """The API's pages."""
+    from xentlab.runs import new_folder
+
+    try:
+        import pdoc
+    except ImportError:
+        raise LabError("API pages are made by pdoc, in the extra: pip install 'xentlab[docs]'.") from None
+    folder = new_folder("api", command.out)
+    import pkgutil
+
+    import xentlab
+
+    # pdoc leaves out the modules that a package's __all__ does not name.
+    modules = [found.name for found in pkgutil.walk_packages(xentlab.__path__, "xentlab.") if "experiments" not in found.name]
+    pdoc.pdoc("xentlab", *modules, output_directory=folder)
+    print(f"Wrote {folder}. `xentlab open {folder}` shows it.", file=sys.stderr)

@@ -1,0 +1,118 @@
+"""The command race: begun or resumed, alone or with other processes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+import sys
+import time
+from typing import Any
+
+from xentlab import console
+from xentlab.cli.writing import arguments_of, finish
+from xentlab.commands import Race
+from xentlab.contract import LabError
+
+
+def run_race(command: Race) -> None:
+    """A race, begun or resumed, alone or with other processes."""
+    import jax
+
+    from xentlab import hosts, reading, resume, runs
+    from xentlab.linear.mesh import AXES, make_mesh, parse_mesh
+    from xentlab.race import race
+
+    axes, processes = parse_mesh(command.mesh, tuple(AXES)), hosts.join(command.hosts)
+    mesh = make_mesh(axes, processes) or _all_devices()
+    begun = time.perf_counter()
+    if command.markov is not None and command.text is not None:
+        raise LabError("--text and --markov exclude each other: a race has one source.")
+    source, folder = _source(command), command.resume or command.out
+    command = dataclasses.replace(command, out=folder)
+    said: set[str] = set()
+
+    def laid_out(layout):
+        if command.verbose and layout.why not in said:
+            said.add(layout.why)
+            print(f"{layout.width} runs a call, {layout.at_a_time} calls at a time: {layout.why}.", file=sys.stderr)
+
+    with contextlib.ExitStack() as held:
+        checkpoints = None
+        if folder and hosts.first():
+            folder = held.enter_context(runs.using(runs.new_folder("race", folder)))
+            record = runs.record(arguments_of(command), [source.describe()], 0.0, kind="race")
+            options = (command.resume is not None, command.anyway, command.checkpoint_every)
+            checkpoints = resume.begin(folder, record, *options)
+        elif folder:
+            checkpoints = resume.kept(folder, command.checkpoint_every)
+        hosts.together()
+        held.enter_context(resume.stopping(checkpoints))
+        tell = held.enter_context(console.progress())
+        try:
+            result = race(
+                command.losses,
+                source,
+                command.model,
+                command.learning_rates[:1] if command.quick else command.learning_rates,
+                command.seeds or tuple(range(command.seed, command.seed + (2 if command.quick else 3))),
+                20 if command.quick else command.steps,
+                progress=tell,
+                mesh=mesh,
+                extensions=command.extensions,
+                checkpoints=checkpoints,
+                laid_out=laid_out,
+                batch=command.batch,
+                window=command.window,
+                optimizer=command.optimizer,
+                schedule=command.schedule,
+                clip=command.clip,
+                label_noise=command.label_noise,
+            )
+        except KeyboardInterrupt:
+            if folder:
+                raise KeyboardInterrupt(f"What is done is kept. Go on with: xentlab race --resume {folder}") from None
+            raise
+        except jax.errors.JaxRuntimeError as error:
+            if processes == 1:
+                raise
+            raise LabError(
+                f"the other processes are lost: {error}. What is kept is whole; go on with --resume, on as many devices "
+                "as there are."
+            ) from error
+        if hosts.first():
+            finish(command, result.frames(), "table", begun, [source.describe()], console.summary(result.table))
+            if folder:
+                resume.finish(folder)
+    if command.format == "table" and hosts.first():
+        for sentence in [*reading.pairs(result.pairs), *reading.temperatures(result.table), *reading.rarity(result.frequency)]:
+            print(f"- {sentence}")
+
+
+def _source(command: Race) -> Any:
+    from xentlab.sources import MarkovSource, Text
+
+    if command.markov is None:
+        return Text(command.text, command.tokenizer, command.bpe_vocab)
+    return MarkovSource(command.markov, command.order, seed=command.seed)
+
+
+def _all_devices() -> Any:
+    """Of several accelerators, or several processes, every device takes its share of the runs."""
+    import jax
+
+    from xentlab.linear.mesh import make_mesh
+
+    alone = jax.process_count() == 1 and (jax.default_backend() == "cpu" or jax.device_count() == 1)
+    return None if alone else make_mesh({"runs": jax.device_count()}, jax.process_count())
+
+
+def begun(arguments: list[str]) -> Race | None:
+    """The race that `--resume FOLDER` goes on with, as it was begun."""
+    from xentlab.resume import as_command, started
+
+    for place, each in enumerate(arguments):
+        name, _, folder = each.partition("=")
+        if name == "--resume" and (folder := folder or "".join(arguments[place + 1 : place + 2])):
+            return dataclasses.replace(as_command(started(pathlib.Path(folder).expanduser()), Race), out=None)
+    return None

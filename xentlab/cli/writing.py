@@ -1,0 +1,66 @@
+"""What a command leaves: frames, pictures and a record in its folder, and what it prints."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import sys
+import time
+from typing import Any
+
+from xentlab import console
+from xentlab.commands import COMMANDS
+
+
+def arguments_of(command: Any) -> dict[str, Any]:
+    """A command's arguments as a record has them: those that tell how to do it again."""
+    beside = ("format", "resume", "anyway", "verbose")
+    return {key: value for key, value in dataclasses.asdict(command).items() if key not in beside}
+
+
+def finish(
+    command: Any,
+    frames: dict[str, Any],
+    shown: str,
+    begun: float,
+    sources: list[dict] | None = None,
+    rows: list[dict] | None = None,
+) -> None:
+    """Writes a command's frames into --out, if there is one, and prints the one that is asked for, as `rows` in a table."""
+    if command.out:
+        from xentlab import runs
+
+        folder = runs.new_folder(shown, command.out)
+        kind = next(name for name, each in COMMANDS.items() if each is type(command))
+        with runs.using(folder):
+            for name, frame in frames.items():
+                runs.write_frame(folder, name, frame)
+            pictures(frames, folder)
+            runs.write_record(folder, runs.record(arguments_of(command), sources or [], time.perf_counter() - begun, kind=kind))
+        print(f"Wrote {folder}.", file=sys.stderr)
+    frame = frames[shown]
+    if command.format == "table":
+        console.print_table(rows or frame.to_dict("records"))
+    else:
+        console.print_rows(frame.to_dict("records"), command.format)
+
+
+def pictures(frames: dict[str, Any], folder: pathlib.Path) -> None:
+    """The pictures of the frames that have some."""
+    from xentlab import charts
+
+    shown = next(iter(frames.values()))
+    losses = list(dict.fromkeys(shown.loss))
+    if "profiles" in frames:
+        paths = dict.fromkeys(shown.rivals)
+        panels = [charts.profile(shown, losses, space, path, legend=True) for path in paths for space in charts.SPACES]
+        charts.write_png(charts.grid(panels), folder / "profiles.png")
+    if "budgets" in frames:
+        charts.write_png(charts.grid([charts.budget(shown, losses, "Budget", legend=True)]), folder / "budgets.png")
+    if "curves" in frames:
+        for source in dict.fromkeys(shown.source):
+            panels = [charts.curves(shown, frames["table"], losses, source, True), charts.sweep(shown, losses, source, True)]
+            charts.write_png(charts.grid(panels), folder / "curves.png")
+            panels = [charts.reliability(frames["reliability"], losses, source, each, True) for each in ("raw", "tempered")]
+            panels.append(charts.rarity(frames["frequency"], losses, source, True))
+            charts.write_png(charts.grid(panels), folder / "predictions.png")

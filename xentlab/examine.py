@@ -1,0 +1,168 @@
+"""What a trained model is worth on tokens that it has not seen: through its loss's link, raw and after one temperature."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xentlab.metrics import bits_per_byte, expected_calibration_error, reliability, score, smooth, temper, temperature_slope
+from xentlab.models import logits
+from xentlab.sources import Source
+from xentlab.training import windows
+
+# What a temperature changes, by its name and by that of the raw measurement; accuracy stays.
+TEMPERED = {"nll": "test_nll", "calibration_error": "calibration_error", "kl_to_law": "kl_to_law"}
+# What is measured on the test part, for each run of the best rate; the table gives mean and interval of each.
+TEST_METRICS = (
+    *("test_nll", "bits_per_byte", "accuracy", "calibration_error", "kl_to_law", "temperature"),
+    *(f"tempered_{name}" for name in TEMPERED),
+)
+TEMPERATURES = (1 / 64, 64.0)
+READINGS = ("raw", "tempered")
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """A trained model as its loss means it to be read: through the loss's link, mixed with a share of the uniform.
+
+    Called with tokens [..., T], it gives the probability of what follows each position [..., T, V]. temperature: divides their
+    logarithms, and None leaves them as they are.
+    """
+
+    model: Any
+    link: Callable
+    smoothing: float
+    temperature: float | None = None
+
+    def __call__(self, tokens):
+        return _predict(self.link, self.model, *self.settings, jnp.asarray(tokens))
+
+    @property
+    def settings(self):
+        """Share of the uniform and temperature, as arrays."""
+        share, temperature = jnp.float32(self.smoothing), self.temperature
+        return share, None if temperature is None else jnp.float32(temperature)
+
+
+@eqx.filter_jit
+def _predict(link, model, share, temperature, tokens):
+    predictions = smooth(link(logits(model, tokens)), share)
+    return predictions if temperature is None else temper(predictions, temperature)
+
+
+@dataclasses.dataclass(frozen=True)
+class Examined:
+    """scores: each of `TEST_METRICS`. reliability: of each reading (raw, tempered), rows as `metrics.reliability` has them.
+
+    frequency: rows of count_low, count_high (how often training saw the token), tokens, test_nll, tempered_nll.
+    """
+
+    scores: dict[str, float]
+    reliability: dict[str, list[dict[str, float]]]
+    frequency: list[dict[str, float]]
+
+
+def examiner(source: Source, window: int, validation_tokens: int) -> Callable[[Predictor], Examined]:
+    """A function of a predictor, which fits its temperature on validation and measures on test; it compiles once a link.
+
+    The temperature is the one of least NLL between the `TEMPERATURES`; scaling the logits (Guo et al. 2017, sec. 4.2) where the
+    link is a softmax.
+    """
+    held_out = jnp.asarray(windows(source.split("test"), window))
+    validation = jnp.asarray(windows(source.split("validation"), window, validation_tokens))
+    targets = np.asarray(held_out[:, 1:]).reshape(-1)
+    seen = np.bincount(np.asarray(source.split("train")), minlength=source.vocab)[targets]
+
+    def of_window(link, model, share, temperature, window):
+        batch = window[None]
+        predictions = _predict(link, model, share, temperature, batch[:, :-1])
+        found = score(predictions, batch[:, 1:], _law(source, batch[:, :-1]))
+        return jax.tree.map(lambda leaf: leaf[0], found)
+
+    # A few windows at a time: [all tokens, V] of a large vocabulary would not fit.
+    over = lambda one, all_windows: jax.lax.map(one, all_windows, batch_size=min(64, len(all_windows)))
+
+    @eqx.filter_jit
+    def scores(link, model, share, temperature):
+        readings = dict(zip(READINGS, (None, temperature), strict=True))
+        both = lambda window: {name: of_window(link, model, share, each, window) for name, each in readings.items()}
+        return jax.tree.map(lambda leaf: leaf.reshape(-1), over(both, held_out))
+
+    @eqx.filter_jit
+    def slope(link, model, share, inverse):
+        def one(window):
+            return temperature_slope(_predict(link, model, share, None, window[None, :-1]), window[None, 1:], inverse)[0]
+
+        return jnp.mean(over(one, validation))
+
+    def fitted(predictor):
+        from scipy.optimize import brentq
+
+        # The NLL is convex in the inverse: one root, which its slope finds to more digits than its flat bottom would.
+        at = lambda log: float(slope(predictor.link, predictor.model, predictor.settings[0], jnp.float32(np.exp(-log))))
+        low, high = np.log(TEMPERATURES)
+        if not (at(high) < 0 < at(low)):
+            return TEMPERATURES[0] if at(low) <= 0 else TEMPERATURES[1]
+        return float(np.exp(brentq(at, low, high, xtol=1e-5)))
+
+    def examine(predictor):
+        temperature = fitted(predictor)
+        arrays = (predictor.link, predictor.model, predictor.settings[0], jnp.float32(temperature))
+        found = jax.tree.map(np.asarray, scores(*arrays))
+        raw, tempered = (found[reading] for reading in READINGS)
+        also = _scores(tempered, source, targets)
+        also = {f"tempered_{name}": also[key] for name, key in TEMPERED.items()}
+        return Examined(
+            scores=_scores(raw, source, targets) | {"temperature": temperature} | also,
+            reliability={name: reliability(each["confidence"], each["correct"]) for name, each in found.items()},
+            frequency=_by_frequency(seen, raw["nll"], tempered["nll"]),
+        )
+
+    return examine
+
+
+def _scores(each, source, targets):
+    known = ~np.isnan(each["kl"])
+    return {
+        "test_nll": float(each["nll"].mean(dtype=np.float64)),
+        "bits_per_byte": np.nan
+        if source.token_bytes is None
+        else bits_per_byte(each["nll"], np.asarray(source.token_bytes)[targets]),
+        "accuracy": float(each["correct"].mean()),
+        "calibration_error": expected_calibration_error(each["confidence"], each["correct"]),
+        "kl_to_law": float(each["kl"][known].mean()) if known.any() else np.nan,
+    }
+
+
+def _by_frequency(seen, nll, tempered):
+    """Rows by decades of how often training saw a token: never, 1 to 9, 10 to 99, and so on."""
+    decade = np.where(seen > 0, np.floor(np.log10(np.maximum(seen, 1))).astype(int), -1)
+    rows = []
+    for each in np.unique(decade).tolist():
+        here = decade == each
+        low, high = (0, 0) if each < 0 else (10**each, 10 ** (each + 1) - 1)
+        means = {
+            "test_nll": float(nll[here].mean(dtype=np.float64)),
+            "tempered_nll": float(tempered[here].mean(dtype=np.float64)),
+        }
+        rows.append({"count_low": low, "count_high": high, "tokens": int(here.sum()), **means})
+    return rows
+
+
+def _law(source: Source, tokens):
+    """The true law after each position of windows [W, T], NaN where a window has not shown a whole context yet."""
+    if getattr(source, "law", None) is None:
+        return None
+    time, order = tokens.shape[1], source.order
+    if time < order:
+        return None
+    contexts = jnp.stack([tokens[:, place : time - order + place + 1] for place in range(order)], axis=-1)
+    law = source.law(contexts)
+    unknown = jnp.full((*law.shape[:1], order - 1, law.shape[-1]), jnp.nan, law.dtype)
+    return jnp.concatenate([unknown, law], axis=1)

@@ -1,0 +1,47 @@
+"""Several processes at one race, by `jax.distributed`: on one machine, or one a host."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+
+from xentlab.contract import LabError
+
+HEARTBEAT = 20  # seconds without a sign of life after which a process counts as lost
+
+
+def join(hosts: str | None) -> int:
+    """Joins the processes of "HOST:PORT,COUNT,INDEX", or those that the cluster names ("auto"); how many they are.
+
+    Before JAX touches a device. Raises `LabError` for anything else, and where the others do not come.
+    """
+    if hosts is None:
+        return 1
+    found = re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", hosts)
+    if hosts != "auto" and (not found or int(found[3]) >= int(found[2])):
+        raise LabError(
+            f"processes are joined by HOST:PORT,COUNT,INDEX with INDEX from 0 to COUNT - 1, or by auto; got {hosts!r}."
+        )
+    named = {}
+    if found:
+        named = {"coordinator_address": found[1], "num_processes": int(found[2]), "process_id": int(found[3])}
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(**named, heartbeat_timeout_seconds=HEARTBEAT, initialization_timeout=120)
+    except (RuntimeError, ValueError) as error:
+        raise LabError(f"the processes of {hosts} did not come together: {' '.join(str(error).split())[:300]}") from error
+    return int(found[2]) if found else jax.process_count()
+
+
+def first() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return jax.process_index() == 0
+
+
+def together() -> None:
+    """Waits until every process is here."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("xentlab")

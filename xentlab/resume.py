@@ -1,0 +1,113 @@
+"""A race that may be stopped, by Ctrl-C or by a power cut, and go on: what it began with, its checkpoints, its end."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from xentlab import runs
+from xentlab.checkpoints import Checkpoints
+from xentlab.compare import settings_of_records
+from xentlab.contract import LabError
+
+BEGUN, KEPT = "begun.json", "checkpoints"
+# What a race may go on with differently: where it goes and what it prints, on which devices, and how often it is kept.
+FREE = ("out", "format", "resume", "anyway", "verbose", "mesh", "hosts", "checkpoint_every")
+
+
+def started(folder: pathlib.Path) -> dict[str, Any]:
+    """What an unfinished race began with. Raises `LabError` where there is none, or it is damaged."""
+    path = folder / BEGUN
+    if not path.is_file():
+        if (folder / "run.json").is_file():
+            raise LabError(f"{folder} is finished: nothing is left to resume. `xentlab rerun {folder}` does it again.")
+        raise LabError(f"{folder} holds no unfinished race. `xentlab race --out {folder}` begins one.")
+    try:
+        return json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise LabError(f"{path} cannot be read: {error}. Begin again in another folder.") from error
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What would be otherwise: arguments, texts, versions, commit."""
+    rows = settings_of_records(before, now)
+    kept = [row for row in rows if row["what"].removeprefix("arguments.") not in FREE and not row["what"].startswith("device")]
+    return [f"{row['what'].removeprefix('arguments.')}: {row['first']} there, {row['second']} now" for row in kept]
+
+
+def begin(folder: pathlib.Path, record: dict[str, Any], resume: bool, anyway: bool, every: float) -> Checkpoints:
+    """The checkpoints of a race that begins in a folder, or goes on there.
+
+    Raises `LabError` for a race that is there and unfinished without resume; for other settings with it, but for anyway.
+    """
+    if resume:
+        differ = differences(started(folder), record)
+        if differ and not anyway:
+            raise LabError(
+                f"{folder} began otherwise: {'; '.join(differ)}. Put that back, or go on with --anyway: what is kept stays as "
+                "it is, and only what is left runs with the new settings."
+            )
+        for said in differ:
+            print(f"Going on although it began otherwise. {said}", file=sys.stderr)
+    elif (folder / BEGUN).is_file():
+        raise LabError(
+            f"{folder} holds an unfinished race. Go on with `xentlab race --resume {folder}`, or give another one with --out."
+        )
+    elif (folder / KEPT).is_dir():  # the race that these were of is finished
+        shutil.rmtree(folder / KEPT)
+    runs.write_json(folder / BEGUN, record)
+    return kept(folder, every)
+
+
+def kept(folder: pathlib.Path, every: float) -> Checkpoints:
+    """A run folder's checkpoints."""
+    return Checkpoints(folder / KEPT, every)
+
+
+def finish(folder: pathlib.Path) -> None:
+    """Once all results are written: nothing is left to resume."""
+    (folder / BEGUN).unlink(missing_ok=True)
+    shutil.rmtree(folder / KEPT, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def stopping(checkpoints: Checkpoints | None) -> Iterator[None]:
+    """Within, the first Ctrl-C lets the block in hand end and be kept; the second one stops at once."""
+    if checkpoints is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_):
+        if checkpoints.stop.is_set():
+            signal.default_int_handler(signal.SIGINT, None)
+        checkpoints.stop.set()
+        print("xentlab: stopping after this block, to keep it. Ctrl-C once more stops at once.", file=sys.stderr)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def as_command(record: dict[str, Any], command: type) -> Any:
+    """A recorded command again. Raises `LabError` for arguments that this version does not have."""
+    arguments = record.get("arguments")
+    fields = {field.name: str(field.type) for field in dataclasses.fields(command)}
+    if not isinstance(arguments, dict) or (unknown := sorted(set(arguments) - set(fields))):
+        what = "" if not isinstance(arguments, dict) else f" with {', '.join(unknown)}"
+        raise LabError(f"the run was made{what or ' without a record of its arguments'}, which this version does not have.")
+    whole = {}
+    for name, value in arguments.items():
+        if isinstance(value, str) and ("Path" in fields[name] or name == "out"):
+            value = pathlib.Path(value)
+        whole[name] = tuple(value) if isinstance(value, list) else value
+    return command(**whole)
