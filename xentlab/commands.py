@@ -163,7 +163,7 @@ class Race:
     """HOST:PORT,COUNT,INDEX: this process and others race together, each started with its INDEX; or auto on a cluster"""
     out: Out = None
     resume: pathlib.Path | None = None
-    """an unfinished race's folder: goes on there, as it was begun"""
+    """an unfinished race's folder: goes on there as it was begun, on the devices that --mesh and --hosts give it now"""
     anyway: bool = False
     """resume although arguments, text or versions differ"""
     checkpoint_every: float = 10.0

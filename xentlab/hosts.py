@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 
 import jax
 
@@ -27,11 +29,19 @@ def join(hosts: str | None) -> int:
     if found:
         named = {"coordinator_address": found[1], "num_processes": int(found[2]), "process_id": int(found[3])}
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    _own_stdout()
     try:
         jax.distributed.initialize(**named, heartbeat_timeout_seconds=HEARTBEAT, initialization_timeout=120)
     except (RuntimeError, ValueError) as error:
         raise LabError(f"the processes of {hosts} did not come together: {' '.join(str(error).split())[:300]}") from error
     return int(found[2]) if found else jax.process_count()
+
+
+def _own_stdout() -> None:
+    """Gloo greets on the process's stdout, which is for data: what is not Python's goes to stderr."""
+    sys.stdout.flush()
+    sys.stdout = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
 
 
 def first() -> bool:

@@ -312,21 +312,22 @@ def _combination(table: pd.DataFrame) -> list[str]:
 
 SAID = {1: "As expected", -1: "Against what is reported", 0: "Not told apart at these seeds"}
 METRICS = {"test_nll": "test NLL", "accuracy": "accuracy", "kl_to_law": "KL to the law"}
-DIFFERENCE = "{loss}'s {metric} minus {against}'s, {source},"
-CHANGE = "{source}'s {metric} minus nll's, {loss} minus {against},"  # of the paired `gaps`
+DIFFERENCE = "{loss}'s {metric} minus {against}'s ({source})"
+CHANGE = "the change of {source}'s {metric} minus nll's from ({against}) to ({loss})"  # of the paired `gaps`
 
 
 def verdicts(pairs: pd.DataFrame, reported: Mapping[tuple[str, str], int], what: str = DIFFERENCE) -> list[str]:
     """Whether differences go the way that is reported of them: a sentence each, which the interval decides.
 
     pairs: `race.paired`. reported: by source and loss, the sign of the difference that is reported, +1 or -1. what: the
-    difference in words, from the columns of pairs. Each interval is a 95% one by itself: of twenty, one may miss by chance.
+    difference in words, from the columns of pairs. Each interval is a 95% one by itself: of twenty, one may miss by chance,
+    and more where a bootstrap has few seeds to draw from.
 
     >>> import pandas as pd
     >>> row = {"source": "text", "loss": "mae", "against": "nll", "metric": "test_nll", "seeds": 5}
     >>> pairs = pd.DataFrame([row | {"difference": 0.25, "low": 0.1, "high": 0.4}])
     >>> verdicts(pairs, {("text", "mae"): 1})[0]
-    "As expected: mae's test NLL minus nll's, text, is +0.25, [+0.1, +0.4] over 5 seeds; above 0 is reported."
+    "As expected: mae's test NLL minus nll's (text) is +0.25, [+0.1, +0.4] over 5 seeds; above 0 is reported."
     >>> verdicts(pairs, {("text", "mae"): -1})[0][:24]
     'Against what is reported'
     """
@@ -335,7 +336,7 @@ def verdicts(pairs: pd.DataFrame, reported: Mapping[tuple[str, str], int], what:
     for (source, loss), sign in reported.items():
         row = rows.get((source, loss))
         if row is None:  # `paired` leaves out what has no finished runs
-            sentences.append(f"Not measured: {loss}, {source}. No rate was without a run that diverged.")
+            sentences.append(f"Not measured: {loss} ({source}). Every rate had a run that diverged.")
             continue
         found = (row["low"] > 0) - (row["high"] < 0)
         named = what.format(**row | {"metric": METRICS.get(row["metric"], row["metric"])})

@@ -108,11 +108,11 @@ def _all_devices() -> Any:
 
 
 def begun(arguments: list[str]) -> Race | None:
-    """The race that `--resume FOLDER` goes on with, as it was begun."""
+    """The race that `--resume FOLDER` goes on with, as it was begun, on whatever devices it is given now."""
     from xentlab.resume import as_command, started
 
     for place, each in enumerate(arguments):
         name, _, folder = each.partition("=")
         if name == "--resume" and (folder := folder or "".join(arguments[place + 1 : place + 2])):
-            return dataclasses.replace(as_command(started(pathlib.Path(folder).expanduser()), Race), out=None)
+            return dataclasses.replace(as_command(started(pathlib.Path(folder).expanduser()), Race), out=None, mesh=None)
     return None

@@ -14,7 +14,7 @@ from xentlab.commands import COMMANDS
 
 def arguments_of(command: Any) -> dict[str, Any]:
     """A command's arguments as a record has them: those that tell how to do it again."""
-    beside = ("format", "resume", "anyway", "verbose")
+    beside = ("format", "resume", "anyway", "verbose", "hosts")
     return {key: value for key, value in dataclasses.asdict(command).items() if key not in beside}
 
 

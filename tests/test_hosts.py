@@ -1,0 +1,118 @@
+"""Runs spread over devices and real processes: the same numbers to rounding; where one is lost, an end in bounded time."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from xentlab import LabError, hosts
+from xentlab.layout import Layout, fitted
+
+RACE = ("race", "--losses", "nll", "--markov", "8", "--model", "bigram", "--steps", "20", "--seeds", "0", "1", "2")
+RACE += ("--learning-rates", ".02", ".1", "--extensions", "1", "--batch", "4", "--window", "8", "--format", "json")
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    return os.environ | {"JAX_PLATFORMS": "cpu", "XENTLAB_CACHE": str(tmp_path_factory.mktemp("compiled"))}
+
+
+def start(environment, *arguments):
+    command = [sys.executable, "-m", "xentlab.cli", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def finish(process, code=0, seconds=200):
+    out, err = process.communicate(timeout=seconds)
+    assert process.returncode == code, err[-3000:]
+    return out, err
+
+
+def pair():
+    """The arguments of two processes that meet at a free port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [("--hosts", f"127.0.0.1:{port},2,{index}") for index in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, compiled):
+    folder = tmp_path_factory.mktemp("race") / "alone"
+    finish(start(compiled, *RACE, "--out", folder))
+    return folder
+
+
+def assert_near(folder, other):
+    for name in ("curves", "table", "tests"):
+        one, two = (pd.read_csv(each / f"{name}.csv") for each in (folder, other))
+        numbers = one.select_dtypes("number").columns
+        # The same sums in another order: as many runs a call, another program.
+        np.testing.assert_allclose(one[numbers], two[numbers], rtol=2e-4, atol=2e-5)
+
+
+def test_devices_share_the_runs(alone, compiled, tmp_path):
+    """Six runs on four devices, which do not divide them."""
+    _, err = finish(start(compiled, *RACE, "--out", tmp_path / "spread", "--mesh", "runs=4", "--verbose"))
+    assert "4 runs a call" in err
+    assert_near(tmp_path / "spread", alone)
+
+
+def test_devices_share_runs_and_each_run(alone, compiled, tmp_path):
+    finish(start(compiled, *RACE, "--out", tmp_path / "spread", "--mesh", "runs=2,data=2,model=2"))
+    assert_near(tmp_path / "spread", alone)
+
+
+def test_two_processes_race_as_one(alone, compiled, tmp_path):
+    first, second = (start(compiled, *RACE, "--out", tmp_path / "both", *each) for each in pair())
+    said, _ = finish(first)
+    nothing, _ = finish(second)
+    assert '"loss": "nll"' in said
+    assert nothing == ""
+    assert_near(tmp_path / "both", alone)
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_process_ends_the_others_and_the_race_goes_on_without_it(alone, compiled, tmp_path, lost):
+    folder = tmp_path / "half"
+    both = [start(compiled, *RACE, "--out", folder, "--checkpoint-every", "0", *each) for each in pair()]
+    end = time.monotonic() + 120
+    while not any(path.name.isdecimal() and int(path.name) > 2 for path in folder.glob("checkpoints/*/*/*")):
+        assert time.monotonic() < end
+        assert all(process.poll() is None for process in both), [process.communicate() for process in both]
+        time.sleep(0.01)
+    os.kill(both[lost].pid, signal.SIGKILL)
+    begun = time.monotonic()
+    _, err = both[1 - lost].communicate(timeout=90)
+    assert both[1 - lost].returncode != 0
+    assert time.monotonic() - begun < 3 * hosts.HEARTBEAT
+    assert re.search("lost|unavailable|UNAVAILABLE|heartbeat|closed", err), err[-2000:]
+    both[lost].communicate()
+    finish(start(compiled, "race", "--resume", folder))
+    assert_near(folder, alone)
+
+
+@pytest.mark.parametrize("text", ["here", "host:1,2", "host:1,2,2", "host:1,2,-1", "host,2,0"])
+def test_processes_are_named_one_way(text):
+    with pytest.raises(LabError, match="HOST:PORT,COUNT,INDEX"):
+        hosts.join(text)
+
+
+def test_a_grid_takes_no_more_than_memory_holds():
+    """Fewer calls at a time, then narrower ones; what is left over, if nothing else helps, is told."""
+    wide, cores = Layout(8, 1, False, "wide"), Layout(1, 4, False, "a run a core")
+    needs = lambda width: (width, 10 * width)
+    assert fitted(8, wide, needs, None) == fitted(8, wide, needs, 88) == wide
+    assert fitted(8, wide, needs, 60).width == 4
+    assert fitted(8, wide, needs, 60, step=8 // 2).width == 4
+    assert fitted(8, cores, needs, 48) == cores
+    assert fitted(8, cores, needs, 30).at_a_time == 2
+    with pytest.raises(LabError, match="Take fewer seeds or rates"):
+        fitted(8, cores, needs, 17)
