@@ -1,9 +1,9 @@
 """Writes what the documents say of numbers, from a run: `xentlab tour --out runs/tour && python docs/write.py runs/tour`.
 
-A run of the benchmark is taken too: `python experiments/bench_linear_loss.py && python docs/write.py runs/bench_linear_loss`.
-It copies the run's results to docs/results.json or docs/bench_linear_loss.json, its pictures beside them, and fills the blocks
-of README.md and experiments/README.md that stand between <!-- begin NAME --> and <!-- end NAME -->. A test holds the blocks
-to the results.
+A run of a benchmark is taken too: `python experiments/bench_linear_loss.py && python docs/write.py runs/bench_linear_loss`,
+and bench_race alike. It copies the run's results to docs/, as results.json or by the benchmark's name, its pictures beside
+them, and fills the blocks of README.md and experiments/README.md that stand between <!-- begin NAME --> and <!-- end NAME -->.
+A test holds the blocks to the results.
 """
 
 import ast
@@ -15,7 +15,8 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).parent.parent
-RESULTS, HEADS = ROOT / "docs" / "results.json", ROOT / "docs" / "bench_linear_loss.json"
+RESULTS = ROOT / "docs" / "results.json"
+BENCHMARKS = {"heads": "bench_linear_loss", "race": "bench_race"}  # by the frame that each writes
 PICTURES = {"cliff": "claim-4", "tokens": "claim-10", "rebuilt-city": "claim-15", "doors": "claim-19"}
 LOOSE = (9, 5, 4, 7, 10, 12, 18, 19)  # the claims that the README's list of corrections shows
 EXTRA = ("new_loss", "own_loss_at_scale", "wrong_start")  # scripts without a station
@@ -55,15 +56,35 @@ def collect_heads(run: pathlib.Path) -> dict:
 
 def kept_of_heads(made: dict, frame) -> dict:
     """The record and the frame of a benchmark, shortened; what a row lacks is None."""
-    rows = [
+    kept = {key: made[key] for key in ("finished", "seconds", "versions", "peers", "machine")}
+    return {**kept, **{key: made["arguments"][key] for key in ("rounds", "threads")}, "rows": _rows(frame)}
+
+
+def collect_races(run: pathlib.Path) -> dict:
+    """The benchmark of the race as the documents need it."""
+    import pandas as pd
+
+    made = json.loads((run / "run.json").read_text())
+    if made["arguments"]["quick"]:
+        raise SystemExit("a quick benchmark is too short to be quoted; run `python experiments/bench_race.py` whole.")
+    return kept_of_races(made, pd.read_csv(run / "race.csv", keep_default_na=False, na_values=[""]))
+
+
+def kept_of_races(made: dict, frame) -> dict:
+    """The record and the frame of the race's benchmark, shortened."""
+    kept = {key: made[key] for key in ("finished", "seconds", "versions", "peers", "machine")}
+    return {**kept, **{key: made["arguments"][key] for key in ("rounds", "threads")}, "rows": _rows(frame)}
+
+
+def _rows(frame) -> list[dict]:
+    """A frame's rows, numbers to four decimals; what a row lacks is None."""
+    return [
         {key: None if value != value else round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
         for row in frame.to_dict("records")
     ]
-    kept = {key: made[key] for key in ("finished", "seconds", "versions", "peers", "machine")}
-    return {**kept, **{key: made["arguments"][key] for key in ("rounds", "threads")}, "rows": rows}
 
 
-def index(results: dict, benchmark: dict) -> str:
+def index(results: dict, benchmarks: dict[str, dict]) -> str:
     """The table of experiments: question, command, what it shows, time."""
     lines = ["| claim | question | command | what it shows | time |", "|---|---|---|---|---|"]
     rows = []
@@ -81,7 +102,10 @@ def index(results: dict, benchmark: dict) -> str:
         f"| 1–19 | Does every claim hold? | `python experiments/all.py` | All of these as one page | {whole} |",
         "| | The same as a notebook (jupytext) | `python experiments/tour.py` | Five stations, and a loss of your own | |",
     ]
-    measured = {"bench_linear_loss": (ahead(benchmark), _time(benchmark["seconds"]))}
+    said = {"heads": ahead, "race": fastest}
+    measured = {
+        BENCHMARKS[name]: (said[name](benchmark), _time(benchmark["seconds"])) for name, benchmark in benchmarks.items()
+    }
     for path in sorted((ROOT / "experiments").glob("bench_*.py")):
         question, about = _docstring(path.stem)
         shown, seconds = measured.get(path.stem, (about, ""))
@@ -176,6 +200,56 @@ def _cell(row: dict | None) -> str:
     return f"{row['ratio']:.2f} ({row['ratio_q1']:.2f}–{row['ratio_q3']:.2f}) | {memory}"
 
 
+def fastest(benchmark: dict) -> str:
+    """How many times as long the others take for the same grid, and how far xentlab is from its matrix products."""
+    said = []
+    for grid, rows in _by_grid(benchmark).items():
+        own = next(row for row in rows if row["what"] == "xentlab")
+        others = [row for row in rows if row["group"] == "by hand" and row["seconds"]]
+        times = ", ".join(f"{row['what']} {row['seconds'] / own['seconds']:.1f}" for row in others)
+        said.append(
+            f"{grid}, {own['runs']} runs of {own['steps']} steps: {own['seconds']:.2f} s, {own['to_floor']:.2f} times its "
+            f"matrix products alone. As many times as long as that take {times}."
+        )
+    return " ".join(said)
+
+
+def _by_grid(benchmark: dict) -> dict[str, list[dict]]:
+    """The rows of each grid that was raced."""
+    grids: dict[str, list[dict]] = {}
+    for row in benchmark["rows"]:
+        if not row["grid"].endswith("scaled"):
+            grids.setdefault(row["grid"], []).append(row)
+    return grids
+
+
+def races(benchmark: dict) -> str:
+    """The race's benchmark as a table a grid, and how it scales."""
+    lines = [fastest(benchmark), ""]
+    grids = _by_grid(benchmark)
+    cells: dict[str, list[str]] = {}
+    for rows in grids.values():
+        for row in rows:
+            found = "–" if row["seconds"] is None else f"{row['seconds']:.2f} ({row['seconds_q1']:.2f}–{row['seconds_q3']:.2f})"
+            floor = "–" if row["to_floor"] is None else f"{row['to_floor']:.2f}"
+            cells.setdefault(row["what"], []).append(f"{found} | {floor}")
+    lines.append(f"| | {' | '.join(f'{grid}, seconds | to its products' for grid in grids)} |")
+    lines.append("|---|" + "--:|--:|" * len(grids))
+    lines += [f"| {what} | {' | '.join(each)} |" for what, each in cells.items()]
+    scaled = [row for row in benchmark["rows"] if row["grid"].endswith("scaled")]
+    alone, spread = ([row for row in scaled if (row["what"] == "xentlab") == whole] for whole in (True, False))
+    runs = [f"{row['runs']}: {1e3 * row['seconds'] / row['runs']:.0f}" for row in alone]
+    devices = [f"{row['devices']}: {row['seconds']:.2f}" for row in spread]
+    versions = {"jax": benchmark["versions"]["jax"], **benchmark["peers"]}
+    foot = (
+        f"Seconds of the whole grid: medians of {benchmark['rounds']} rounds in which all took turns, with quartiles, on "
+        f"{benchmark['machine']['cores']} cores; compiled before, but where it says so. Milliseconds a run, by their number: "
+        f"{', '.join(runs)}. Seconds by virtual devices of these cores that share the runs: {', '.join(devices)}. "
+    )
+    foot += f"{', '.join(f'{name} {version}' for name, version in versions.items())}."
+    return "\n".join([*lines, "", foot])
+
+
 def four_doors(results: dict) -> str:
     """The four doors as a table."""
     head = ("loss", "tokens needed", "bits a byte, coded", "gradient error, bfloat16", "pull as p → 0", "steps to escape")
@@ -220,13 +294,19 @@ def filled(text: str, blocks: dict[str, str]) -> str:
     return text
 
 
-def documents(results: dict, benchmark: dict, audited: str | None = None) -> dict[pathlib.Path, str]:
+def read_benchmarks() -> dict[str, dict]:
+    """The results of the benchmarks that were taken, by the frame that each writes."""
+    places = {name: ROOT / "docs" / f"{file}.json" for name, file in BENCHMARKS.items()}
+    return {name: json.loads(place.read_text()) for name, place in places.items()}
+
+
+def documents(results: dict, benchmarks: dict[str, dict], audited: str | None = None) -> dict[pathlib.Path, str]:
     """Each document with its blocks filled; audited: the audit's output, made anew if it is not given."""
     readme, experiments = ROOT / "README.md", ROOT / "experiments" / "README.md"
     text = readme.read_text()
     blocks = {"doors": four_doors(results), "loose": loose(results), "audit": audited or own_loss(text)}
-    blocks["heads"] = heads(benchmark)
-    indexed = {"index": index(results, benchmark)}
+    blocks |= {"heads": heads(benchmarks["heads"]), "races": races(benchmarks["race"])}
+    indexed = {"index": index(results, benchmarks)}
     return {readme: filled(text, blocks), experiments: filled(experiments.read_text(), indexed)}
 
 
@@ -248,11 +328,14 @@ if __name__ == "__main__":
     if len(sys.argv) != 2:
         raise SystemExit(__doc__)
     run = pathlib.Path(sys.argv[1])
-    if (run / "heads.csv").is_file():
-        HEADS.write_text(json.dumps(collect_heads(run), indent=1, allow_nan=False) + "\n")
-        (ROOT / "docs" / "heads.png").write_bytes((run / "heads.png").read_bytes())
+    collected = {"heads": collect_heads, "race": collect_races}
+    if found := [name for name in BENCHMARKS if (run / f"{name}.csv").is_file()]:
+        (name,) = found
+        written = json.dumps(collected[name](run), indent=1, allow_nan=False)
+        (ROOT / "docs" / f"{BENCHMARKS[name]}.json").write_text(f"{written}\n")
+        (ROOT / "docs" / f"{name}.png").write_bytes((run / f"{name}.png").read_bytes())
     else:
         RESULTS.write_text(json.dumps(collect(run), indent=1) + "\n")
         pictures(run)
-    for path, text in documents(json.loads(RESULTS.read_text()), json.loads(HEADS.read_text())).items():
+    for path, text in documents(json.loads(RESULTS.read_text()), read_benchmarks()).items():
         path.write_text(text)

@@ -240,3 +240,29 @@ def test_api_pages_hold_every_module(tmp_path):
     made = {path.stem for path in (tmp_path / "api").rglob("*.html")}
     assert {"xentlab", "gradients", "audit", "station", "likelihood", "race"} <= made
     assert "brier" in (tmp_path / "api" / "xentlab" / "losses" / "squared.html").read_text()
+
+
+def test_what_was_compiled_is_kept_unless_it_is_turned_off(tmp_path):
+    def run(*arguments, **environment):
+        command = [sys.executable, "-m", "xentlab.cli", "audit", "mae", "--format", "csv", *arguments]
+        environment = os.environ | {"JAX_LOG_COMPILES": "1", "JAX_EXPLAIN_CACHE_MISSES": "1"} | environment
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return (
+            done.stdout,
+            done.stderr.count("Persistent compilation cache hit"),
+            done.stderr.count("to persistent compilation cache"),
+        )
+
+    place = tmp_path / "compiled"
+    first, _, misses = run(XENTLAB_CACHE=str(place))
+    made = {path.name for path in place.iterdir()}
+    assert made
+    assert misses > 10
+    again, hits, misses = run(XENTLAB_CACHE=str(place))
+    assert again == first
+    assert hits > 10
+    assert misses == 0
+    assert {path.name for path in place.iterdir()} == made
+    for switch in (run("--no-cache", XENTLAB_CACHE=str(tmp_path / "none")), run(XENTLAB_CACHE="off", HOME=str(tmp_path))):
+        assert switch == (first, 0, 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["compiled"]

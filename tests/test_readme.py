@@ -79,9 +79,9 @@ def documents():
 
 def test_the_documents_say_what_the_last_results_say():
     write = documents()
-    results, benchmark = json.loads(write.RESULTS.read_text()), json.loads(write.HEADS.read_text())
+    results, benchmarks = json.loads(write.RESULTS.read_text()), write.read_benchmarks()
     audited = re.search(r"<!-- begin audit -->\n(.*?)\n<!-- end audit -->", README, re.DOTALL)[1]
-    for path, text in write.documents(results, benchmark, audited).items():
+    for path, text in write.documents(results, benchmarks, audited).items():
         assert path.read_text() == text, f"{path.name} differs from the results in docs/: run docs/write.py"
 
 

@@ -102,7 +102,7 @@ def test_a_file_is_whole_or_absent(tmp_path, monkeypatch):
     path = tmp_path / "kept.csv"
     path.write_text("before")
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
-    with pytest.raises(LabError, match="No space left. Nothing half-written is left"):
+    with pytest.raises(LabError, match=r"No space left\. Nothing half-written is left"):
         runs.write_bytes(path, b"after")
     assert path.read_text() == "before"
     assert [p.name for p in tmp_path.iterdir()] == ["kept.csv"]

@@ -107,8 +107,11 @@ def examiner(source: Source, window: int, validation_tokens: int) -> Callable[[P
         # The NLL is convex in the inverse: one root, which its slope finds to more digits than its flat bottom would.
         at = lambda log: float(slope(predictor.link, predictor.model, predictor.settings[0], jnp.float32(np.exp(-log))))
         low, high = np.log(TEMPERATURES)
-        if not (at(high) < 0 < at(low)):
-            return TEMPERATURES[0] if at(low) <= 0 else TEMPERATURES[1]
+        hottest, coldest = at(high), at(low)
+        if max(abs(hottest), abs(coldest)) < 1e-6:  # even predictions, which no temperature changes
+            return 1.0
+        if not (hottest < 0 < coldest):
+            return TEMPERATURES[0] if coldest <= 0 else TEMPERATURES[1]
         return float(np.exp(brentq(at, low, high, xtol=1e-5)))
 
     def examine(predictor):
