@@ -35,12 +35,12 @@ def test_smoothing_makes_a_zero_finite_and_a_sure_token_dearer():
 def test_scores_by_hand():
     predictions = jnp.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]])
     law = jnp.array([[0.5, 0.5, 0.0], [0.1, 0.2, 0.7]])
-    found = metrics.score(predictions, jnp.array([0, 1]), law)
+    found = metrics.score(jnp.log(predictions), jnp.array([0, 1]), law)
     np.testing.assert_allclose(found["nll"], -np.log([0.5, 0.2]), rtol=1e-6)
     np.testing.assert_array_equal(found["correct"], [1, 0])
     np.testing.assert_allclose(found["confidence"], [0.5, 0.7])
     np.testing.assert_allclose(found["kl"], [0.5 * np.log(2), 0], atol=1e-7)
-    assert np.isnan(metrics.score(predictions, jnp.array([0, 1]))["kl"]).all()
+    assert np.isnan(metrics.score(jnp.log(predictions), jnp.array([0, 1]))["kl"]).all()
 
 
 def test_interval_equals_scipy():

@@ -34,7 +34,9 @@ def colours(losses: Sequence[str], legend: bool = True) -> dict:
     """Encodings of `loss` as hue and dash, the same for a loss in every chart."""
     looks = look(losses)
     key = (
-        alt.Legend(title=None, orient="bottom", columns=3, symbolType="stroke", symbolStrokeWidth=4, symbolSize=300)
+        alt.Legend(
+            title=None, orient="bottom", columns=3, symbolType="stroke", symbolStrokeWidth=4, symbolSize=300, symbolOpacity=1
+        )
         if legend
         else None
     )
@@ -135,7 +137,8 @@ def _bands(
     """Means over seeds as lines, with a band from the least seed to the greatest."""
     y = alt.Y("mean:Q", title=measured).scale(zero=False)
     band = alt.Chart(rows).mark_area(opacity=0.18).encode(x=x, y=alt.Y("low:Q").scale(zero=False), y2="high:Q")
-    band = band.encode(color=colours(losses, False)["color"])
+    # The same legend as the lines: a layer without one would take it from both.
+    band = band.encode(color=colours(losses, legend)["color"])
     tips = ["loss:N", x_tip, *[alt.Tooltip(f"{name}:Q", format=".4f") for name in ("mean", "low", "high")]]
     line = alt.Chart(rows).mark_line(strokeWidth=2.2, point={"size": 40, "filled": True})
     line = line.encode(x=x, y=y, tooltip=tips, **colours(losses, legend))
@@ -198,8 +201,8 @@ def reliability(frame: pd.DataFrame, losses: Sequence[str], source: str, reading
 
 
 def rarity(frame: pd.DataFrame, losses: Sequence[str], source: str, legend: bool = False) -> alt.LayerChart:
-    """Test NLL against how often training saw the token, by decades; the band spans the seeds."""
-    rows = frame[frame.source == source].rename(columns={"test_nll": "validation_nll"})
+    """Test NLL against how often training saw the token; the band spans the seeds. Bins of a few test tokens are left out."""
+    rows = frame[(frame.source == source) & (frame.tokens >= 30)].rename(columns={"test_nll": "validation_nll"})
     rows = rows.assign(seen=[_decade(*each) for each in zip(rows.count_low, rows.count_high, strict=True)])
     order = list(dict.fromkeys(rows.sort_values("count_low").seen))
     return _bands(

@@ -41,7 +41,8 @@ class Predictor:
     temperature: float | None = None
 
     def __call__(self, tokens):
-        return _predict(self.link, self.model, *self.settings, jnp.asarray(tokens))
+        predictions = _predict(self.link, self.model, self.settings[0], jnp.asarray(tokens))
+        return predictions if self.temperature is None else jnp.exp(temper(predictions, self.settings[1]))
 
     @property
     def settings(self):
@@ -51,9 +52,8 @@ class Predictor:
 
 
 @eqx.filter_jit
-def _predict(link, model, share, temperature, tokens):
-    predictions = smooth(link(logits(model, tokens)), share)
-    return predictions if temperature is None else temper(predictions, temperature)
+def _predict(link, model, share, tokens):
+    return smooth(link(logits(model, tokens)), share)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +81,9 @@ def examiner(source: Source, window: int, validation_tokens: int) -> Callable[[P
 
     def of_window(link, model, share, temperature, window):
         batch = window[None]
-        predictions = _predict(link, model, share, temperature, batch[:, :-1])
-        found = score(predictions, batch[:, 1:], _law(source, batch[:, :-1]))
+        predictions = _predict(link, model, share, batch[:, :-1])
+        log_p = jnp.log(predictions) if temperature is None else temper(predictions, temperature)
+        found = score(log_p, batch[:, 1:], _law(source, batch[:, :-1]))
         return jax.tree.map(lambda leaf: leaf[0], found)
 
     # A few windows at a time: [all tokens, V] of a large vocabulary would not fit.
@@ -97,7 +98,7 @@ def examiner(source: Source, window: int, validation_tokens: int) -> Callable[[P
     @eqx.filter_jit
     def slope(link, model, share, inverse):
         def one(window):
-            return temperature_slope(_predict(link, model, share, None, window[None, :-1]), window[None, 1:], inverse)[0]
+            return temperature_slope(_predict(link, model, share, window[None, :-1]), window[None, 1:], inverse)[0]
 
         return jnp.mean(over(one, validation))
 
@@ -144,17 +145,17 @@ def _scores(each, source, targets):
 
 
 def _by_frequency(seen, nll, tempered):
-    """Rows by decades of how often training saw a token: never, 1 to 9, 10 to 99, and so on."""
-    decade = np.where(seen > 0, np.floor(np.log10(np.maximum(seen, 1))).astype(int), -1)
-    rows = []
-    for each in np.unique(decade).tolist():
-        here = decade == each
-        low, high = (0, 0) if each < 0 else (10**each, 10 ** (each + 1) - 1)
+    """Rows by how often training saw a token, two a decade: never, 1 or 2, 3 to 9, 10 to 29, and so on."""
+    edges = [0, *(base * 10**power for power in range(10) for base in (1, 3))]
+    place, rows = np.searchsorted(edges, seen, side="right") - 1, []
+    for each in np.unique(place).tolist():
+        here = place == each
+        bounds = {"count_low": edges[each], "count_high": max(0, edges[each + 1] - 1), "tokens": int(here.sum())}
         means = {
             "test_nll": float(nll[here].mean(dtype=np.float64)),
             "tempered_nll": float(tempered[here].mean(dtype=np.float64)),
         }
-        rows.append({"count_low": low, "count_high": high, "tokens": int(here.sum()), **means})
+        rows.append(bounds | means)
     return rows
 
 

@@ -6,7 +6,6 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, Shaped
 
 from xentlab.contract import at_target
-from xentlab.information import kl_divergence
 
 # Shares of the uniform that a prediction may be mixed with. A sparse link gives some tokens probability 0, where a code
 # length is infinite: every loss's model is mixed by the share that its own validation part likes best, 0 among them.
@@ -36,12 +35,14 @@ def smooth(predictions: Predictions, share: Float[Array, ""]) -> Predictions:
 
 
 def temper(predictions: Predictions, temperature: Float[Array, ""]) -> Predictions:
-    """Predictions [..., V] to the power 1/temperature, normalised: above 1 they are less sure, below 1 surer. 0 stays 0.
+    """The logarithms of predictions [..., V] to the power 1/temperature, normalised: above 1 they are less sure, below surer.
 
-    >>> temper(jnp.array([0.8, 0.2]), jnp.array(0.5))  # .64 : .04
+    Logarithms, as a power of a small probability may be too small for its dtype. What is 0 stays so.
+
+    >>> jnp.exp(temper(jnp.array([0.8, 0.2]), jnp.array(0.5)))  # .64 : .04
     Array([0.9411765 , 0.05882353], dtype=float32)
     """
-    return jax.nn.softmax(jnp.log(predictions) / temperature, axis=-1)
+    return jax.nn.log_softmax(jnp.log(predictions) / temperature, axis=-1)
 
 
 def temperature_slope(
@@ -54,18 +55,24 @@ def temperature_slope(
     """
     # What has no probability keeps none, and counts for nothing.
     log_p = jnp.where(predictions > 0, jnp.log(predictions), 0)
-    expected = jnp.sum(temper(predictions, 1 / inverse) * log_p, axis=-1)
+    expected = jnp.sum(jnp.exp(temper(predictions, 1 / inverse)) * log_p, axis=-1)
     return expected - at_target(log_p, targets)
 
 
 def score(
-    predictions: Predictions, targets: Integer[Array, "*tokens"], law: Predictions | None = None
+    log_p: Predictions, targets: Integer[Array, "*tokens"], law: Predictions | None = None
 ) -> dict[str, Float[Array, "*tokens"]]:
-    """Each token's `nll` in nats, `correct` (1 or 0), `confidence` (the greatest probability), and `kl` to a law or NaN."""
-    nll = -jnp.log(at_target(predictions, targets))
-    correct = (jnp.argmax(predictions, axis=-1).astype(targets.dtype) == targets).astype(nll.dtype)
-    kl = jnp.full_like(nll, jnp.nan) if law is None else kl_divergence(law, predictions)
-    return {"nll": nll, "correct": correct, "confidence": jnp.max(predictions, axis=-1), "kl": kl}
+    """From log-probabilities [..., V]: each token's `nll` in nats, `correct` (1 or 0), `confidence`, and `kl` to a law or NaN.
+
+    confidence: the greatest probability.
+    """
+    nll = -at_target(log_p, targets)
+    correct = (jnp.argmax(log_p, axis=-1).astype(targets.dtype) == targets).astype(nll.dtype)
+    kl = jnp.full_like(nll, jnp.nan)
+    if law is not None:
+        present = law > 0
+        kl = jnp.sum(jnp.where(present, law * (jnp.log(jnp.where(present, law, 1)) - log_p), 0), axis=-1)
+    return {"nll": nll, "correct": correct, "confidence": jnp.exp(jnp.max(log_p, axis=-1)), "kl": kl}
 
 
 def reliability(

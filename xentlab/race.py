@@ -44,7 +44,7 @@ class Race:
     pairs: `paired` of the tests, by test_nll and by tempered_nll.
     reliability: how sure and how right, a row a loss, reading (raw, tempered) and bin of confidence, all seeds together:
     source, loss, reading, low, high, tokens, confidence, accuracy.
-    frequency: where rare tokens make the difference, a row a loss, seed and decade of how often training saw the token: source,
+    frequency: where rare tokens make the difference, a row a loss, seed and half decade of how often training saw it: source,
     loss, seed, count_low, count_high, tokens, test_nll, tempered_nll.
     predictors: each loss's model at its best rate and first seed; a loss that diverged everywhere has none.
     """

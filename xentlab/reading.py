@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LOW = 1e-6  # where "at low probability" is read off
+ENOUGH = 30  # test tokens that a mean over them is quoted of
 HIGHER = 1e-3  # and where a limit is told from a trend
 
 
@@ -183,13 +184,14 @@ def temperatures(table: pd.DataFrame) -> list[str]:
     sentences = []
     for source, rows in table.groupby("source", sort=False):
         rows = rows.dropna(subset=["test_nll"]).assign(gain=rows.test_nll - rows.tempered_nll).sort_values("gain")
-        gained = rows[rows.gain > 0.01].iloc[::-1]
+        told = lambda r: f"{r.loss} ({r.test_nll:.3f} to {r.tempered_nll:.3f} nats at {r.temperature:.2g})"
+        gained, lost = rows[rows.gain > 0.01].iloc[::-1], rows[rows.gain < -0.01]
         if len(gained):
-            each = [
-                f"{r.loss} ({r.test_nll:.3f} to {r.tempered_nll:.3f} nats at {r.temperature:.2g})" for r in gained.itertuples()
-            ]
-            sentences.append(f"On {source} one temperature, fitted on validation, helps {words(each)}.")
-        rest = list(rows.loss[rows.gain <= 0.01])
+            helped = words([told(row) for row in gained.itertuples()])
+            sentences.append(f"On {source} one temperature, fitted on validation, helps {helped}.")
+        if len(lost):  # what is best on validation need not be on test
+            sentences.append(f"On {source} that temperature costs {words([told(row) for row in lost.itertuples()])} on test.")
+        rest = list(rows.loss[rows.gain.abs() <= 0.01])
         if rest:
             sentences.append(f"On {source} it changes the test NLL of {words(rest)} by no more than .01.")
     return sentences
@@ -199,6 +201,7 @@ def rarity(frequency: pd.DataFrame) -> list[str]:
     """How far the losses lie apart on rare tokens and on frequent ones."""
     sentences = []
     for source, here in frequency.groupby("source", sort=False):
+        here = here[here.tokens >= ENOUGH]
         means = here.groupby(["count_low", "loss"], sort=True).test_nll.mean().unstack()
         if len(means) < 2 or means.shape[1] < 2:
             continue
