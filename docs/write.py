@@ -1,9 +1,10 @@
 """Writes what the documents say of numbers, from a run: `xentlab tour --out runs/tour && python docs/write.py runs/tour`.
 
-A run of a benchmark is taken too: `python experiments/bench_linear_loss.py && python docs/write.py runs/bench_linear_loss`,
-and bench_race alike. It copies the run's results to docs/, as results.json or by the benchmark's name, its pictures beside
-them, and fills the blocks of README.md and experiments/README.md that stand between <!-- begin NAME --> and <!-- end NAME -->.
-A test holds the blocks to the results.
+It takes runs of the benchmarks too, `python experiments/bench_linear_loss.py && python docs/write.py runs/bench_linear_loss`,
+bench_race alike, and of the scripts whose verdicts are about the literature, `python experiments/label_noise.py --out
+runs/label_noise` and the others. It copies the run's results into docs/, its pictures beside them, and fills the blocks of
+README.md and experiments/README.md that stand between <!-- begin NAME --> and <!-- end NAME -->. A test holds the blocks to
+the results.
 """
 
 import ast
@@ -15,7 +16,7 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).parent.parent
-RESULTS = ROOT / "docs" / "results.json"
+RESULTS, REPORTED = ROOT / "docs" / "results.json", ROOT / "docs" / "reported.json"
 BENCHMARKS = {"heads": "bench_linear_loss", "race": "bench_race"}  # by the frame that each writes
 PICTURES = {"cliff": "claim-4", "tokens": "claim-10", "rebuilt-city": "claim-15", "doors": "claim-19"}
 LOOSE = (9, 5, 4, 7, 10, 12, 18, 19)  # the claims that the README's list of corrections shows
@@ -84,7 +85,37 @@ def _rows(frame) -> list[dict]:
     ]
 
 
-def index(results: dict, benchmarks: dict[str, dict]) -> str:
+def collect_reported(run: pathlib.Path, made: dict) -> dict:
+    """What is reported, tried again by one script: the verdicts on the frame that its run wrote, and the time it took."""
+    import pandas as pd
+
+    from xentlab.tour.walk import load
+
+    name = pathlib.Path(made["command"][0]).stem
+    if "--quick" in made["command"]:
+        raise SystemExit(f"a quick run is too short to be quoted; run `python experiments/{name}.py` whole.")
+    verdicts = load(ROOT / "experiments" / f"{name}.py").verdicts(pd.read_csv(run / "tests.csv"))
+    return {name: {"finished": made["finished"], "seconds": made["seconds"], "verdicts": verdicts}}
+
+
+def counted(verdicts: list[str]) -> str:
+    """How many differences went as reported, against it, or neither way."""
+    kinds = {"as expected": "As expected", "against what is reported": "Against", "not told apart": "Not told apart"}
+    numbers = {said: sum(each.startswith(start) for each in verdicts) for said, start in kinds.items()}
+    return f"Of {len(verdicts)} differences " + ", ".join(f"{number} {said}" for said, number in numbers.items())
+
+
+def tried(reported: dict[str, dict]) -> str:
+    """What is reported of other losses, a line a script, and every sentence that goes against it."""
+    lines = []
+    for name, found in reported.items():
+        question, _ = _docstring(name)
+        lines.append(f"- **{question}** {counted(found['verdicts'])} (`python experiments/{name}.py`).")
+        lines += [f"  - {each}" for each in found["verdicts"] if each.startswith("Against")]
+    return "\n".join(lines)
+
+
+def index(results: dict, benchmarks: dict[str, dict], reported: dict[str, dict]) -> str:
     """The table of experiments: question, command, what it shows, time."""
     lines = ["| claim | question | command | what it shows | time |", "|---|---|---|---|---|"]
     rows = []
@@ -94,6 +125,8 @@ def index(results: dict, benchmarks: dict[str, dict]) -> str:
     for name, seconds in results["extra_seconds"].items():
         question, shown = _docstring(name)
         rows.append((99, "", question, name, shown, seconds))
+    for name, found in reported.items():
+        rows.append((99, "", _docstring(name)[0], name, f"{counted(found['verdicts'])}.", found["seconds"]))
     for _, claims, question, name, found, seconds in sorted(rows):
         cell = found.replace("|", "\\|")
         lines.append(f"| {claims} | {question} | `python experiments/{name}.py` | {cell} | {_time(seconds)} |")
@@ -300,13 +333,15 @@ def read_benchmarks() -> dict[str, dict]:
     return {name: json.loads(place.read_text()) for name, place in places.items()}
 
 
-def documents(results: dict, benchmarks: dict[str, dict], audited: str | None = None) -> dict[pathlib.Path, str]:
+def documents(
+    results: dict, benchmarks: dict[str, dict], reported: dict[str, dict], audited: str | None = None
+) -> dict[pathlib.Path, str]:
     """Each document with its blocks filled; audited: the audit's output, made anew if it is not given."""
     readme, experiments = ROOT / "README.md", ROOT / "experiments" / "README.md"
     text = readme.read_text()
     blocks = {"doors": four_doors(results), "loose": loose(results), "audit": audited or own_loss(text)}
-    blocks |= {"heads": heads(benchmarks["heads"]), "races": races(benchmarks["race"])}
-    indexed = {"index": index(results, benchmarks)}
+    blocks |= {"heads": heads(benchmarks["heads"]), "races": races(benchmarks["race"]), "reported": tried(reported)}
+    indexed = {"index": index(results, benchmarks, reported)}
     return {readme: filled(text, blocks), experiments: filled(experiments.read_text(), indexed)}
 
 
@@ -334,8 +369,12 @@ if __name__ == "__main__":
         written = json.dumps(collected[name](run), indent=1, allow_nan=False)
         (ROOT / "docs" / f"{BENCHMARKS[name]}.json").write_text(f"{written}\n")
         (ROOT / "docs" / f"{name}.png").write_bytes((run / f"{name}.png").read_bytes())
+    elif "verdicts" in (made := json.loads((run / "run.json").read_text())):
+        reported = json.loads(REPORTED.read_text()) if REPORTED.is_file() else {}
+        REPORTED.write_text(json.dumps(reported | collect_reported(run, made), indent=1) + "\n")
     else:
         RESULTS.write_text(json.dumps(collect(run), indent=1) + "\n")
         pictures(run)
-    for path, text in documents(json.loads(RESULTS.read_text()), read_benchmarks()).items():
+    reported = json.loads(REPORTED.read_text())
+    for path, text in documents(json.loads(RESULTS.read_text()), read_benchmarks(), reported).items():
         path.write_text(text)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 
 import jax
+import psutil
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from xentlab.contract import LabError
@@ -78,10 +79,7 @@ def memory_limit() -> int | None:
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return int(USED * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
-    try:
-        return int(USED * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (ValueError, OSError, AttributeError):
-        return None
+    return int(USED * psutil.virtual_memory().available) if jax.default_backend() == "cpu" else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -280,7 +280,9 @@ def train(
 
 def _layout(compiled: Program, runs: int, mesh: Mesh | None) -> Layout:
     wanted = preferred(runs, mesh)
-    return fitted(runs, wanted, compiled.needs, memory_limit(), mesh.shape.get("runs", 1) if mesh else 1)
+    # On a CPU's mesh a call is as narrow as it can be.
+    limit = None if mesh is not None and jax.default_backend() == "cpu" else memory_limit()
+    return fitted(runs, wanted, compiled.needs, limit, mesh.shape.get("runs", 1) if mesh else 1)
 
 
 def _resumed(checkpoint, spread, states, measured, count):
