@@ -244,7 +244,18 @@ def test_api_pages_hold_every_module(tmp_path):
 
 def test_what_was_compiled_is_kept_unless_it_is_turned_off(tmp_path):
     def run(*arguments, **environment):
-        command = [sys.executable, "-m", "xentlab.cli", "audit", "mae", "--format", "csv", *arguments]
+        command = [
+            sys.executable,
+            "-m",
+            "xentlab.cli",
+            "gradients",
+            "--losses",
+            "mae",
+            "--quick",
+            "--format",
+            "csv",
+            *arguments,
+        ]
         environment = os.environ | {"JAX_LOG_COMPILES": "1", "JAX_EXPLAIN_CACHE_MISSES": "1"} | environment
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         return (
@@ -257,10 +268,10 @@ def test_what_was_compiled_is_kept_unless_it_is_turned_off(tmp_path):
     first, _, misses = run(XENTLAB_CACHE=str(place))
     made = {path.name for path in place.iterdir()}
     assert made
-    assert misses > 10
+    assert misses
     again, hits, misses = run(XENTLAB_CACHE=str(place))
     assert again == first
-    assert hits > 10
+    assert hits
     assert misses == 0
     assert {path.name for path in place.iterdir()} == made
     for switch in (run("--no-cache", XENTLAB_CACHE=str(tmp_path / "none")), run(XENTLAB_CACHE="off", HOME=str(tmp_path))):
