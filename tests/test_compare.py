@@ -51,6 +51,21 @@ def test_a_number_that_differs_is_found_and_ends_with_1(folder, tmp_path, capsys
     assert "1 of " in capsys.readouterr().out
 
 
+def test_an_interval_is_a_measurement_and_a_bin_names_its_row(folder):
+    """The same column name could be either: an interval's end that moved is one number that differs, not a row that is gone."""
+    run = read_run(folder)
+    moved = run.frames["pairs"].assign(low=run.frames["pairs"].low - 1)
+    rows = differences(run, Run(folder, run.record, run.frames | {"pairs": moved}))
+    rows = rows[rows.difference != 0]
+    assert rows.metric.tolist() == ["low"] * len(moved)
+    assert rows.difference.tolist() == pytest.approx([-1] * len(moved))
+    fewer = run.frames["reliability"].iloc[1:]
+    rows = differences(run, Run(folder, run.record, run.frames | {"reliability": fewer}))
+    rows = rows[rows.difference != 0]
+    assert rows["where"].nunique() == 1
+    assert rows.second.isna().all()
+
+
 def test_what_was_set_differently_is_said(folder, tmp_path, capsys):
     main([*RACE, "--batch", "8", "--out", str(tmp_path / "other")])
     capsys.readouterr()

@@ -193,7 +193,7 @@ def reliability(frame: pd.DataFrame, losses: Sequence[str], source: str, reading
     diagonal = diagonal.encode(alt.XDatum(0).scale(axis), alt.YDatum(0).scale(axis), x2=alt.datum(1), y2=alt.datum(1))
     tips = ["loss:N", *[alt.Tooltip(f"{name}:Q", format=".3f") for name in ("confidence", "accuracy")], "tokens:Q"]
     line = alt.Chart(rows).mark_line(strokeWidth=2.2, point={"size": 40, "filled": True})
-    line = line.encode(x=x, y=y, order="low:Q", tooltip=tips, **colours(losses, legend))
+    line = line.encode(x=x, y=y, order="bin_low:Q", tooltip=tips, **colours(losses, legend))
     said = "as trained" if reading == "raw" else "after one temperature, fitted on validation"
     layers = alt.layer(diagonal, line.transform_filter("indexof(shown, datum.loss) >= 0"))
     layers = layers.properties(title=alt.Title(f"Reliability on {source}", subtitle=said))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # What names a row of a frame, where the frame has it; other text is no measurement either.
-KEYS = ("source", "loss", "against", "rate", "seed", "step", "rivals", "p", "low", "count_low")
+KEYS = ("source", "loss", "against", "rate", "seed", "step", "rivals", "p", "bin_low", "count_low")
 # Where a run went, what it was asked to print, whether it was stopped on its way: no part of its making.
 BESIDE = ("out", "format", "verbose", "resume", "anyway", "checkpoint_every")
 

@@ -80,12 +80,12 @@ def reliability(
     correct: Shaped[np.ndarray, " tokens"],
     bins: int = 15,
 ) -> list[dict[str, float]]:
-    """A reliability diagram's rows, by equal bins of confidence: low, high, tokens, confidence and accuracy (their means).
+    """A reliability diagram's rows, by equal bins of confidence: bin_low, bin_high, tokens, and means of both.
 
     Empty bins have no row.
 
     >>> reliability(np.array([0.9, 0.92]), np.array([1.0, 0.0]), bins=2)
-    [{'low': 0.5, 'high': 1.0, 'tokens': 2, 'confidence': 0.91, 'accuracy': 0.5}]
+    [{'bin_low': 0.5, 'bin_high': 1.0, 'tokens': 2, 'confidence': 0.91, 'accuracy': 0.5}]
     """
     confidence, correct = np.asarray(confidence, np.float64), np.asarray(correct, np.float64)
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
@@ -93,7 +93,7 @@ def reliability(
     for each in np.unique(place).tolist():
         here = place == each
         means = {"confidence": float(confidence[here].mean()), "accuracy": float(correct[here].mean())}
-        rows.append({"low": each / bins, "high": (each + 1) / bins, "tokens": int(here.sum()), **means})
+        rows.append({"bin_low": each / bins, "bin_high": (each + 1) / bins, "tokens": int(here.sum()), **means})
     return rows
 
 

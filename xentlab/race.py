@@ -43,7 +43,7 @@ class Race:
     the same parameters and saw the same batches whatever the loss: rows of one seed are a pair.
     pairs: `paired` of the tests, by test_nll and by tempered_nll.
     reliability: how sure and how right, a row a loss, reading (raw, tempered) and bin of confidence, all seeds together:
-    source, loss, reading, low, high, tokens, confidence, accuracy.
+    source, loss, reading, bin_low, bin_high, tokens, confidence, accuracy.
     frequency: where rare tokens make the difference, a row a loss, seed and half decade of how often training saw it: source,
     loss, seed, count_low, count_high, tokens, test_nll, tempered_nll.
     predictors: each loss's model at its best rate and first seed; a loss that diverged everywhere has none.
@@ -151,7 +151,7 @@ def _as_frames(finished: list[_Finished], source: str) -> Race:
         table=pd.DataFrame([{**named(each), **_summarised(each)} for each in finished]),
         tests=measured,
         pairs=pd.concat([paired(measured, metric) for metric in PAIRED], ignore_index=True),
-        reliability=frame(reliabilities, "reading", "low", "high", "tokens", "confidence", "accuracy"),
+        reliability=frame(reliabilities, "reading", "bin_low", "bin_high", "tokens", "confidence", "accuracy"),
         frequency=frame(frequencies, "seed", "count_low", "count_high", "tokens", "test_nll", "tempered_nll"),
         predictors={each.loss: each.chosen[0] for each in finished if each.chosen},
     )
@@ -161,12 +161,12 @@ def _pooled(rows: list[dict[str, float]]) -> list[dict[str, float]]:
     """A reliability diagram's rows of several runs as one's: means weighted by tokens."""
     bins: dict[float, list[dict]] = {}
     for row in rows:
-        bins.setdefault(row["low"], []).append(row)
+        bins.setdefault(row["bin_low"], []).append(row)
     pooled = []
     for low, here in sorted(bins.items()):
         tokens = sum(row["tokens"] for row in here)
         means = {name: sum(row["tokens"] * row[name] for row in here) / tokens for name in ("confidence", "accuracy")}
-        pooled.append({"low": low, "high": here[0]["high"], "tokens": tokens, **means})
+        pooled.append({"bin_low": low, "bin_high": here[0]["bin_high"], "tokens": tokens, **means})
     return pooled
 
 
