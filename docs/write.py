@@ -52,13 +52,17 @@ def collect_heads(run: pathlib.Path) -> dict:
         raise SystemExit("a quick benchmark is too short to be quoted; run `python experiments/bench_linear_loss.py` whole.")
     if "nll" not in made["arguments"]["losses"]:
         raise SystemExit("the peers have nll alone; run `python experiments/bench_linear_loss.py` with it.")
-    return kept_of_heads(made, pd.read_csv(run / "heads.csv", keep_default_na=False, na_values=[""]))
+    return kept(made, pd.read_csv(run / "heads.csv", keep_default_na=False, na_values=[""]))
 
 
-def kept_of_heads(made: dict, frame) -> dict:
-    """The record and the frame of a benchmark, shortened; what a row lacks is None."""
-    kept = {key: made[key] for key in ("finished", "seconds", "versions", "peers", "machine")}
-    return {**kept, **{key: made["arguments"][key] for key in ("rounds", "threads")}, "rows": _rows(frame)}
+def kept(made: dict, frame) -> dict:
+    """The record and the frame of a benchmark, shortened; numbers to four decimals, and what a row lacks is None."""
+    rows = [
+        {key: None if value != value else round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
+        for row in frame.to_dict("records")
+    ]
+    record = {key: made[key] for key in ("finished", "seconds", "versions", "peers", "machine")}
+    return {**record, **{key: made["arguments"][key] for key in ("rounds", "threads")}, "rows": rows}
 
 
 def collect_races(run: pathlib.Path) -> dict:
@@ -68,21 +72,7 @@ def collect_races(run: pathlib.Path) -> dict:
     made = json.loads((run / "run.json").read_text())
     if made["arguments"]["quick"]:
         raise SystemExit("a quick benchmark is too short to be quoted; run `python experiments/bench_race.py` whole.")
-    return kept_of_races(made, pd.read_csv(run / "race.csv", keep_default_na=False, na_values=[""]))
-
-
-def kept_of_races(made: dict, frame) -> dict:
-    """The record and the frame of the race's benchmark, shortened."""
-    kept = {key: made[key] for key in ("finished", "seconds", "versions", "peers", "machine")}
-    return {**kept, **{key: made["arguments"][key] for key in ("rounds", "threads")}, "rows": _rows(frame)}
-
-
-def _rows(frame) -> list[dict]:
-    """A frame's rows, numbers to four decimals; what a row lacks is None."""
-    return [
-        {key: None if value != value else round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
-        for row in frame.to_dict("records")
-    ]
+    return kept(made, pd.read_csv(run / "race.csv", keep_default_na=False, na_values=[""]))
 
 
 def collect_reported(run: pathlib.Path, made: dict) -> dict:

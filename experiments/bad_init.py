@@ -14,7 +14,6 @@ import equinox as eqx
 import pandas as pd
 import tyro
 
-from xentlab import reading
 from xentlab.models import resolve_model
 from xentlab.race import paired
 from xentlab.sources import Text
@@ -56,7 +55,7 @@ def verdicts(frame: pd.DataFrame) -> list[str]:
     arms = list(dict.fromkeys(frame.source))
     bad = {(arm, "brier"): 1 for arm in arms if not arm.endswith(AFTER)}
     accuracy = {(arm, "brier"): 1 if arm.endswith(AFTER) else -1 for arm in arms}
-    return [*reading.verdicts(paired(frame, "accuracy"), accuracy), *reading.verdicts(paired(frame, "test_nll"), bad)]
+    return [*reported.verdicts(paired(frame, "accuracy"), accuracy), *reported.verdicts(paired(frame, "test_nll"), bad)]
 
 
 def main(quick: bool = False, out: pathlib.Path | None = None) -> None:

@@ -199,8 +199,13 @@ def run(shapes=SHAPES, names=tuple(PEERS), rounds: int = 2) -> pd.DataFrame:
 
 
 def settle() -> None:
-    """Two threads of the CPU for everyone. To call before JAX starts, whose threads are as many as its processors."""
+    """Two threads of the CPU for everyone, which allocate from one arena. To call before JAX starts."""
     one_arena()
+    on_two_cores()
+
+
+def on_two_cores() -> None:
+    """Two threads for everyone. To call before JAX starts, whose threads are as many as its processors."""
     jax.config.update("jax_platforms", "cpu")
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])

@@ -10,6 +10,7 @@ compiled; "cold" is a new process, and "cached" one that finds the programs in J
 import concurrent.futures
 import dataclasses
 import functools
+import os
 import pathlib
 import shutil
 import sys
@@ -25,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import tyro
-from bench_peers import THREADS
+from bench_peers import THREADS, on_two_cores
 from bench_race_peers import (
     LOOP,
     MLP,
@@ -38,12 +39,12 @@ from bench_race_peers import (
     Grid,
     check,
     peers,
-    settle,
     source,
     torch_workers,
 )
 
 from xentlab import charts
+from xentlab.cache import keep_compiled
 from xentlab.layout import preferred
 from xentlab.linear.mesh import make_mesh
 from xentlab.runs import new_folder, record, write_frame, write_record
@@ -114,16 +115,16 @@ def clocked(call: Callable[[], Any]) -> float:
 
 def compiling(grid: Grid, cache: str) -> float:
     """The seconds of `train` in a process that has compiled nothing yet, and keeps what it compiles in a folder."""
-    settle()
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    on_two_cores()
+    os.environ["XENTLAB_CACHE"] = cache
+    keep_compiled()
     source().split("train")
     return clocked(grid.trained)
 
 
 def on_devices(grid: Grid, devices: int, rounds: int) -> list[float]:
     """Seconds of `train` on a mesh of virtual devices, which take different runs; to call in a process of its own."""
-    settle()
+    on_two_cores()
     mesh = make_mesh({"runs": devices})
     compiled = program(NLL, source(), grid.model, grid.recipe, mesh)
     again = functools.partial(train, NLL, source(), grid.model, grid.rates, range(grid.seeds), grid.recipe, mesh=mesh)
@@ -261,7 +262,7 @@ def shown(frame: pd.DataFrame) -> str:
 
 def main(rounds: int = 5, quick: bool = False, out: pathlib.Path | None = None) -> None:
     """See the top of the file. Writes race.csv, race.png and run.json."""
-    settle()
+    on_two_cores()
     begun, folder = time.perf_counter(), new_folder("bench", out or "runs/bench_race")
     if quick:
         small = [dataclasses.replace(grid.shorter(steps, 1), seeds=2) for grid, steps in ((MLP, 50), (TRANSFORMER, 5))]

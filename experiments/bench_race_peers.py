@@ -11,7 +11,6 @@ import functools
 import importlib.util
 import itertools
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,7 +21,7 @@ import numpy as np
 import optax
 import pandas as pd
 import tyro
-from bench_peers import REMEDIES, THREADS
+from bench_peers import REMEDIES, THREADS, on_two_cores
 
 from xentlab import LOSSES, LabError
 from xentlab.recipe import Recipe
@@ -77,13 +76,6 @@ TRANSFORMER = Grid(
     rates=(1e-3, 3e-3),
     seeds=4,
 )
-
-
-def settle() -> None:
-    """Two cores for everyone, to call before JAX starts. Unlike in `bench_peers.settle`, threads allocate side by side."""
-    jax.config.update("jax_platforms", "cpu")
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
 
 
 @functools.cache
@@ -285,7 +277,7 @@ def run(grids=(MLP, TRANSFORMER)) -> pd.DataFrame:
 
 def main() -> None:
     """See the top of the file."""
-    settle()
+    on_two_cores()
     print(run().to_string(index=False), NO_TORCH, sep="\n")
 
 

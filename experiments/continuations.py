@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from xentlab import LOSSES, cross_entropy, information
+from xentlab.fit import fit_logits
 from xentlab.tour import Check, Figure, Station, show
-from xentlab.training import fit_logits
 
 SEEN = (0, 0, 0, 0, 0, 0, 0, 1, 1, 1)
 

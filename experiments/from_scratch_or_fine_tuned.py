@@ -13,7 +13,6 @@ import pathlib
 import pandas as pd
 import tyro
 
-from xentlab import reading
 from xentlab.race import paired
 from xentlab.sources import Text
 from xentlab.tour import reported
@@ -38,11 +37,11 @@ def verdicts(frame: pd.DataFrame) -> list[str]:
     """What is reported beside what was found."""
     others = [loss for loss in dict.fromkeys(frame.loss) if loss != "nll"]
     accuracy = {(arm, loss): sign for arm, sign in ((SCRATCH, -1), (AFTER, 1), (SAME, 1)) for loss in others}
-    change = paired(reading.gaps(frame, "test_nll"), "test_nll")
+    change = paired(reported.gaps(frame, "test_nll"), "test_nll")
     return [
-        *reading.verdicts(paired(frame, "test_nll"), {(SCRATCH, loss): 1 for loss in others}),
-        *reading.verdicts(paired(frame, "accuracy"), accuracy),
-        *reading.verdicts(change, {(loss, arm): -1 for arm in (AFTER, SAME) for loss in others}, reading.CHANGE),
+        *reported.verdicts(paired(frame, "test_nll"), {(SCRATCH, loss): 1 for loss in others}),
+        *reported.verdicts(paired(frame, "accuracy"), accuracy),
+        *reported.verdicts(change, {(loss, arm): -1 for arm in (AFTER, SAME) for loss in others}, reported.CHANGE),
     ]
 
 

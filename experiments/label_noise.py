@@ -14,7 +14,6 @@ import pathlib
 import pandas as pd
 import tyro
 
-from xentlab import reading
 from xentlab.race import paired
 from xentlab.sources import MarkovSource
 from xentlab.tour import reported
@@ -58,11 +57,11 @@ def verdicts(frame: pd.DataFrame) -> list[str]:
     said, one_rate = [], frame.source.str.endswith(reported.at_one_rate(""))
     for part in (frame[one_rate], frame[~one_rate]):
         arms = list(dict.fromkeys(part.source))
-        change = paired(reading.gaps(part, "accuracy"), "accuracy")
-        said += reading.verdicts(paired(part, "accuracy"), {(arm, loss): 1 for arm in arms[1:] for loss in others})
+        change = paired(reported.gaps(part, "accuracy"), "accuracy")
+        said += reported.verdicts(paired(part, "accuracy"), {(arm, loss): 1 for arm in arms[1:] for loss in others})
         slow = paired(part[part.loss != "nll"], "accuracy")  # against mae
-        said += reading.verdicts(slow, {(arm, MIDDLE): 1 for arm in arms[1:] if {"mae", MIDDLE} <= set(others)})
-        said += reading.verdicts(change, {(loss, arms[-1]): 1 for loss in others}, reading.CHANGE)
+        said += reported.verdicts(slow, {(arm, MIDDLE): 1 for arm in arms[1:] if {"mae", MIDDLE} <= set(others)})
+        said += reported.verdicts(change, {(loss, arms[-1]): 1 for loss in others}, reported.CHANGE)
     return said
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from xentlab import LOSSES, at_target
+from xentlab.fit import fit_logits
 from xentlab.tour import Check, Figure, Station, show
-from xentlab.training import fit_logits
 
 P = (0.1, 0.4, 0.5)
 # By hand: -p is linear, its optimum a corner. For (1 - p)^2 the sum of P_i (1 - p_i)^2 has P_i (1 - p_i) equal where p_i > 0;

@@ -13,7 +13,6 @@ import pathlib
 import pandas as pd
 import tyro
 
-from xentlab import reading
 from xentlab.race import paired
 from xentlab.sources import MarkovSource
 from xentlab.tour import reported
@@ -46,11 +45,11 @@ def verdicts(frame: pd.DataFrame) -> list[str]:
     for _, part in frame.groupby(frame.source.str.split(",").str[0], sort=False):
         largest, squares = part.source.iloc[-1], part[part.loss.isin((SQUARE, RESCALED))]
         for metric, worse in (("accuracy", -1), ("kl_to_law", 1)):
-            change = paired(reading.gaps(part, metric), metric)
+            change = paired(reported.gaps(part, metric), metric)
             there = {(largest, SQUARE): worse} | ({(largest, RESCALED): 1} if metric == "accuracy" else {})
-            said += reading.verdicts(paired(part, metric), there)
-            said += reading.verdicts(change, {(SQUARE, largest): worse}, reading.CHANGE)
-            said += reading.verdicts(paired(squares, metric), {(largest, RESCALED): -worse})
+            said += reported.verdicts(paired(part, metric), there)
+            said += reported.verdicts(change, {(SQUARE, largest): worse}, reported.CHANGE)
+            said += reported.verdicts(paired(squares, metric), {(largest, RESCALED): -worse})
     return said
 
 

@@ -8,9 +8,9 @@ import os
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scripts import script
 
 from xentlab import LabError, charts
-from xentlab.tour.walk import experiments_folder
 
 TRAINS = True
 TORCH = importlib.util.find_spec("torch") is not None
@@ -19,12 +19,8 @@ needs_torch = pytest.mark.skipif(not TORCH, reason="torch is in the extra bench"
 
 @pytest.fixture(scope="module")
 def bench():
-    """The script as a module; its neighbours are found as they are where it runs, by its processes too."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(experiments_folder())
-        import bench_race
-
-        yield bench_race
+    with script("bench_race") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scripts import script
 
 from xentlab import LOSSES, LabError, charts
 from xentlab.tour.walk import experiments_folder
@@ -21,12 +22,8 @@ THERE = tuple(name for name, package in NEEDED.items() if importlib.util.find_sp
 
 @pytest.fixture(scope="module")
 def bench():
-    """The script as a module; its neighbours are found as they are where it runs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(experiments_folder())
-        import bench_linear_loss
-
-        yield bench_linear_loss
+    with script("bench_linear_loss") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from xentlab import reading, resolve
+from xentlab import resolve
 from xentlab.models import logits, resolve_model
 from xentlab.race import paired
 from xentlab.recipe import Recipe
@@ -70,7 +70,7 @@ def planted(name, sign, seeds=6):
     for (there, source), (place, loss) in itertools.product(enumerate(sources), enumerate(losses)):
         away = effect(place, there) if place else {}
         for seed in range(seeds):
-            values = {metric: 2 + seed / 10 + sign(seed) * away.get(metric, 0) for metric in reading.METRICS}
+            values = {metric: 2 + seed / 10 + sign(seed) * away.get(metric, 0) for metric in reported.METRICS}
             rows.append({"source": source, "loss": loss, "seed": seed, **values})
     return pd.DataFrame(rows)
 
@@ -79,7 +79,7 @@ def planted(name, sign, seeds=6):
 def test_a_tiny_run_has_its_columns_and_finite_numbers(name):
     script = script_of(name)
     frame = script.run(**TINY[name], seeds=(0, 1))
-    assert {"source", "loss", "seed", "rate", "rate_for_accuracy", "at_edge", *reading.METRICS} == set(frame.columns)
+    assert {"source", "loss", "seed", "rate", "rate_for_accuracy", "at_edge", *reported.METRICS} == set(frame.columns)
     assert len(frame) == 2 * frame.source.nunique() * len(TINY[name]["losses"])
     numbers = [column for column in frame.columns if column != "kl_to_law" or name in ("vocabulary_sweep", "label_noise")]
     assert np.isfinite(frame[numbers].drop(columns=["source", "loss"]).astype(float)).all(axis=None)
@@ -124,14 +124,14 @@ def test_where_all_diverge_smaller_rates_are_tried_and_none_is_best():
 
 def test_what_has_no_interval_or_no_run_has_no_verdict():
     tests = pd.DataFrame({"source": "text", "loss": ["nll", "mae"], "seed": 0, "accuracy": [0.5, 0.4]})
-    one, none = reading.verdicts(paired(tests, "accuracy"), {("text", "mae"): -1, ("text", "brier"): 1})
+    one, none = reported.verdicts(paired(tests, "accuracy"), {("text", "mae"): -1, ("text", "brier"): 1})
     assert one.startswith("Not told apart at these seeds: mae's accuracy minus nll's (text) is -0.1")
     assert none.startswith("Not measured: brier (text).")
 
 
 def test_a_gap_to_a_run_that_is_missing_is_left_out():
     tests = pd.DataFrame({"source": ["a", "a", "b"], "loss": ["nll", "mae", "mae"], "seed": 0, "accuracy": [0.5, 0.25, 0.3]})
-    gaps = reading.gaps(tests, "accuracy")
+    gaps = reported.gaps(tests, "accuracy")
     assert gaps.accuracy.iloc[0] == -0.25
     assert np.isnan(gaps.accuracy.iloc[1])
     assert paired(gaps, "accuracy").empty

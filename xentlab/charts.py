@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import altair as alt
 
+from xentlab.reading import ENOUGH
 from xentlab.runs import write_bytes
 
 if TYPE_CHECKING:
@@ -147,8 +148,8 @@ def _bands(
     return layers.add_params(alt.param(name="shown", value=list(losses)))
 
 
-def _over_seeds(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    grouped = frame.dropna(subset=["validation_nll"]).groupby(by, sort=False).validation_nll
+def _over_seeds(frame: pd.DataFrame, by: list[str], metric: str = "validation_nll") -> pd.DataFrame:
+    grouped = frame.dropna(subset=[metric]).groupby(by, sort=False)[metric]
     return grouped.agg(mean="mean", low="min", high="max").reset_index()
 
 
@@ -202,11 +203,11 @@ def reliability(frame: pd.DataFrame, losses: Sequence[str], source: str, reading
 
 def rarity(frame: pd.DataFrame, losses: Sequence[str], source: str, legend: bool = False) -> alt.LayerChart:
     """Test NLL against how often training saw the token; the band spans the seeds. Bins of a few test tokens are left out."""
-    rows = frame[(frame.source == source) & (frame.tokens >= 30)].rename(columns={"test_nll": "validation_nll"})
+    rows = frame[(frame.source == source) & (frame.tokens >= ENOUGH)]
     rows = rows.assign(seen=[_decade(*each) for each in zip(rows.count_low, rows.count_high, strict=True)])
     order = list(dict.fromkeys(rows.sort_values("count_low").seen))
     return _bands(
-        _over_seeds(rows, ["loss", "seen"]),
+        _over_seeds(rows, ["loss", "seen"], "test_nll"),
         losses,
         alt.X("seen:O", sort=order, title="how often training saw the token").axis(labelAngle=0),
         alt.Tooltip("seen:O"),

@@ -41,18 +41,18 @@ class Predictor:
     temperature: float | None = None
 
     def __call__(self, tokens):
-        predictions = _predict(self.link, self.model, self.settings[0], jnp.asarray(tokens))
-        return predictions if self.temperature is None else jnp.exp(temper(predictions, self.settings[1]))
+        predictions = predict(*self.parts, jnp.asarray(tokens))
+        return predictions if self.temperature is None else jnp.exp(temper(predictions, jnp.float32(self.temperature)))
 
     @property
-    def settings(self):
-        """Share of the uniform and temperature, as arrays."""
-        share, temperature = jnp.float32(self.smoothing), self.temperature
-        return share, None if temperature is None else jnp.float32(temperature)
+    def parts(self) -> tuple[Callable, Any, Any]:
+        """Link, model, and share of the uniform, as `predict` takes them."""
+        return self.link, self.model, jnp.float32(self.smoothing)
 
 
 @eqx.filter_jit
-def _predict(link, model, share, tokens):
+def predict(link: Callable, model: Any, share: Any, tokens: Any) -> Any:
+    """The probabilities of what follows each position: tokens [..., T] -> [..., T, V], `share` of them the uniform's."""
     return smooth(link(logits(model, tokens)), share)
 
 
@@ -81,9 +81,9 @@ def examiner(source: Source, window: int, validation_tokens: int) -> Callable[[P
 
     def of_window(link, model, share, temperature, window):
         batch = window[None]
-        predictions = _predict(link, model, share, batch[:, :-1])
+        predictions = predict(link, model, share, batch[:, :-1])
         log_p = jnp.log(predictions) if temperature is None else temper(predictions, temperature)
-        found = score(log_p, batch[:, 1:], _law(source, batch[:, :-1]))
+        found = score(log_p, batch[:, 1:], law_after(source, batch[:, :-1]))
         return jax.tree.map(lambda leaf: leaf[0], found)
 
     # A few windows at a time: [all tokens, V] of a large vocabulary would not fit.
@@ -98,7 +98,7 @@ def examiner(source: Source, window: int, validation_tokens: int) -> Callable[[P
     @eqx.filter_jit
     def slope(link, model, share, inverse):
         def one(window):
-            return temperature_slope(_predict(link, model, share, window[None, :-1]), window[None, 1:], inverse)[0]
+            return temperature_slope(predict(link, model, share, window[None, :-1]), window[None, 1:], inverse)[0]
 
         return jnp.mean(over(one, validation))
 
@@ -106,7 +106,7 @@ def examiner(source: Source, window: int, validation_tokens: int) -> Callable[[P
         from scipy.optimize import brentq
 
         # The NLL is convex in the inverse: one root, which its slope finds to more digits than its flat bottom would.
-        at = lambda log: float(slope(predictor.link, predictor.model, predictor.settings[0], jnp.float32(np.exp(-log))))
+        at = lambda log: float(slope(*predictor.parts, jnp.float32(np.exp(-log))))
         low, high = np.log(TEMPERATURES)
         hottest, coldest = at(high), at(low)
         if max(abs(hottest), abs(coldest)) < 1e-6:  # even predictions, which no temperature changes
@@ -117,8 +117,7 @@ def examiner(source: Source, window: int, validation_tokens: int) -> Callable[[P
 
     def examine(predictor):
         temperature = fitted(predictor)
-        arrays = (predictor.link, predictor.model, predictor.settings[0], jnp.float32(temperature))
-        found = jax.tree.map(np.asarray, scores(*arrays))
+        found = jax.tree.map(np.asarray, scores(*predictor.parts, jnp.float32(temperature)))
         raw, tempered = (found[reading] for reading in READINGS)
         also = _scores(tempered, source, targets)
         also = {f"tempered_{name}": also[key] for name, key in TEMPERED.items()}
@@ -159,7 +158,7 @@ def _by_frequency(seen, nll, tempered):
     return rows
 
 
-def _law(source: Source, tokens):
+def law_after(source: Source, tokens: Any) -> Any:
     """The true law after each position of windows [W, T], NaN where a window has not shown a whole context yet."""
     if getattr(source, "law", None) is None:
         return None

@@ -177,12 +177,24 @@ def _tuned(at: Callable[[list[float]], Trained], rates: Sequence[float], extensi
     """
     found = at(rates)
     for _ in range(extensions):
-        grid, best = np.unique(found.rates), best_rate(found)
-        if len(grid) < 2 or grid[0] < best < grid[-1]:
+        further = beyond(found.rates, best_rate(found))
+        if further is None:
             break
-        further = grid[-1] * (grid[-1] / grid[-2]) if best == grid[-1] else grid[0] * (grid[0] / grid[1])
-        found = joined(found, at([float(f"{further:.6g}")]))
+        found = joined(found, at([further]))
     return found
+
+
+def beyond(rates: Sequence[float] | np.ndarray, best: float) -> float | None:
+    """The rate a step outside of a grid, at the end on which its best one sits; the lower end for NaN, None for any other.
+
+    >>> beyond([1.0, 2.0, 4.0], 4.0), beyond([1.0, 2.0, 4.0], 2.0), beyond([1.0, 2.0, 4.0], float("nan"))
+    (8.0, None, 0.5)
+    """
+    grid = np.unique(rates)
+    if len(grid) < 2 or grid[0] < best < grid[-1]:
+        return None
+    further = grid[-1] * (grid[-1] / grid[-2]) if best == grid[-1] else grid[0] * (grid[0] / grid[1])
+    return float(f"{further:.6g}")
 
 
 def paired(tests: pd.DataFrame, metric: str = "test_nll") -> pd.DataFrame:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -311,57 +311,3 @@ def _combination(table: pd.DataFrame) -> list[str]:
     if not whole:
         return [f"No loss on this board {together} at once."]
     return [f"On this board {words(whole)} {'has' if len(whole) == 1 else 'have'} all of this: {together}."]
-
-
-SAID = {1: "As expected", -1: "Against what is reported", 0: "Not told apart at these seeds"}
-METRICS = {"test_nll": "test NLL", "accuracy": "accuracy", "kl_to_law": "KL to the law"}
-DIFFERENCE = "{loss}'s {metric} minus {against}'s ({source})"
-CHANGE = "the change of {source}'s {metric} minus nll's from ({against}) to ({loss})"  # of the paired `gaps`
-
-
-def verdicts(pairs: pd.DataFrame, reported: Mapping[tuple[str, str], int], what: str = DIFFERENCE) -> list[str]:
-    """Whether differences go the way that is reported of them: a sentence each, which the interval decides.
-
-    pairs: `race.paired`. reported: by source and loss, the sign of the difference that is reported, +1 or -1. what: the
-    difference in words, from the columns of pairs. Each interval is a 95% one by itself: of twenty, one may miss by chance,
-    and more where a bootstrap has few seeds to draw from.
-
-    >>> import pandas as pd
-    >>> row = {"source": "text", "loss": "mae", "against": "nll", "metric": "test_nll", "seeds": 5}
-    >>> pairs = pd.DataFrame([row | {"difference": 0.25, "low": 0.1, "high": 0.4}])
-    >>> verdicts(pairs, {("text", "mae"): 1})[0]
-    "As expected: mae's test NLL minus nll's (text) is +0.25, [+0.1, +0.4] over 5 seeds; above 0 is reported."
-    >>> verdicts(pairs, {("text", "mae"): -1})[0][:24]
-    'Against what is reported'
-    """
-    rows = {(row["source"], row["loss"]): row for row in pairs.to_dict("records")}
-    sentences = []
-    for (source, loss), sign in reported.items():
-        row = rows.get((source, loss))
-        if row is None:  # `paired` leaves out what has no finished runs
-            sentences.append(f"Not measured: {loss} ({source}). Every rate had a run that diverged.")
-            continue
-        found = (row["low"] > 0) - (row["high"] < 0)
-        named = what.format(**row | {"metric": METRICS.get(row["metric"], row["metric"])})
-        numbers = f"{row['difference']:+.3g}, [{row['low']:+.3g}, {row['high']:+.3g}] over {row['seeds']} seeds"
-        sentences.append(f"{SAID[found * sign]}: {named} is {numbers}; {'above' if sign > 0 else 'below'} 0 is reported.")
-    return sentences
-
-
-def gaps(tests: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Each loss's distance from nll as tests of their own, whose `race.paired` says how it changes from source to source.
-
-    tests: source, loss, seed and the metric. Returns the same columns with their parts exchanged: the source is the loss,
-    the loss is where it was tested, the metric is its own less nll's at the same seed.
-
-    >>> import pandas as pd
-    >>> tests = pd.DataFrame({"source": "text", "loss": ["nll", "mae"], "seed": 0, "accuracy": [0.5, 0.25]})
-    >>> gaps(tests, "accuracy").values.tolist()
-    [['mae', 'text', 0, -0.25]]
-    """
-    base = tests[tests.loss == "nll"].set_index(["source", "seed"])[metric]
-    rest = tests[tests.loss != "nll"]
-    there = base.reindex(list(zip(rest.source, rest.seed, strict=True))).to_numpy()
-    return rest.assign(source=rest.loss, loss=rest.source, **{metric: rest[metric].to_numpy() - there})[
-        ["source", "loss", "seed", metric]
-    ]

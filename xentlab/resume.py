@@ -19,8 +19,8 @@ from xentlab.compare import settings_of_records
 from xentlab.contract import LabError
 
 BEGUN, KEPT = "begun.json", "checkpoints"
-# What a race may go on with differently: where it goes and what it prints, on which devices, and how often it is kept.
-FREE = ("out", "format", "resume", "anyway", "verbose", "mesh", "hosts", "checkpoint_every")
+# What a race may go on with differently, besides what is no part of a run's making: its devices.
+FREE = ("mesh",)
 
 
 def started(folder: pathlib.Path) -> dict[str, Any]:
@@ -102,9 +102,10 @@ def as_command(record: dict[str, Any], command: type) -> Any:
     """A recorded command again. Raises `LabError` for arguments that this version does not have."""
     arguments = record.get("arguments")
     fields = {field.name: str(field.type) for field in dataclasses.fields(command)}
-    if not isinstance(arguments, dict) or (unknown := sorted(set(arguments) - set(fields))):
-        what = "" if not isinstance(arguments, dict) else f" with {', '.join(unknown)}"
-        raise LabError(f"the run was made{what or ' without a record of its arguments'}, which this version does not have.")
+    if not isinstance(arguments, dict):
+        raise LabError("the run's record does not say with which arguments it was made.")
+    if unknown := sorted(set(arguments) - set(fields)):
+        raise LabError(f"the run was made with {', '.join(unknown)}, which this version does not have.")
     whole = {}
     for name, value in arguments.items():
         if isinstance(value, str) and ("Path" in fields[name] or name == "out"):

@@ -87,8 +87,6 @@ def noisy(tokens: np.ndarray, vocab: int, share: float) -> np.ndarray:
     >>> noisy(np.zeros(4, np.int32), vocab=2, share=1.0)
     array([1, 1, 1, 1], dtype=int32)
     """
-    if not share:
-        return tokens
     drawn = np.random.default_rng(0)
     moved = (tokens + drawn.integers(1, max(2, vocab), len(tokens))) % vocab
     return np.where(drawn.random(len(tokens)) < share, moved, tokens).astype(tokens.dtype)
@@ -130,9 +128,11 @@ def program(
     """Compiles nothing yet; arguments and errors as in `train`."""
     recipe = recipe or Recipe()
     make = resolve_model(model)
-    stream = jnp.asarray(source.split("train"))
-    answers = jnp.asarray(noisy(source.split("train"), source.vocab, recipe.label_noise))
-    windows(source.split("train"), recipe.window)  # long enough?
+    tokens = source.split("train")
+    stream = jnp.asarray(tokens)
+    # Without noise the same array: the compiled program holds it once.
+    answers = jnp.asarray(noisy(tokens, source.vocab, recipe.label_noise)) if recipe.label_noise else stream
+    windows(tokens, recipe.window)  # long enough?
     held_out = jnp.asarray(windows(source.split("validation"), recipe.window, recipe.validation_tokens))
     example = checked_model(make(source.vocab, jax.random.key(0)), source.vocab)
     _, rest = eqx.partition(example, eqx.is_inexact_array)
@@ -332,34 +332,3 @@ class _Groups:
     def whole(self, count):
         """The first `count` runs in one pytree."""
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:count], *self.states)
-
-
-def fit_logits(loss: Loss, law: np.ndarray, steps: int = 2000, learning_rate: float = 0.05) -> np.ndarray:
-    """What a loss makes of one known distribution: free logits trained by Adam on the expected loss, from 0, in float64.
-
-    loss: any loss. law: probabilities [V]. The rate falls to 0 along a cosine. Returns the logits after 0, 1, ... steps,
-    [steps + 1, V].
-
-    >>> from xentlab import resolve
-    >>> p = jax.nn.softmax(fit_logits(resolve("nll"), np.array([0.1, 0.4, 0.5]))[-1])
-    >>> [round(float(each), 4) for each in p]
-    [0.1, 0.4, 0.5]
-    """
-    targets, optimizer = jnp.arange(len(law)), optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
-
-    def expected(logits, law):
-        return jnp.sum(law * loss(jnp.broadcast_to(logits, (len(law), len(law))), targets))
-
-    @jax.jit
-    def fit(law):
-        def step(state, _):
-            logits, moments = state
-            updates, moments = optimizer.update(jax.grad(expected)(logits, law), moments)
-            return (optax.apply_updates(logits, updates), moments), logits
-
-        start = jnp.zeros(len(law), law.dtype)
-        (last, _), path = jax.lax.scan(step, (start, optimizer.init(start)), length=steps)
-        return jnp.concatenate([path, last[None]])
-
-    with jax.enable_x64(True):
-        return np.asarray(fit(jnp.asarray(law, jnp.float64)))

@@ -13,6 +13,7 @@ from typing import Any
 import tyro
 
 from xentlab.cache import keep_compiled
+from xentlab.cli.race import begun
 from xentlab.commands import COMMANDS, Race
 from xentlab.contract import LabError
 
@@ -66,7 +67,7 @@ def _parse(arguments: list[str]) -> Any:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            if arguments[:1] == ["race"] and (default := _begun(arguments)):
+            if arguments[:1] == ["race"] and (default := begun(arguments)):
                 # What is not given is as it was begun; what is given otherwise is then seen.
                 return tyro.cli(Race, default=default, prog="xentlab race", args=arguments[1:])
             return tyro.extras.subcommand_cli_from_dict(
@@ -79,9 +80,3 @@ def _parse(arguments: list[str]) -> Any:
         _, *lines = said.getvalue().strip().splitlines()
         parts = re.split(r"[─-]{4,}", " ".join(line.strip("│╰╯ ") for line in lines))
         _fail("; ".join(part.strip(" .") for part in parts if part.strip(" .")) + ".")
-
-
-def _begun(arguments: list[str]) -> Race | None:
-    from xentlab.cli.race import begun
-
-    return begun(arguments) if any(each.partition("=")[0] == "--resume" for each in arguments) else None

@@ -48,6 +48,7 @@ def finish(
 def pictures(frames: dict[str, Any], folder: pathlib.Path) -> None:
     """The pictures of the frames that have some."""
     from xentlab import charts
+    from xentlab.examine import READINGS
 
     shown = next(iter(frames.values()))
     losses = list(dict.fromkeys(shown.loss))
@@ -61,6 +62,6 @@ def pictures(frames: dict[str, Any], folder: pathlib.Path) -> None:
         for source in dict.fromkeys(shown.source):
             panels = [charts.curves(shown, frames["table"], losses, source, True), charts.sweep(shown, losses, source, True)]
             charts.write_png(charts.grid(panels), folder / "curves.png")
-            panels = [charts.reliability(frames["reliability"], losses, source, each, True) for each in ("raw", "tempered")]
+            panels = [charts.reliability(frames["reliability"], losses, source, each, True) for each in READINGS]
             panels.append(charts.rarity(frames["frequency"], losses, source, True))
             charts.write_png(charts.grid(panels), folder / "predictions.png")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -17,14 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xentlab import reading
 from xentlab.catalogue import resolve
 from xentlab.charts import HUES, write_png
 from xentlab.console import progress
 from xentlab.contract import Loss, link_of
-from xentlab.metrics import SMOOTHING, score, smooth
-from xentlab.models import logits
-from xentlab.race import EXTENSIONS, paired
+from xentlab.examine import law_after, predict
+from xentlab.metrics import SMOOTHING, score
+from xentlab.race import EXTENSIONS, beyond, paired
 from xentlab.recipe import Recipe
 from xentlab.runs import new_folder, record, write_frame, write_record
 from xentlab.sources import Source
@@ -33,6 +32,12 @@ from xentlab.training import Trained, program, train, windows
 if TYPE_CHECKING:
     import altair as alt
     import pandas as pd
+
+
+SAID = {1: "As expected", -1: "Against what is reported", 0: "Not told apart at these seeds"}
+METRICS = {"test_nll": "test NLL", "accuracy": "accuracy", "kl_to_law": "KL to the law"}
+DIFFERENCE = "{loss}'s {metric} minus {against}'s ({source})"
+CHANGE = "the change of {source}'s {metric} minus nll's from ({against}) to ({loss})"  # of the paired `gaps`
 
 
 def trials(
@@ -93,8 +98,7 @@ def _measurer(loss: Loss, source: Source, window: int) -> Callable[[Trained], pd
     parts = {part: jnp.asarray(windows(source.split(part), window)) for part in ("validation", "test")}
 
     def of_windows(model, share, tokens):
-        law = source.law(tokens[:, :-1, None]) if source.order == 1 else None
-        found = score(jnp.log(smooth(link(logits(model, tokens[:, :-1])), share)), tokens[:, 1:], law)
+        found = score(jnp.log(predict(link, model, share, tokens[:, :-1])), tokens[:, 1:], law_after(source, tokens[:, :-1]))
         return {name: jnp.mean(found[name]) for name in ("nll", "correct", "kl")}
 
     @eqx.filter_jit
@@ -124,12 +128,7 @@ def _best(runs: pd.DataFrame) -> tuple[float, float] | None:
 
 def _beyond(runs: pd.DataFrame, best: tuple[float, float] | None) -> set[float]:
     """The rates a step outside of the grid at the ends on which a best one sits; below it where all diverged."""
-    grid = np.unique(runs.rate)
-    if len(grid) < 2:
-        return set()
-    lower, higher = grid[0] ** 2 / grid[1], grid[-1] ** 2 / grid[-2]
-    at = best or grid[:1]
-    return {float(f"{rate:.6g}") for rate, end in ((lower, grid[0]), (higher, grid[-1])) if end in at}
+    return {further for each in best or (float("nan"),) if (further := beyond(runs.rate.to_numpy(), each)) is not None}
 
 
 def _grown(at: Callable[[Sequence[float]], pd.DataFrame], rates: Sequence[float]) -> pd.DataFrame:
@@ -141,6 +140,54 @@ def _grown(at: Callable[[Sequence[float]], pd.DataFrame], rates: Sequence[float]
             break
         runs = pd.concat([runs, at(sorted(further))], ignore_index=True)
     return runs
+
+
+def verdicts(pairs: pd.DataFrame, reported: Mapping[tuple[str, str], int], what: str = DIFFERENCE) -> list[str]:
+    """Whether differences go the way that is reported of them: a sentence each, which the interval decides.
+
+    pairs: `race.paired`. reported: by source and loss, the sign of the difference that is reported, +1 or -1. what: the
+    difference in words, from the columns of pairs. Each interval is a 95% one by itself: of twenty, one may miss by chance,
+    and more where a bootstrap has few seeds to draw from.
+
+    >>> import pandas as pd
+    >>> row = {"source": "text", "loss": "mae", "against": "nll", "metric": "test_nll", "seeds": 5}
+    >>> pairs = pd.DataFrame([row | {"difference": 0.25, "low": 0.1, "high": 0.4}])
+    >>> verdicts(pairs, {("text", "mae"): 1})[0]
+    "As expected: mae's test NLL minus nll's (text) is +0.25, [+0.1, +0.4] over 5 seeds; above 0 is reported."
+    >>> verdicts(pairs, {("text", "mae"): -1})[0][:24]
+    'Against what is reported'
+    """
+    rows = {(row["source"], row["loss"]): row for row in pairs.to_dict("records")}
+    sentences = []
+    for (source, loss), sign in reported.items():
+        row = rows.get((source, loss))
+        if row is None:  # `paired` leaves out what has no finished runs
+            sentences.append(f"Not measured: {loss} ({source}). Every rate had a run that diverged.")
+            continue
+        found = (row["low"] > 0) - (row["high"] < 0)
+        named = what.format(**row | {"metric": METRICS.get(row["metric"], row["metric"])})
+        numbers = f"{row['difference']:+.3g}, [{row['low']:+.3g}, {row['high']:+.3g}] over {row['seeds']} seeds"
+        sentences.append(f"{SAID[found * sign]}: {named} is {numbers}; {'above' if sign > 0 else 'below'} 0 is reported.")
+    return sentences
+
+
+def gaps(tests: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Each loss's distance from nll as tests of their own, whose `race.paired` says how it changes from source to source.
+
+    tests: source, loss, seed and the metric. Returns the same columns with their parts exchanged: the source is the loss,
+    the loss is where it was tested, the metric is its own less nll's at the same seed.
+
+    >>> import pandas as pd
+    >>> tests = pd.DataFrame({"source": "text", "loss": ["nll", "mae"], "seed": 0, "accuracy": [0.5, 0.25]})
+    >>> gaps(tests, "accuracy").values.tolist()
+    [['mae', 'text', 0, -0.25]]
+    """
+    base = tests[tests.loss == "nll"].set_index(["source", "seed"])[metric]
+    rest = tests[tests.loss != "nll"]
+    there = base.reindex(list(zip(rest.source, rest.seed, strict=True))).to_numpy()
+    return rest.assign(source=rest.loss, loss=rest.source, **{metric: rest[metric].to_numpy() - there})[
+        ["source", "loss", "seed", metric]
+    ]
 
 
 def nll_trained(source: Source, model: str | Callable, rate: float, seeds: Sequence[int], **recipe: Any) -> Callable:
@@ -155,7 +202,7 @@ def picture(pairs: pd.DataFrame, title: str) -> alt.FacetChart:
     import altair as alt
 
     losses, sources = list(dict.fromkeys(pairs.loss)), list(dict.fromkeys(pairs.source))
-    named = {metric: f"{reading.METRICS[metric]} minus {pairs.against.iloc[0]}'s" for metric in dict.fromkeys(pairs.metric)}
+    named = {metric: f"{METRICS[metric]} minus {pairs.against.iloc[0]}'s" for metric in dict.fromkeys(pairs.metric)}
     dots = alt.Chart().encode(
         x=alt.X("source:N", sort=sources, title=None).axis(labelAngle=-25),
         xOffset=alt.XOffset("loss:N", sort=losses),
