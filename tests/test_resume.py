@@ -25,24 +25,32 @@ SPAWN = multiprocessing.get_context("forkserver")
 SPAWN.set_forkserver_preload(["xentlab.cli", "xentlab.race", "orbax.checkpoint", "pandas", "altair", "scipy.stats"])
 
 
-def child(arguments, said, limit=None):
-    """The command, with what it says in a file; limit: bytes of the largest file, as on a full disk."""
+def child(arguments, pipe, limit=None):
+    """The command; limit: bytes of the largest file, as on a full disk."""
     for stream in (1, 2):
-        os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+        os.dup2(pipe.fileno(), stream)
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     main(list(arguments))
 
 
 def start(folder, *arguments, limit=None):
-    process = SPAWN.Process(target=child, args=(arguments, str(folder) + ".said", limit))
+    """What it says comes through a pipe, which no full disk stops; `finish` keeps it beside the folder."""
+    reader, writer = SPAWN.Pipe(duplex=False)
+    process = SPAWN.Process(target=child, args=(arguments, writer, limit))
     process.start()
+    writer.close()
+    process.tells = reader, str(folder) + ".said"
     return process
 
 
 def finish(process, seconds=120):
     process.join(seconds)
     assert process.exitcode is not None, "the race did not end"
+    reader, said = process.tells
+    with reader, open(said, "ab") as file:
+        while some := os.read(reader.fileno(), 2**16):
+            file.write(some)
     return process.exitcode
 
 

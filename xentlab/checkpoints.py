@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import logging
+import os
 import pathlib
 import re
 import sys
@@ -146,16 +147,17 @@ class Grid:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Orbax logs a failure with its whole stack, from threads too, before it raises; who calls says it in a line."""
-    log = logging.getLogger("absl")
-    level, hook = log.level, sys.unraisablehook
-    log.setLevel(logging.CRITICAL)
-    sys.unraisablehook = lambda _: None
+    """Orbax logs a failure with its whole stack before it raises; who calls says it in a line."""
+    logging.getLogger("absl").addFilter(_is_not_orbax)  # for good: its threads may log after the call has raised
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         yield
     finally:
-        log.setLevel(level)
         sys.unraisablehook = hook
+
+
+def _is_not_orbax(record: logging.LogRecord) -> bool:
+    return f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
 def _agreed(stop: bool, due: bool) -> tuple[bool, bool]:
