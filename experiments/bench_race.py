@@ -75,7 +75,8 @@ def bare(grid: Grid) -> Callable[[], Any]:
     def scan(inputs, weights):
         def step(carry, _):
             forward = [x @ w for x, w in zip(carry[0], weights, strict=True)]
-            by_weight = [jnp.einsum("...mk,...mn->...kn", x, z) for x, z in zip(carry[0], forward, strict=True)]
+            # The faster of XLA's two kernels for it: see models.py.
+            by_weight = [jax.lax.optimization_barrier(x.mT) @ z for x, z in zip(carry[0], forward, strict=True)]
             return ([jnp.einsum("...mn,...kn->...mk", z, w) for z, w in zip(forward, weights, strict=True)], by_weight), None
 
         return jax.lax.scan(step, (inputs, weights), length=grid.recipe.steps)[0]

@@ -65,6 +65,24 @@ def test_attention_equals_jax_own():
     np.testing.assert_allclose(block(x), y + jax.nn.gelu(_rms_norm(y) @ block.up) @ block.down, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 3, 4), (0, 4)], ids=str)
+def test_dense_has_the_plain_products_derivatives(shape):
+    """By both operands, over seeds, twice, and forward over reverse."""
+    from xentlab.models import _dense
+
+    x, matrices = jax.random.normal(jax.random.key(0), shape), jax.random.normal(jax.random.key(1), (2, 4, 5))
+
+    def derivatives(product):
+        total = lambda x, matrix: jnp.sum(jnp.tanh(product(x, matrix)) ** 3)
+        gradient = jax.grad(total, argnums=(0, 1))
+        length = lambda x, matrix: sum(jnp.sum(part**2) for part in gradient(x, matrix))
+        every = lambda matrix: (gradient(x, matrix), jax.grad(length, argnums=1)(x, matrix), jax.hessian(total, 1)(x, matrix))
+        return jax.jit(jax.vmap(every))(matrices)
+
+    for ours, plain in zip(*map(jax.tree.leaves, map(derivatives, (_dense, jnp.matmul))), strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-5)
+
+
 def test_default_transformer_has_a_few_hundred_thousand_parameters():
     model = jax.eval_shape(lambda key: resolve_model("transformer")(256, key), jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(model)) == 458_752

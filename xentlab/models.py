@@ -31,6 +31,25 @@ def _normal(key, *shape, scale):
     return scale * jax.random.normal(key, shape)
 
 
+@jax.custom_vjp
+def _dense(x, matrix):
+    """x [..., D] @ matrix [D, F], whose gradient by the matrix is fast on a CPU too. In reverse mode, or forward over that."""
+    return x @ matrix
+
+
+def _dense_backward(kept, pull):
+    x, matrix = kept
+    turned = x.reshape(-1, x.shape[-1]).T
+    if jax.default_backend() == "cpu":
+        # XLA's kernel for a product that sums over both operands' rows is slow there: a transposed copy of one takes another,
+        # and behind a barrier it is not folded into the product again. A transformer's step takes .6 of the time.
+        turned = jax.lax.optimization_barrier(turned)
+    return pull @ matrix.T, turned @ pull.reshape(-1, pull.shape[-1])
+
+
+_dense.defvjp(lambda x, matrix: (x @ matrix, (x, matrix)), _dense_backward)
+
+
 class Bigram(eqx.Module):
     """Reads the last token alone. Low-rank with `features`, or a full table [V, V] with none.
 
@@ -79,17 +98,14 @@ class MLP(eqx.Module):
 
     def hidden(self, tokens: Tokens) -> Hidden:
         """Features of the last `context` tokens, zeros before the first: [..., T] -> [..., T, D]."""
-        embedded = self.embedding[tokens]
-        inner = jnp.zeros((*tokens.shape, len(self.bias)), embedded.dtype) + jnp.broadcast_to(
-            self.bias, (*tokens.shape, len(self.bias))
-        )
-        # One product a place of the context, each shifted: no [T, context * width] copy of the embeddings.
-        for back in range(min(self.mixing.shape[0], tokens.shape[-1])):
-            moved = jnp.concatenate(
-                [jnp.zeros_like(embedded[..., :back, :]), embedded[..., : embedded.shape[-2] - back, :]], axis=-2
-            )
-            inner = inner + moved @ self.mixing[back]
-        return jax.nn.gelu(inner) @ self.projection
+        embedded, time = self.embedding[tokens], tokens.shape[-1]
+        places = min(self.mixing.shape[0], time)
+        # One product over the context's places side by side, each shifted: eight small ones and their sums take longer.
+        padded = jnp.pad(embedded, ((0, 0),) * (embedded.ndim - 2) + ((places - 1, 0), (0, 0)))
+        shifted = [jax.lax.slice_in_dim(padded, back, back + time, axis=-2) for back in reversed(range(places))]
+        mixed = _dense(jnp.concatenate(shifted, axis=-1), self.mixing[:places].reshape(-1, len(self.bias)))
+        inner = mixed + jnp.broadcast_to(self.bias, mixed.shape)
+        return _dense(jax.nn.gelu(inner), self.projection)
 
 
 class Block(eqx.Module):
@@ -110,14 +126,17 @@ class Block(eqx.Module):
         self.down = _normal(keys[3], 4 * features, features, scale=small / 2 * residual)
 
     def __call__(self, x: Hidden) -> Hidden:
-        q, k, v = jnp.moveaxis(jnp.einsum("...td,dchs->...tchs", _rms_norm(x), self.qkv), -3, 0)
+        features, *heads = self.qkv.shape
+        qkv = _dense(_rms_norm(x), self.qkv.reshape(features, -1)).reshape(*x.shape[:-1], *heads)
+        q, k, v = jnp.moveaxis(qkv, -3, 0)
         q, k = _rotary(q), _rotary(k)
         time = x.shape[-2]
         scores = jnp.einsum("...ths,...uhs->...htu", q, k) * q.shape[-1] ** -0.5
         seen = jnp.broadcast_to(jnp.tril(jnp.ones((time, time), bool)), scores.shape)
         attention = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf))
-        x = x + jnp.einsum("...htu,...uhs,hsd->...td", attention, v, self.out)
-        return x + jax.nn.gelu(_rms_norm(x) @ self.up) @ self.down
+        mixed = jnp.einsum("...htu,...uhs->...ths", attention, v).reshape(x.shape)
+        x = x + _dense(mixed, self.out.reshape(-1, features))
+        return x + _dense(jax.nn.gelu(_dense(_rms_norm(x), self.up)), self.down)
 
 
 def _rms_norm(x):
@@ -195,10 +214,11 @@ def _make(model, options, vocab, key):
 
 
 def checked_model(model: Any, vocab: int) -> Any:
-    """The model itself, once its two members have been seen to fit. Raises `LabError`."""
+    """The model itself, or one of shapes, once its two members have been seen to fit. Raises `LabError`."""
     if not callable(getattr(model, "hidden", None)) or not hasattr(model, "weight"):
         raise LabError(f"{type(model).__name__} needs .hidden(tokens [..., T]) -> [..., T, D] and .weight [D, V].")
-    hidden = jax.eval_shape(model.hidden, jax.ShapeDtypeStruct((2, 3), jnp.int32))
+    read = lambda model, tokens: model.hidden(tokens)
+    hidden = eqx.filter_eval_shape(read, model, jax.ShapeDtypeStruct((2, 3), jnp.int32))
     if hidden.ndim != 3 or model.weight.shape != (hidden.shape[-1], vocab) or hidden.shape[:2] != (2, 3):
         raise LabError(
             f"{type(model).__name__}: tokens [2, 3] gave hidden {list(hidden.shape)} beside a weight "

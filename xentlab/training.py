@@ -134,8 +134,7 @@ def program(
     answers = jnp.asarray(noisy(tokens, source.vocab, recipe.label_noise)) if recipe.label_noise else stream
     windows(tokens, recipe.window)  # long enough?
     held_out = jnp.asarray(windows(source.split("validation"), recipe.window, recipe.validation_tokens))
-    example = checked_model(make(source.vocab, jax.random.key(0)), source.vocab)
-    _, rest = eqx.partition(example, eqx.is_inexact_array)
+    rest = _static(make, source.vocab)
     link, spread = link_of(loss), Spread(mesh, recipe.batch, source.vocab)
 
     def begin(rate, seed):
@@ -149,24 +148,22 @@ def program(
             return weighted_mean(loss(logits(trained, tokens), targets))[0]
         return linear_loss(trained.hidden(tokens), trained.weight, targets, loss=loss, mesh=spread.within)
 
-    def step(rate, state, index):
+    def drawn(data, index):
+        key = jax.random.fold_in(jax.random.wrap_key_data(data), index)
+        starts = jax.random.randint(key, (recipe.batch, 1), 0, stream.shape[0] - recipe.window, jnp.int32)
+        places = starts + jnp.arange(recipe.window, dtype=jnp.int32)[None]
+        return stream[places], answers[places + 1]
+
+    def step(rate, state, index, batch):
         arrays, optimizer_state, data, diverged_at = state
-        starts = jax.random.randint(
-            jax.random.fold_in(jax.random.wrap_key_data(data), index),
-            (recipe.batch,),
-            0,
-            stream.shape[0] - recipe.window,
-            jnp.int32,
-        )
-        cut = lambda whole, starts: jax.vmap(lambda start: jax.lax.dynamic_slice(whole, (start,), (recipe.window,)))(starts)
-        tokens, targets = spread.batch(cut(stream, starts)), spread.batch(cut(answers, starts + 1))
+        tokens, targets = map(spread.batch, batch)
         value, gradient = jax.value_and_grad(objective)(arrays, tokens, targets)
-        updates, moved_state = recipe.transformation(rate).update(gradient, optimizer_state, arrays)
+        updates, optimizer_state = recipe.transformation(rate).update(gradient, optimizer_state, arrays)
         moved = optax.apply_updates(arrays, updates)
         finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(moved))
         alive = finite & (diverged_at < 0)
-        keep = lambda new, old: jnp.where(alive, new, old)
-        arrays, optimizer_state = jax.tree.map(keep, (moved, moved_state), (arrays, optimizer_state))
+        # The optimizer's state goes on: nobody reads it once the run stands still, and choosing costs another pass.
+        arrays = jax.tree.map(lambda new, old: jnp.where(alive, new, old), moved, arrays)
         return (arrays, optimizer_state, data, jnp.where(finite | (diverged_at >= 0), diverged_at, index)), value
 
     def measure(arrays):
@@ -178,19 +175,22 @@ def program(
         each = smoothed_nll(jax.lax.map(right, held_out, batch_size=min(recipe.batch, len(held_out))), source.vocab)
         return jnp.min(each), jnp.argmin(each).astype(jnp.int32)
 
-    @jax.jit
+    # It runs once: compiling it well takes longer than it does.
+    @functools.partial(jax.jit, compiler_options=QUICKLY if jax.default_backend() == "cpu" else None)
     def first(rates, seeds):
         return spread.states(jax.vmap(begin)(rates, seeds))
 
     @functools.partial(jax.jit, donate_argnums=1)
     def block(rates, states, start):
         def advance(rate, state):
-            def maybe(state, index):
-                # The last block may end early.
-                skip = lambda state: (state, jnp.zeros(()))
-                return jax.lax.cond(index < recipe.steps, lambda state: step(rate, state, index), skip, state)
-
-            state, values = jax.lax.scan(maybe, state, start + jnp.arange(recipe.steps_a_block, dtype=jnp.int32))
+            indices = start + jnp.arange(recipe.steps_a_block, dtype=jnp.int32)
+            go = lambda state, at: step(rate, state, *at)
+            # The last block may end early.
+            skip = lambda state, at: (state, jnp.zeros(()))
+            maybe = lambda state, at: jax.lax.cond(at[0] < recipe.steps, go, skip, state, at)
+            body = maybe if recipe.steps % recipe.steps_a_block else go
+            batches = jax.vmap(functools.partial(drawn, state[2]))(indices)
+            state, values = jax.lax.scan(body, state, (indices, batches))
             done = jnp.minimum(recipe.steps - start, recipe.steps_a_block)
             validation, share = measure(state[0])
             broken = state[3] >= 0
@@ -207,6 +207,17 @@ def program(
     return Program(first, block, rest, spread)
 
 
+def _static(make: Callable, vocab: int) -> Any:
+    """What of a model is no parameter. Only one with other arrays is made for it: the compiling of that would take a second."""
+    key = jax.random.key(0)
+    example = checked_model(eqx.filter_eval_shape(make, vocab, key), vocab)
+    parameter = lambda leaf: hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
+    rest = eqx.partition(example, parameter)[1]
+    shapes = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(rest))
+    return eqx.partition(make(vocab, key), eqx.is_inexact_array)[1] if shapes else rest
+
+
+QUICKLY = {"xla_backend_optimization_level": 1}
 MEASURED = {"train_loss": np.float32, "validation_nll": np.float32, "smoothing": np.int32}
 
 
@@ -310,6 +321,9 @@ class _Groups:
     def __init__(self, states: Any, layout: Layout):
         count, width = len(jax.tree.leaves(states)[0]), layout.width
         self.layout, self.places = layout, [slice(first, first + width) for first in range(0, count, width)]
+        # Calls side by side are a CPU's, many and small: NumPy cuts and joins them at no cost, JAX at 60 us a leaf and run.
+        self.by = np if layout.at_a_time > 1 else jnp
+        states = jax.device_get(states) if self.by is np else states
         self.states = [self._parked(jax.tree.map(lambda leaf, place=place: leaf[place], states)) for place in self.places]
 
     def _parked(self, states):
@@ -331,4 +345,4 @@ class _Groups:
 
     def whole(self, count):
         """The first `count` runs in one pytree."""
-        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:count], *self.states)
+        return jax.tree.map(lambda *leaves: jnp.asarray(self.by.concatenate(leaves)[:count]), *self.states)
