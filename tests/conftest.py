@@ -2,9 +2,14 @@
 
 import os
 import pathlib
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("XENTLAB_CACHE", "off")  # nothing from an earlier run, but where a test is about that
+# What one test compiles, no other need: workers and the commands that they run share a folder, which begins empty.
+SHARED = None
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    SHARED = tempfile.TemporaryDirectory(prefix="xentlab-tests-")
+    os.environ["XENTLAB_CACHE"] = SHARED.name
 
 import jaxtyping
 
@@ -15,7 +20,11 @@ import hypothesis
 import jax
 import pytest
 
+from xentlab.cache import keep_compiled
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
+keep_compiled()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)  # a smaller program's own file would cost more
 hypothesis.settings.register_profile("lab", deadline=None, max_examples=25, derandomize=True)
 hypothesis.settings.load_profile("lab")
 

@@ -235,7 +235,7 @@ def test_proper_fact_at_a_known_law(loss):
 
         def expected_gradient(logits):
             rows = jnp.broadcast_to(jnp.asarray(logits), (VOCAB, VOCAB))
-            each = jax.grad(lambda rows: jnp.sum(loss(rows, jnp.arange(VOCAB, dtype=jnp.int32))))(rows)
+            each = compiled(loss, "gradient")(rows, jnp.arange(VOCAB, dtype=jnp.int32))
             return np.abs(np.asarray(law @ np.asarray(each))).max()
 
         at_law = expected_gradient(z)
@@ -301,8 +301,9 @@ def test_a_bad_target_is_nan_for_its_token_alone(loss):
 @every_loss
 def test_target_dtypes_agree(loss):
     logits, targets = batch(dtype=np.float32)
-    for dtype in (np.int8, np.uint8, np.int16, np.uint32):
-        np.testing.assert_array_equal(call(loss, logits, targets.astype(dtype)), call(loss, logits, targets))
+    every = [jnp.asarray(targets.astype(dtype)) for dtype in (np.int8, np.uint8, np.int16, np.uint32)]
+    for value in jax.jit(lambda logits, *every: [loss(logits, targets) for targets in every])(logits, *every):
+        np.testing.assert_array_equal(value, call(loss, logits, targets))
 
 
 @every_loss
@@ -319,9 +320,9 @@ def test_second_derivatives_exist_and_are_finite(loss):
     logits, targets = batch()
     with jax.enable_x64(True):
         z, y = jnp.asarray(logits[0]), jnp.asarray(targets[0])
-        hessian = np.asarray(jax.hessian(lambda z: loss(z, y))(z))
+        hessian = np.asarray(jax.jit(jax.hessian(lambda z: loss(z, y)))(z))
         step = 1e-5
-        gradient = jax.grad(lambda z: loss(z, y))
+        gradient = jax.jit(jax.grad(lambda z: loss(z, y)))
         if facts_of(loss).stops_gradient:  # its field's own derivative is not what a second autodiff gives
             assert np.isfinite(hessian).all()
             return

@@ -96,11 +96,11 @@ def test_awkward_shapes(plan, shape):
     """N and V prime, one token, one class, multiples of the tiles, V below a tile."""
     hidden, weight, targets = batch(*shape)
     head = lambda hidden, weight: linear_loss(hidden, weight, targets, loss=BRIER, plan=plan, tiles=(7, 13))
-    close(jax.value_and_grad(head, (0, 1))(hidden, weight), reference(BRIER, targets, hidden, weight))
+    close(jax.jit(jax.value_and_grad(head, (0, 1)))(hidden, weight), reference(BRIER, targets, hidden, weight))
 
 
 @both
-@pytest.mark.parametrize("name", ["nll", "brier", "hinge", "confidence_penalty", "squentropy", "entmax15"])
+@pytest.mark.parametrize("name", ["nll", "brier", "hinge", "squared_hinge", "confidence_penalty", "squentropy", "entmax15"])
 def test_the_form_for_other_chips_is_right_too(plan, name, monkeypatch):
     """Comparisons where a CPU scatters, all rows at once: run here, with a last tile that overlaps."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
@@ -133,24 +133,26 @@ def test_huge_logits(plan, name):
     head = lambda h, w: linear_loss(h, w, targets, loss=loss, plan=plan, tiles=(7, 13), reduction="none")
     plain = loss(jnp.asarray(hidden) @ weight, targets)
     # The logits themselves differ by rounding of 1e4 between two orders of summing: 1e4 * 6e-8 * a few.
-    found = np.asarray(head(hidden, weight))
+    found = np.asarray(jax.jit(head)(hidden, weight))
     np.testing.assert_array_equal(np.isfinite(found), np.isfinite(plain))
     finite = np.isfinite(plain)
     np.testing.assert_allclose(found[finite], np.asarray(plain)[finite], rtol=1e-5, atol=0.02)
 
 
 @both
-def test_layouts_leading_axes_and_softcap(plan):
+@pytest.mark.parametrize("loss", [NLL, LOSSES["squared_hinge"]], ids=name_of)  # one that reads the target ahead
+def test_layouts_leading_axes_and_softcap(plan, loss):
     hidden, weight, targets = batch(24)
-    flat = linear_loss(hidden, weight, targets, softcap=2.0, plan=plan, tiles=(7, 13))
-    close(flat, reference(NLL, targets, hidden, weight, softcap=2.0)[0])
+    more = {"softcap": 2.0, "plan": plan, "tiles": (7, 13)}
+    flat = linear_loss(hidden, weight, targets, loss=loss, **more)
+    close(flat, reference(loss, targets, hidden, weight, softcap=2.0)[0])
     shaped = lambda w: linear_loss(
-        hidden.reshape(2, 3, 4, -1), w, targets.reshape(2, 3, 4), softcap=2.0, plan=plan, tiles=(7, 13), vocab_first=True
+        hidden.reshape(2, 3, 4, -1), w, targets.reshape(2, 3, 4), loss=loss, vocab_first=True, **more
     )
     value, gradient = jax.value_and_grad(shaped)(weight.T)
     close(
         (value, gradient.T),
-        [each[1] if i else each for i, each in enumerate(reference(NLL, targets, hidden, weight, softcap=2.0))],
+        [each[1] if i else each for i, each in enumerate(reference(loss, targets, hidden, weight, softcap=2.0))],
     )
 
 
@@ -198,12 +200,12 @@ def test_low_precision_accumulates_wide(plan, dtype):
     """Against float64 of the same rounded inputs, logits of scale 8: gradients to 2e-3, and nearer than the naive head's."""
     hidden, weight, targets = batch(256, 64, 1000, scale=8 / 64**0.5, dtype=dtype)
     head = lambda h, w: linear_loss(h, w, targets, plan=plan, tiles=(100, 256))
-    value, gradients = jax.value_and_grad(head, (0, 1))(hidden, weight)
+    value, gradients = jax.jit(jax.value_and_grad(head, (0, 1)))(hidden, weight)
     assert value.dtype == jnp.float32
     assert [each.dtype for each in gradients] == [dtype, dtype]
     right, exact = reference(NLL, targets, hidden, weight)
     assert float(value) == pytest.approx(float(right), rel=1e-5)
-    plain = jax.grad(lambda h, w: jnp.mean(NLL(h @ w, targets)), (0, 1))(hidden, weight)
+    plain = jax.jit(jax.grad(lambda h, w: jnp.mean(NLL(h @ w, targets)), (0, 1)))(hidden, weight)
     for mine, theirs, truth in zip(gradients, plain, exact, strict=True):
         error = lambda found, truth=truth: np.linalg.norm(np.asarray(found, np.float64) - truth) / np.linalg.norm(truth)
         # What is left is rounding the logits' gradient and the result to the type: 2^-9 each in bfloat16.
@@ -212,16 +214,16 @@ def test_low_precision_accumulates_wide(plan, dtype):
 
 
 @both
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_second_order_forward_over_reverse(plan, dtype):
+@pytest.mark.parametrize(("name", "dtype"), [("brier", jnp.float32), ("brier", jnp.bfloat16), ("squared_hinge", jnp.float32)])
+def test_second_order_forward_over_reverse(plan, name, dtype):
     hidden, weight, targets = batch(9, 3, 31, dtype=dtype)
     direction = jnp.asarray(np.random.default_rng(2).normal(size=weight.shape), dtype)
-    head = lambda w: linear_loss(hidden, w, targets, loss=BRIER, plan=plan, tiles=(4, 13))
+    head = lambda w: linear_loss(hidden, w, targets, loss=LOSSES[name], plan=plan, tiles=(4, 13))
     product = jax.jit(lambda w: jax.jvp(jax.grad(head), (w,), (direction,))[1])(weight)
     with jax.enable_x64(True):
         wide = lambda each: jnp.asarray(np.asarray(each), jnp.float64)
-        slope = jax.grad(lambda w: naive(BRIER, jnp.asarray(np.asarray(targets)), wide(hidden), w))
-        exact = np.asarray(jax.jvp(slope, (wide(weight),), (wide(direction),))[1])
+        slope = jax.grad(lambda w: naive(LOSSES[name], jnp.asarray(np.asarray(targets)), wide(hidden), w))
+        exact = np.asarray(jax.jit(lambda w, along: jax.jvp(slope, (w,), (along,))[1])(wide(weight), wide(direction)))
     close(product, exact, 2e-5 if dtype == jnp.float32 else 2e-2)
 
 
@@ -247,11 +249,12 @@ def test_inside_vmap_scan_and_checkpoint(plan):
     hidden, weight, targets = batch(12)
     head = lambda w: linear_loss(hidden, w, targets, plan=plan, tiles=(5, 40))
     weights = jnp.stack([weight, 2 * weight])
-    one = jnp.stack([jax.grad(head)(each) for each in weights])
-    close(jax.vmap(jax.grad(head))(weights), np.asarray(one))
-    close(jax.grad(jax.checkpoint(head))(weight), np.asarray(one[0]))
+    slope = jax.jit(jax.grad(head))
+    one = np.stack([slope(each) for each in weights])
+    close(jax.jit(jax.vmap(jax.grad(head)))(weights), one)
+    close(jax.jit(jax.grad(jax.checkpoint(head)))(weight), one[0])
     _, scanned = jax.lax.scan(lambda _, w: (0, jax.grad(head)(w)), 0, weights)
-    close(scanned, np.asarray(one))
+    close(scanned, one)
 
 
 def test_log_probs_and_entropy():
@@ -261,7 +264,7 @@ def test_log_probs_and_entropy():
     exact = z - np.logaddexp.reduce(z, axis=-1, keepdims=True)
     close(log_p.reshape(-1), exact[np.arange(24), np.asarray(targets)])
     close(entropy.reshape(-1), -(np.exp(exact) * exact).sum(-1))
-    slope = jax.grad(lambda w: linear_log_probs(hidden, w, targets, tiles=(7, 13))[1].sum())(weight)
+    slope = jax.jit(jax.grad(lambda w: linear_log_probs(hidden, w, targets, tiles=(7, 13))[1].sum()))(weight)
     with jax.enable_x64(True):
         h = jnp.asarray(np.asarray(hidden), jnp.float64)
         plain = lambda w: -jnp.sum(jax.nn.softmax(h @ w) * jax.nn.log_softmax(h @ w))
@@ -276,7 +279,7 @@ def test_against_optax_and_torch(plan):
     torch = pytest.importorskip("torch")
     hidden, weight, targets = batch()
     run = lambda h, w: linear_loss(h, w, targets, plan=plan, tiles=(7, 13))
-    value, gradients = jax.value_and_grad(run, (0, 1))(hidden, weight)
+    value, gradients = jax.jit(jax.value_and_grad(run, (0, 1)))(hidden, weight)
     assert float(value) == pytest.approx(
         float(optax.softmax_cross_entropy_with_integer_labels(hidden @ weight, targets).mean()), rel=1e-6
     )

@@ -93,7 +93,7 @@ def check(found):
 
 CASES = [["nll", "stream", "mean"], ["hinge", "stream", "none"], ["confidence_penalty", "stream", "mean"]]
 CASES += [["mse_logits", "stream", "none"], ["brier", "tokens", "mean"], ["entmax15", "tokens", "mean"]]
-CASES += [["entmax15", "tokens", "none"], ["focal", "tokens", "none"]]
+CASES += [["entmax15", "tokens", "none"], ["focal", "tokens", "none"], ["squared_hinge", "stream", "mean"]]
 
 
 @pytest.mark.parametrize("shape", [(2, 4), (8, 1), (1, 8)])

@@ -36,8 +36,9 @@ def test_the_future_is_not_read_and_the_present_is(made, name):
 @every_model
 def test_rows_of_a_batch_do_not_mix(made, name):
     tokens = jax.random.randint(jax.random.key(2), (3, 5), 0, 11)
-    whole = logits(made[name], tokens)
-    np.testing.assert_allclose(whole[1], logits(made[name], tokens[1]), atol=1e-5)
+    run = eqx.filter_jit(logits)
+    whole = run(made[name], tokens)
+    np.testing.assert_allclose(whole[1], run(made[name], tokens[1]), atol=1e-5)
     assert whole.shape == (3, 5, 11)
     assert np.abs(np.asarray(whole)).max() < 1
 
@@ -50,8 +51,9 @@ def test_members_fit_a_head(made, name):
 def test_mlp_reads_exactly_its_context():
     model = resolve_model("mlp(context=3)")(7, jax.random.key(0))
     tokens = jnp.array([1, 2, 3, 4, 5, 6])
-    at_last = lambda place: model.hidden(tokens.at[place].set(0))[-1]
-    assert [bool(jnp.allclose(at_last(place), model.hidden(tokens)[-1])) for place in range(6)] == [True] * 3 + [False] * 3
+    run = eqx.filter_jit(model.hidden)
+    at_last = lambda place: run(tokens.at[place].set(0))[-1]
+    assert [bool(jnp.allclose(at_last(place), run(tokens)[-1])) for place in range(6)] == [True] * 3 + [False] * 3
 
 
 def test_attention_equals_jax_own():
@@ -59,10 +61,15 @@ def test_attention_equals_jax_own():
 
     block = Block(16, 2, 1, jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (3, 6, 16))
-    q, k, v = (jnp.einsum("btd,dhs->bths", _rms_norm(x), block.qkv[:, i]) for i in range(3))
-    attended = jax.nn.dot_product_attention(_rotary(q), _rotary(k), v, is_causal=True)
-    y = x + jnp.einsum("bths,hsd->btd", attended, block.out)
-    np.testing.assert_allclose(block(x), y + jax.nn.gelu(_rms_norm(y) @ block.up) @ block.down, atol=1e-5)
+
+    @jax.jit
+    def plain(x):
+        q, k, v = (jnp.einsum("btd,dhs->bths", _rms_norm(x), block.qkv[:, i]) for i in range(3))
+        attended = jax.nn.dot_product_attention(_rotary(q), _rotary(k), v, is_causal=True)
+        y = x + jnp.einsum("bths,hsd->btd", attended, block.out)
+        return y + jax.nn.gelu(_rms_norm(y) @ block.up) @ block.down
+
+    np.testing.assert_allclose(eqx.filter_jit(block)(x), plain(x), atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 3, 4), (0, 4)], ids=str)

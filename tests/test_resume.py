@@ -82,7 +82,7 @@ def wait_for_a_save(folder, process):
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled_once(tmp_path_factory):
-    """The children share what they compile, as a user's runs do."""
+    """The children share what they compile, as a user's runs do, and nobody else reads what a killed one half wrote."""
     before, os.environ["XENTLAB_CACHE"] = os.environ.get("XENTLAB_CACHE"), str(tmp_path_factory.mktemp("compiled"))
     yield
     os.environ.pop("XENTLAB_CACHE") if before is None else os.environ.update(XENTLAB_CACHE=before)

@@ -35,13 +35,13 @@ def by_hand(rate, seed, recipe):
     optimizer = recipe.transformation(rate)
     state, stream = optimizer.init(model), jnp.asarray(SOURCE.split("train"))
     objective = lambda model, batch: LOSSES["nll"](logits(model, batch[:, :-1]), batch[:, 1:]).mean()
-    values = []
+    descend, values = jax.jit(jax.value_and_grad(objective)), []
     for index in range(recipe.steps):
         starts = jax.random.randint(
             jax.random.fold_in(data, index), (recipe.batch,), 0, len(stream) - recipe.window, dtype=jnp.int32
         )
         batch = stream[starts[:, None] + jnp.arange(recipe.window + 1)[None, :]]
-        value, gradient = jax.value_and_grad(objective)(model, batch)
+        value, gradient = descend(model, batch)
         updates, state = optimizer.update(gradient, state, model)
         model = optax.apply_updates(model, updates)
         values.append(float(value))

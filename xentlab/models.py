@@ -156,7 +156,7 @@ def _rotary(x):
 class Transformer(eqx.Module):
     """A small causal transformer with rotary positions; 459 k parameters at vocab 256.
 
-    >>> Transformer(256, key=jax.random.key(0)).hidden(jnp.array([[3, 1]])).shape
+    >>> eqx.filter_jit(Transformer(256, key=jax.random.key(0)).hidden)(jnp.array([[3, 1]])).shape
     (1, 2, 128)
     """
 

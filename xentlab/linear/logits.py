@@ -52,6 +52,16 @@ class Head:
             z = z + bias.astype(z.dtype)[None]
         return z if self.softcap is None else self.softcap * jnp.tanh(z / self.softcap)
 
+    def logits_at(self, hidden: jax.Array, weight: jax.Array, bias: jax.Array | None, places: jax.Array) -> jax.Array:
+        """The logits [N] of one class a token, each within the weight's part."""
+        columns = jnp.take(weight, places, axis=self.vocab_axis)
+        z = jnp.einsum(
+            "nd,nd->n" if self.vocab_first else "nd,dn->n", hidden, columns, preferred_element_type=accumulator(hidden.dtype)
+        )
+        if bias is not None:
+            z = z + bias.astype(z.dtype)[places]
+        return z if self.softcap is None else self.softcap * jnp.tanh(z / self.softcap)
+
     def before_softcap(self, pull: jax.Array, z: jax.Array) -> jax.Array:
         """The gradient by what the softcap was given, from the gradient by the logits z."""
         return pull if self.softcap is None else pull * (1 - (z / self.softcap) ** 2)

@@ -8,6 +8,7 @@ at certainty, where 1 - p is the rivals' share and lse - z_y would be a differen
   loss's setting of that name.
 - `top`: the greatest rival. `total`, `squares`: the sum of the rivals' logits, of their squares.
 - `softplus`: the sum of log(1 + e^z) over the rivals.
+- `hinges`, `hinges_2`: the sum of max(0, 1 + z_j - z_y) over the rivals j, of its square.
 - `entropy`: of the rivals' own shares, softmax over them alone, in nats.
 """
 
@@ -34,13 +35,22 @@ class Tile(NamedTuple):
 
     rivals: the logits [N, C], wide, with -inf where no rival is. counts: where one is. below: the rivals less the greatest so
     far; fallen [N]: by how much that one has risen with this tile, as a number <= 0. Both are free of derivatives of that
-    greatest, a mere shift.
+    greatest, a mere shift. target [N]: z_y, where a reduction asks for it.
     """
 
     rivals: jax.Array
     counts: jax.Array
     below: jax.Array
     fallen: jax.Array
+    target: jax.Array | None
+
+
+class Row(NamedTuple):
+    """What a tile's slopes may need of its logits z [N, C] besides, from columns: the greatest rival, z_y, exp(z - shift)."""
+
+    shift: jax.Array
+    target: jax.Array
+    share: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +61,8 @@ class Reduction:
     merge(state, fallen, axis) -> state: over the mesh axis that holds the rest of the vocabulary, where the greatest rival lies
     higher by -fallen [N].
     finish(state, shift) -> the value [N], and what its slope needs besides, [N] or None; shift [N]: the greatest rival.
-    slope(value, aside, z, shift, share): the value's derivative by each logit of the tile [N, C], from columns, share being
-    exp(z - shift); it is written over where no rival is.
+    slope(value, aside, z, row): the value's derivative by each logit of the tile [N, C]; it is written over where no rival is.
+    by_target(aside): that by z_y, of a reduction that reads it: z_y is found ahead of the tiles then.
     """
 
     start: Callable[[int, Any], Any]
@@ -60,6 +70,7 @@ class Reduction:
     merge: Callable[[Any, jax.Array, str], Any]
     finish: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array | None]]
     slope: Callable[..., jax.Array]
+    by_target: Callable[[jax.Array], jax.Array] | None = None
 
 
 def lowest(tokens: int, dtype: Any) -> jax.Array:
@@ -67,10 +78,10 @@ def lowest(tokens: int, dtype: Any) -> jax.Array:
     return jnp.full(tokens, LOWEST, dtype)
 
 
-def risen(shift: jax.Array, rivals: jax.Array, counts: jax.Array) -> tuple[jax.Array, Tile]:
+def risen(shift: jax.Array, rivals: jax.Array, counts: jax.Array, target: jax.Array | None) -> tuple[jax.Array, Tile]:
     """The greatest rival with those of a tile [N, C], and the tile."""
     higher = lax.stop_gradient(jnp.maximum(shift, jnp.max(rivals, axis=-1)))
-    return higher, Tile(rivals, counts, rivals - higher[:, None], shift - higher)
+    return higher, Tile(rivals, counts, rivals - higher[:, None], shift - higher, target)
 
 
 def greatest(value: jax.Array, axis: str) -> jax.Array:
@@ -88,7 +99,24 @@ def _summed(term: Callable[[jax.Array], jax.Array], slope: Callable[[jax.Array],
         add=lambda state, tile: state + jnp.sum(jnp.where(tile.counts, term(tile.rivals), 0), axis=-1),
         merge=lambda state, fallen, axis: lax.psum(state, axis),
         finish=lambda state, shift: (state, None),
-        slope=lambda value, aside, z, shift, share: slope(z),
+        slope=lambda value, aside, z, row: slope(z),
+    )
+
+
+def _hinges(term: Callable[[jax.Array], jax.Array], slope: Callable[[jax.Array], jax.Array]) -> Reduction:
+    """The sum of a margin's term, and beside it the sum of its slope: by how much all rivals push the target."""
+
+    def add(state, tile):
+        margins = 1 + tile.rivals - tile.target[:, None]
+        return tuple(sums + jnp.sum(each(margins), axis=-1) for sums, each in zip(state, (term, slope), strict=True))
+
+    return Reduction(
+        start=lambda tokens, dtype: (_zeros(tokens, dtype), _zeros(tokens, dtype)),
+        add=add,
+        merge=lambda state, fallen, axis: lax.psum(state, axis),
+        finish=lambda state, shift: state,
+        slope=lambda value, pushed, z, row: slope(1 + z - row.target),
+        by_target=jnp.negative,
     )
 
 
@@ -102,7 +130,7 @@ def _logsumexp(multiple: float) -> Reduction:
         add=lambda mass, tile: shrunk(mass, tile.fallen) + jnp.sum(raised(tile.below, jnp.exp(tile.below)), axis=-1),
         merge=lambda mass, fallen, axis: lax.psum(shrunk(mass, fallen), axis),
         finish=lambda mass, shift: (_log_mass(multiple * shift, mass), None),
-        slope=lambda value, aside, z, shift, share: multiple * jnp.exp(multiple * shift - value) * raised(z - shift, share),
+        slope=lambda value, aside, z, row: multiple * jnp.exp(multiple * row.shift - value) * raised(z - row.shift, row.share),
     )
 
 
@@ -128,8 +156,8 @@ def _entropy() -> Reduction:
         safe = jnp.where(mass == 0, 1, mass)
         return jnp.log(safe) - moment / safe, _log_mass(shift, mass)
 
-    def slope(value, log_mass, z, shift, share):
-        share = share * jnp.exp(shift - log_mass)
+    def slope(value, log_mass, z, row):
+        share = row.share * jnp.exp(row.shift - log_mass)
         return -share * (jnp.where(share > 0, z - log_mass, 0) + value)
 
     return Reduction(
@@ -163,7 +191,7 @@ def _top() -> Reduction:
         add=add,
         merge=merge,
         finish=lambda state, shift: state,
-        slope=lambda value, ties, z, shift, share: (z == value).astype(z.dtype) / ties,
+        slope=lambda value, ties, z, row: (z == value).astype(z.dtype) / ties,
     )
 
 
@@ -174,6 +202,8 @@ REDUCTIONS: dict[str, Reduction] = {
     "total": _summed(lambda z: z, jnp.ones_like),
     "squares": _summed(jnp.square, lambda z: 2 * z),
     "softplus": _summed(jax.nn.softplus, jax.nn.sigmoid),
+    "hinges": _hinges(jax.nn.relu, lambda margins: (margins > 0).astype(margins.dtype)),
+    "hinges_2": _hinges(lambda margins: jax.nn.relu(margins) ** 2, lambda margins: 2 * jax.nn.relu(margins)),
 }
 
 

@@ -18,7 +18,7 @@ from jax import lax
 
 from xentlab.contract import is_at_target
 from xentlab.linear.logits import Head, accumulator, over_tiles, read_at, write_at
-from xentlab.linear.reductions import Reduction, greatest, lowest, risen
+from xentlab.linear.reductions import Reduction, Row, greatest, lowest, risen
 
 Found = dict[str, jax.Array]
 SHIFT = ""  # the name, no reduction's, under which the asides hold the greatest rival
@@ -41,9 +41,16 @@ def reduce(
     dtype = accumulator(hidden.dtype)
     tokens, vocab = len(hidden), head.vocab(weight)
     first = head.place(head.classes) * vocab
+    here = (targets >= first) & (targets - first < vocab)
+    # A square root of -1, not a NaN constant: see contract._nan_without.
+    bad = jnp.sqrt(head.summed(here.astype(dtype), head.classes) - 1)
+    ahead = None
+    if any(reduction.by_target for reduction in reductions.values()):
+        own = head.logits_at(hidden, weight, bias, jnp.clip(targets - first, 0, vocab - 1))
+        ahead = head.summed(jnp.where(here, own, 0), head.classes) + bad
 
     def step(state, start, fresh):
-        states, shift, target, seen, kept = state
+        states, shift, target, kept = state
         z = head.logits(hidden, head.part(weight, start, tile), _part(bias, start, tile))
         if keep:
             kept = lax.dynamic_update_slice_in_dim(kept, z.reshape(-1), _place(start, tile) * tokens, 0)
@@ -53,23 +60,21 @@ def reduce(
         else:  # a target that an earlier tile has had is nowhere
             places = jnp.where(targets - first >= _place(start, tile), targets - (first + start), -1)
             counts, rivals = counts & fresh[None], jnp.where(fresh[None], z, -jnp.inf)
-        shift, seen_as = risen(shift, write_at(rivals, places, -jnp.inf), counts)
+        shift, seen_as = risen(shift, write_at(rivals, places, -jnp.inf), counts, ahead)
         states = {name: reduction.add(states[name], seen_as) for name, reduction in reductions.items()}
-        target, seen = target + read_at(z, places), seen + ((places >= 0) & (places < tile))
-        return states, shift, target, seen, kept
+        return states, shift, target + read_at(z, places), kept
 
     states = {name: reduction.start(tokens, dtype) for name, reduction in reductions.items()}
     kept = jnp.zeros(tokens * -(-vocab // tile) * tile, dtype) if keep else None
-    begun = (states, lowest(tokens, dtype), jnp.zeros(tokens, dtype), jnp.zeros(tokens, jnp.int32), kept)
-    states, shift, target, seen, kept = over_tiles(step, begun, vocab, tile)
+    begun = (states, lowest(tokens, dtype), jnp.zeros(tokens, dtype), kept)
+    states, shift, target, kept = over_tiles(step, begun, vocab, tile)
     if head.classes is not None:
         highest = greatest(shift, head.classes)
         states = {name: each.merge(states[name], shift - highest, head.classes) for name, each in reductions.items()}
-        shift, (target, seen) = highest, head.summed((target, seen), head.classes)
+        shift, target = highest, head.summed(target, head.classes)
     finished = {name: reduction.finish(states[name], shift) for name, reduction in reductions.items()}
     asides = {name: aside for name, (_, aside) in finished.items() if aside is not None} | {SHIFT: shift}
-    # A square root of -1, not a NaN constant: see contract._nan_without.
-    found = {name: value for name, (value, _) in finished.items()} | {"target": target + jnp.sqrt((seen - 1).astype(dtype))}
+    found = {name: value for name, (value, _) in finished.items()} | {"target": target + bad}
     return found, asides, kept
 
 
@@ -90,6 +95,10 @@ def pull_back(
     kept: the logits that `reduce` kept; else they are made anew. sums: gradients of weight and bias to add to, in float32.
     """
     column = lambda values: {name: value[:, None] for name, value in values.items()}
+    to_target = cotangents["target"]
+    for name, reduction in reductions.items():
+        if reduction.by_target:
+            to_target = to_target + cotangents[name] * reduction.by_target(asides[name])
     found, asides, cotangents = column(found), column(asides), column(cotangents)
     tokens, vocab = len(hidden), head.vocab(weight)
     first = head.place(head.classes) * vocab
@@ -101,10 +110,11 @@ def pull_back(
             z = head.logits(hidden, part, _part(bias, start, tile))
         else:
             z = lax.dynamic_slice_in_dim(kept, _place(start, tile) * tokens, tokens * tile).reshape(tokens, tile)
-        pull, share = jnp.zeros_like(z), jnp.exp(z - asides[SHIFT])
+        row = Row(asides[SHIFT], found["target"], jnp.exp(z - asides[SHIFT]))
+        pull = jnp.zeros_like(z)
         for name, reduction in reductions.items():
-            pull = pull + cotangents[name] * reduction.slope(found[name], asides.get(name), z, asides[SHIFT], share)
-        pull = write_at(pull, targets - (first + start), cotangents["target"][:, 0])
+            pull = pull + cotangents[name] * reduction.slope(found[name], asides.get(name), z, row)
+        pull = write_at(pull, targets - (first + start), to_target)
         pull = head.before_softcap(pull, z)
         new = pull if fresh is None else jnp.where(fresh[None], pull, 0)
         # What is written over may overlap; what is added to may not.

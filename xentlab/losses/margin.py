@@ -52,6 +52,7 @@ def _one_a_rival(vocab):
     local=False,
     low_p_even=_one_a_rival,
     low_p_one=_one_a_rival,
+    stream=lambda hinges: hinges,
     note="Uncalibrated from V = 3 on: Wang & Scott 2020. On the second path the count is 1 where the other rivals lie "
     "below z_y - 1.",
 )
@@ -76,6 +77,7 @@ def hinge_weston_watkins(logits: Logits, targets: Targets) -> PerToken:
     local=False,
     low_p_even=float("inf"),
     low_p_one=float("inf"),
+    stream=lambda hinges_2: hinges_2,
 )
 def squared_hinge(logits: Logits, targets: Targets) -> PerToken:
     """A squared hinge for every rival, summed: logits [..., V], targets [...] -> [...].
