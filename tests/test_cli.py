@@ -118,8 +118,10 @@ def test_show_tells_facts_and_place(mine, capsys):
     assert "squared.py:" in out
     assert "alpha=2" in out
     facts = json.loads(in_process(capsys, "show", "focal", "--format", "json")[1])[0]
-    assert (facts["proper"], facts["convex"]) == ("no", False)
-    assert "mine.py:3" in in_process(capsys, "show", "./mine.py:my_loss")[1]
+    assert (facts["family"], facts["proper"], facts["convex"]) == ("robust", "no", False)
+    own = in_process(capsys, "show", "./mine.py:my_loss")[1]
+    assert "mine.py:3" in own
+    assert "xentlab_user" not in own  # a module's name that is nobody's business
 
 
 def test_list_formats_agree(capsys):

@@ -114,6 +114,13 @@ def test_an_interval_that_covers_0_says_so(seeds, shift):
     assert paired(both[both.seed == 0]).low.isna().all()
 
 
+@pytest.mark.parametrize(("nats", "said"), [(0.0123456, "0.012"), (3e-7, "3.0e-07")])
+def test_a_difference_of_rounding_is_not_told_as_none(nats, said):
+    tests = pd.DataFrame({"source": "s", "seed": range(3), "loss": "nll", "test_nll": 0.0})
+    sentence = pairs(paired(pd.concat([tests, tests.assign(loss="twin", test_nll=-nats)])))[0]
+    assert f"{said} nats less than nll's ([-{said}, -{said}]" in sentence
+
+
 def test_seeds_pair_the_losses(finished):
     """Every loss starts from the same parameters: after a tiny step at a tiny rate they still agree."""
     start = race(["nll", "brier"], SOURCE, "bigram", [1e-12], [0], 1).curves.validation_nll

@@ -153,13 +153,20 @@ def races(table: pd.DataFrame) -> list[str]:
     return sentences
 
 
+def _seen(nats: float, sign: str = "") -> str:
+    """To three digits after the point; what would be 0 there, and is not, to two of its own."""
+    return f"{nats:{sign}.3f}" if nats == 0 or abs(nats) >= 5e-4 else f"{nats:{sign}.1e}"
+
+
 def pairs(frame: pd.DataFrame) -> list[str]:
     """Each loss beside the one it is compared with, seed by seed, and a plain word where the seeds do not tell them apart."""
     sentences = []
     for source, here in frame[frame.seeds > 1].groupby("source", sort=False):
         for row in here[here.metric == "test_nll"].itertuples():
-            apart = f"{row.loss}'s test NLL is {abs(row.difference):.3f} nats {'more' if row.difference > 0 else 'less'} than"
-            interval = f"[{row.low:+.3f}, {row.high:+.3f}], {row.seeds} seeds"
+            apart = (
+                f"{row.loss}'s test NLL is {_seen(abs(row.difference))} nats {'more' if row.difference > 0 else 'less'} than"
+            )
+            interval = f"[{_seen(row.low, '+')}, {_seen(row.high, '+')}], {row.seeds} seeds"
             if row.tells_apart:
                 sentences.append(f"On {source} {apart} {row.against}'s ({interval}).")
             else:

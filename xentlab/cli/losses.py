@@ -56,10 +56,11 @@ def _facts(name: str, loss: Any) -> dict[str, Any]:
     facts, function = facts_of(loss), unwrapped(loss)[0]
     parameters = list(inspect.signature(function).parameters.values())[2:]
     bound = settings_of(loss)
+    package, _, family = getattr(function, "__module__", "").rpartition(".")
 
     return {
         "loss": name,
-        "family": getattr(function, "__module__", "").rpartition(".")[2],
+        "family": family if package == "xentlab.losses" else "",
         "settings": ", ".join(f"{p.name}={bound.get(p.name, p.default)}" for p in parameters),
         "formula": facts.formula,
         "gradient": facts.gradient,
