@@ -50,7 +50,7 @@ class Head:
         z = product(hidden, weight, 1, 1 - self.vocab_axis)
         if bias is not None:
             z = z + bias.astype(z.dtype)[None]
-        return z if self.softcap is None else self.softcap * jnp.tanh(z / self.softcap)
+        return self._capped(z)
 
     def logits_at(self, hidden: jax.Array, weight: jax.Array, bias: jax.Array | None, places: jax.Array) -> jax.Array:
         """The logits [N] of one class a token, each within the weight's part."""
@@ -60,6 +60,9 @@ class Head:
         )
         if bias is not None:
             z = z + bias.astype(z.dtype)[places]
+        return self._capped(z)
+
+    def _capped(self, z: jax.Array) -> jax.Array:
         return z if self.softcap is None else self.softcap * jnp.tanh(z / self.softcap)
 
     def before_softcap(self, pull: jax.Array, z: jax.Array) -> jax.Array:

@@ -74,7 +74,8 @@ def reduce(
         shift, target = highest, head.summed(target, head.classes)
     finished = {name: reduction.finish(states[name], shift) for name, reduction in reductions.items()}
     asides = {name: aside for name, (_, aside) in finished.items() if aside is not None} | {SHIFT: shift}
-    found = {name: value for name, (value, _) in finished.items()} | {"target": target + bad}
+    # Found ahead it is that one, so that slopes see the margins that were summed.
+    found = {name: value for name, (value, _) in finished.items()} | {"target": target + bad if ahead is None else ahead}
     return found, asides, kept
 
 
