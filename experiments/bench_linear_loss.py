@@ -24,8 +24,8 @@ from bench_peers import PACKAGES, PEERS, SHAPES, THREADS, Call, jitted, numbers,
 from bench_peers import run as sweep
 
 from xentlab import LOSSES, LabError, charts, linear_loss
-from xentlab.linear.logits import product
 from xentlab.linear.reductions import stream_of
+from xentlab.products import product
 from xentlab.runs import new_folder, record, write_frame, write_record
 
 BARE = "three bare products"

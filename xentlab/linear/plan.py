@@ -6,18 +6,18 @@ import dataclasses
 import math
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 
 from xentlab.contract import LabError, Loss, name_of
-from xentlab.linear.logits import accumulator
+from xentlab.linear.logits import TURNED_BYTES
 from xentlab.linear.reductions import stream_of
+from xentlab.products import accumulator, on_cpu
 
 PLANS = ("auto", "stream", "tokens")
 # Tried on 2 CPU cores at the first two shapes of experiments/bench_linear_loss.py: the fastest, or near it and smaller.
 CHUNK = 512  # tokens of a chunk in the tokens plan, for a loss with a stream form
 ROWS = 256  # and for any other, which holds logits and their gradient at once
-TILE, TILE_WIDE = 512, 800  # classes of a tile in the stream plan: up to half as many as tokens, whose products are the faster
+TILE = 512  # classes of a tile in the stream plan
 KEPT_TILE = 1024  # and in the tokens plan, whose logits are kept
 TILE_BYTES = 12 * 2**20  # of logits, the most that a tile may hold
 ROWS_BYTES = 2 * 2**20  # of logits, for a loss that sees whole rows: some ten passes over them then stay in a CPU's cache
@@ -96,15 +96,14 @@ def explain_plan(
 def _tiles(name, streams, tokens, vocab, wide):
     """Tokens a chunk and classes a tile: no more than TILE_BYTES of logits a tile, no fewer than 128 classes.
 
-    A tile that divides the vocabulary is taken if there is one, for an overlap costs a mask: a multiple of 128, and on a CPU,
-    whose products ask for no such places, an even one too.
+    A tile that divides the vocabulary is taken if one over a third as wide does, for an overlap costs a mask; always a multiple
+    of 128, for products of odd places are slow on every chip.
     """
     chunk = tokens if name == "stream" else CHUNK if streams else ROWS
-    widest = min(TILE_WIDE, max(TILE, tokens // 2)) if name == "stream" else KEPT_TILE
-    most = max(128, min(widest, TILE_BYTES // (wide * max(1, chunk))))
-    units = (128, 2) if jax.default_backend() == "cpu" else (128,)
-    fitting = (tile for unit in units for tile in range(most // unit * unit, most // 2, -unit) if vocab % tile == 0)
-    return max(chunk, 1), next(fitting, most // 128 * 128)
+    widest = TILE if name == "stream" else KEPT_TILE
+    most = max(128, min(widest, TILE_BYTES // (wide * max(1, chunk))) // 128 * 128)
+    fitting = (tile for tile in range(most, most // 3, -128) if vocab % tile == 0)
+    return max(chunk, 1), next(fitting, most)
 
 
 def rows_at_once(rows: int, vocab: int, itemsize: int) -> int:
@@ -113,7 +112,7 @@ def rows_at_once(rows: int, vocab: int, itemsize: int) -> int:
     >>> rows_at_once(256, 32_768, 4)
     16
     """
-    if jax.default_backend() != "cpu":
+    if not on_cpu():
         return rows  # wide kernels hide their memory's latency; a loop of small ones would wait for each
     most = min(rows, max(1, ROWS_BYTES // (vocab * itemsize)))
     best = max(each for each in range(1, most + 1) if rows % each == 0)
@@ -123,7 +122,10 @@ def rows_at_once(rows: int, vocab: int, itemsize: int) -> int:
 def _temporary(name, streams, tokens, vocab, features, chunk, tile, narrow, wide):
     """Bytes beside arguments and gradients: tiles or chunks of logits, and what sums hold wide of a narrow type."""
     cast = narrow < wide
-    tiled = 2 * tile * (min(tokens, chunk) + features) * wide
+    together = min(tokens, chunk)
+    tiled = 2 * tile * (together + features) * wide
+    copied = together * features * narrow
+    tiled += copied if on_cpu() and copied <= TURNED_BYTES else 0
     if name == "stream":
         return tiled + tokens * features * wide * cast
     logits = chunk * vocab * (wide if streams else 2 * wide + narrow * cast)

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from xentlab.contract import is_at_target
-from xentlab.linear.logits import Head, accumulator, over_tiles, read_at, write_at
+from xentlab.linear.logits import Head, over_tiles, read_at, write_at
 from xentlab.linear.reductions import Reduction, Row, greatest, lowest, risen
+from xentlab.products import accumulator
 
 Found = dict[str, jax.Array]
 SHIFT = ""  # the name, no reduction's, under which the asides hold the greatest rival
@@ -60,9 +61,12 @@ def reduce(
         else:  # a target that an earlier tile has had is nowhere
             places = jnp.where(targets - first >= _place(start, tile), targets - (first + start), -1)
             counts, rivals = counts & fresh[None], jnp.where(fresh[None], z, -jnp.inf)
-        shift, seen_as = risen(shift, write_at(rivals, places, -jnp.inf), counts, ahead)
+        own = read_at(z, places)
+        # What is written is -inf; by way of `own`, so that reading comes first, and z is written into without a copy of it.
+        rivals = write_at(rivals, places, jnp.minimum(lax.stop_gradient(own), -jnp.inf))
+        shift, seen_as = risen(shift, rivals, counts, ahead)
         states = {name: reduction.add(states[name], seen_as) for name, reduction in reductions.items()}
-        return states, shift, target + read_at(z, places), kept
+        return states, shift, target + own, kept
 
     states = {name: reduction.start(tokens, dtype) for name, reduction in reductions.items()}
     kept = jnp.zeros(tokens * -(-vocab // tile) * tile, dtype) if keep else None
@@ -103,6 +107,7 @@ def pull_back(
     found, asides, cotangents = column(found), column(asides), column(cotangents)
     tokens, vocab = len(hidden), head.vocab(weight)
     first = head.place(head.classes) * vocab
+    across = head.across(hidden)
 
     def step(state, start, fresh):
         to_hidden, to_weight, to_bias = state
@@ -123,7 +128,7 @@ def pull_back(
         if bias is not None:
             more = jnp.sum(pull, axis=0) + (0 if sums is None else _part(to_bias, start, tile))
             to_bias = lax.dynamic_update_slice_in_dim(to_bias, more.astype(to_bias.dtype), start, 0)
-        more = head.to_weight(hidden, pull.astype(weight.dtype))
+        more = head.to_weight(hidden, across, pull.astype(weight.dtype))
         more = more if sums is None else more + head.part(to_weight, start, tile)
         return to_hidden + head.to_hidden(new.astype(weight.dtype), part), head.put(to_weight, more, start), to_bias
 

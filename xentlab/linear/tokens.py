@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from xentlab.linear.logits import accumulator, over_tiles
+from xentlab.linear.logits import over_tiles
 from xentlab.linear.plan import rows_at_once
 from xentlab.linear.stream import pull_back, reduce
+from xentlab.products import accumulator
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
@@ -133,13 +134,13 @@ def _value_and_gradients(loss, stream, head, tiles, hidden, weight, bias, target
         pull = _columns(head, pull)
         to_weight, to_bias = sums
         to_bias = None if bias is None else to_bias + jnp.sum(pull, axis=0)
-        pull = pull.astype(weight.dtype)
+        pull, across = pull.astype(weight.dtype), head.across(hidden)
 
         def add(to_weight, start, fresh):
             columns = lax.dynamic_slice_in_dim(pull, start, tile, 1)
             columns = columns if fresh is None else jnp.where(fresh[None], columns, 0)
             # Tile by tile in place: a whole [D, V] product would be a second one beside the sum.
-            return head.put(to_weight, head.to_weight(hidden, columns) + head.part(to_weight, start, tile), start)
+            return head.put(to_weight, head.to_weight(hidden, across, columns) + head.part(to_weight, start, tile), start)
 
         to_weight = over_tiles(add, to_weight, head.vocab(weight), tile)
         return head.to_hidden(pull, weight), (to_weight, to_bias), _gathered(head, each)

@@ -1,0 +1,46 @@
+"""Matrix products: what they are summed in, and which of a CPU's kernels a gradient by a matrix takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def accumulator(dtype: Any) -> Any:
+    """What sums are held in: float32, or the input's own type if that is wider.
+
+    >>> accumulator(jnp.bfloat16), accumulator(jnp.float32)
+    (dtype('float32'), dtype('float32'))
+    """
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def product(a: jax.Array, b: jax.Array, along_a: int, along_b: int) -> jax.Array:
+    """A matrix product over one axis of each, accumulated and returned wide: upcasting afterwards would be too late."""
+    return lax.dot_general(a, b, (((along_a,), (along_b,)), ((), ())), preferred_element_type=accumulator(a.dtype))
+
+
+def turned(matrix: jax.Array) -> jax.Array:
+    """The transpose of a matrix, to be multiplied; on a CPU it is a copy.
+
+    XLA's kernel for a product that sums over both operands' rows, as every gradient by a matrix does, is slow there, up to
+    twice as slow for two large operands; of a transposed copy it takes another one. Elsewhere a transpose within a product
+    costs nothing.
+
+    >>> turned(jnp.ones((2, 3))).shape
+    (3, 2)
+    """
+    return made(matrix.T)
+
+
+def made(array: jax.Array) -> jax.Array:
+    """The array, which on a CPU is made as it is: XLA would fold how it is made into what is made of it, and slow that down."""
+    return lax.optimization_barrier(array) if on_cpu() else array
+
+
+def on_cpu() -> bool:
+    """Whether programs are compiled for a CPU."""
+    return jax.default_backend() == "cpu"
