@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from xentlab import charts
-from xentlab.gradients import PATHS, gradient_profile
+from xentlab.gradients import gradient_profile
 from xentlab.reading import gradients as read
 from xentlab.tour import Check, Figure, Slider, Station, show
 
@@ -21,9 +21,8 @@ COLUMNS = ["loss", "p", "value", "dvalue_dp", "dvalue_dlogit"]
 def run(losses=LOSSES, vocab: int = 16, points: int = 49) -> pd.DataFrame:
     """Profiles on both paths, and each loss's gradient relative to nll's at the same p."""
     p = np.logspace(-12, -0.005, points)
-    frame = pd.concat([gradient_profile(losses, p, vocab, path) for path in PATHS], ignore_index=True)
-    nll = pd.concat([gradient_profile(["nll"], p, vocab, path) for path in PATHS])
-    nll = nll.set_index(["rivals", "p"]).dvalue_dlogit.rename("nll")
+    frame = gradient_profile(losses, p, vocab, "both")
+    nll = gradient_profile(["nll"], p, vocab, "both").set_index(["rivals", "p"]).dvalue_dlogit.rename("nll")
     joined = frame.join(nll, on=["rivals", "p"])
     return frame.assign(times_nll=(joined.dvalue_dlogit / joined.nll).abs())
 

@@ -3,6 +3,7 @@
 import decimal
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from xentlab import LOSSES, LabError, facts_of
@@ -90,6 +91,12 @@ def test_paths_have_the_probabilities_they_are_named_by():
     assert not np.isnan(path_logits(np.array([0.5]), 2, "one")[0]).any()
 
 
+def test_both_paths_are_one_after_the_other():
+    apart = [gradient_profile(["nll", "hinge"], [0.9, 0.01], VOCAB, path) for path in PATHS]
+    both = gradient_profile(["nll", "hinge"], [0.9, 0.01], VOCAB, "both")
+    pd.testing.assert_frame_equal(both, pd.concat(apart, ignore_index=True), rtol=1e-14)
+
+
 def test_headline_numbers():
     """CLAIMS 9: 1/p in p, 1 - p in the logit; what vanishes is the square loss on probabilities."""
     profile = gradient_profile(["nll", "brier", "hinge", "mse_logits"], [0.9, 0.1, 0.01, 1e-6, 1e-9]).set_index(["loss", "p"])
@@ -109,7 +116,7 @@ def test_headline_numbers():
         ({"probabilities": []}, "strictly between"),
         ({"probabilities": [float("nan")]}, "strictly between"),
         ({"vocab": 1}, "at least 2"),
-        ({"rivals": "two"}, "even, one"),
+        ({"rivals": "two"}, "even, one or both"),
     ],
 )
 def test_profile_refuses(arguments, message):

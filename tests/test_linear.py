@@ -1,6 +1,7 @@
 """The head against the naive one in float64: every loss, both plans, awkward shapes, derivatives, what XLA says of it."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -344,6 +345,15 @@ def test_a_large_head_fits():
     shapes = (((8192, 2304), jnp.float32), ((2304, 256_000), jnp.float32), ((8192,), jnp.int32))
     head = compiled(jax.value_and_grad(linear_loss, (0, 1)), *shapes)
     assert head.memory_analysis().temp_size_in_bytes < 90e6
+
+
+def test_a_bfloat16_weight_is_neither_widened_nor_written_anew_with_each_tile():
+    """XLA's CPU backend would do both: a copy in float32 ahead of the loop, and a pass over all of the gradient in it."""
+    shapes = (((256, 128), jnp.bfloat16), ((128, 32_768), jnp.bfloat16), ((256,), jnp.int32))
+    head = compiled(jax.value_and_grad(linear_loss, (0, 1)), *shapes)
+    assert head.memory_analysis().temp_size_in_bytes < 1.2 * 2 * 128 * 32_768
+    written = set(re.findall(r"= (\w+)\[128,32768\]\S* dynamic-update-slice", head.as_text()))
+    assert written == {"u16"}
 
 
 def test_a_loss_of_ones_own_goes_through_either_way():

@@ -53,9 +53,9 @@ def gradient_profile(
     """A loss's value and gradient at chosen probabilities of the target, in float64 down to p = 1e-12 and below.
 
     losses: names or callables; probabilities: in (0, 1); vocab: V >= 2; rivals: the path that p takes down.
-    "even" moves the target's logit with the rest equal; "one" lets one rival rise and leaves the target where it is.
+    "even" moves the target's logit with the rest equal; "one" lets one rival rise and leaves the target where it is; "both".
 
-    Returns one row a loss and p, columns loss, rivals, p, value, dvalue_dp (the total derivative along the path),
+    Returns one row a path, loss and p, columns loss, rivals, p, value, dvalue_dp (the total derivative along the path),
     dvalue_dlogit (the partial derivative dL/dz_y), gradient_norm (the length of the whole gradient in z). On "one" a p of
     1/(V - 1) and above cannot be reached: NaN. Raises `LabError` for bad arguments.
 
@@ -71,9 +71,10 @@ def gradient_profile(
         raise LabError(f"probabilities lie strictly between 0 and 1; got {list(probabilities)}.")
     if vocab < 2:
         raise LabError(f"a profile needs a vocabulary of at least 2; got {vocab}.")
-    if rivals not in PATHS:
-        raise LabError(f"rivals is one of {', '.join(PATHS)}; got {rivals!r}.")
-    z, dz = path_logits(p, vocab, rivals)
+    if rivals not in (*PATHS, "both"):
+        raise LabError(f"rivals is one of {', '.join(PATHS)} or both; got {rivals!r}.")
+    paths = PATHS if rivals == "both" else (rivals,)
+    z, dz = map(np.concatenate, zip(*(path_logits(p, vocab, path) for path in paths), strict=True))
     frames = []
     for name, loss in found.items():
         value, gradient = _value_and_gradient(loss, z)
@@ -81,8 +82,8 @@ def gradient_profile(
             pd.DataFrame(
                 {
                     "loss": name,
-                    "rivals": rivals,
-                    "p": p,
+                    "rivals": np.repeat(paths, len(p)),
+                    "p": np.tile(p, len(paths)),
                     "value": value,
                     "dvalue_dp": np.sum(gradient * dz, axis=-1),
                     "dvalue_dlogit": gradient[:, 0],
@@ -90,7 +91,8 @@ def gradient_profile(
                 }
             )
         )
-    return pd.concat(frames, ignore_index=True)
+    rows = pd.concat(frames, ignore_index=True)
+    return pd.concat([rows[rows.rivals == path] for path in paths], ignore_index=True)
 
 
 def _value_and_gradient(loss: Loss, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

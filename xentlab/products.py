@@ -41,6 +41,15 @@ def made(array: jax.Array) -> jax.Array:
     return lax.optimization_barrier(array) if on_cpu() else array
 
 
+def moved_whole(dtype: Any) -> bool:
+    """Whether XLA, to read or write a part of such an array, widens all of it: bfloat16 on a CPU.
+
+    >>> moved_whole(jnp.float32), moved_whole(jnp.float16)
+    (False, False)
+    """
+    return on_cpu() and dtype == jnp.bfloat16
+
+
 def on_cpu() -> bool:
     """Whether programs are compiled for a CPU."""
     return jax.default_backend() == "cpu"

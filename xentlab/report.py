@@ -84,9 +84,7 @@ def make_report(
     tell = progress or (lambda *_: None)
 
     tell("profiles", 0, 1)
-    profiles = pd.concat(
-        [gradient_profile(found.values(), profile_points(), PROFILE_VOCAB, path) for path in PATHS], ignore_index=True
-    )
+    profiles = gradient_profile(found.values(), profile_points(), PROFILE_VOCAB, "both")
     tell("profiles", 1, 1)
     budgets, races = [], []
     for stage in plan:

@@ -82,15 +82,12 @@ def _facts(name: str, loss: Any) -> dict[str, Any]:
 
 def run_gradients(command: Gradients) -> None:
     """Profiles."""
-    import pandas as pd
-
-    from xentlab.gradients import PATHS, gradient_profile
+    from xentlab.gradients import gradient_profile
 
     begun = time.perf_counter()
     probabilities = command.probabilities[:3] if command.quick else command.probabilities
-    paths = PATHS if command.rivals == "both" else (command.rivals,)
-    frame = pd.concat([gradient_profile(command.losses, probabilities, command.vocab, path) for path in paths])
-    finish(command, {"profiles": frame.reset_index(drop=True)}, "profiles", begun)
+    frame = gradient_profile(command.losses, probabilities, command.vocab, command.rivals)
+    finish(command, {"profiles": frame}, "profiles", begun)
 
 
 def run_budget(command: Budget) -> None:

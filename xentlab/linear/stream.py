@@ -19,7 +19,7 @@ from jax import lax
 from xentlab.contract import is_at_target
 from xentlab.linear.logits import Head, over_tiles, read_at, write_at
 from xentlab.linear.reductions import Reduction, Row, greatest, lowest, risen
-from xentlab.products import accumulator
+from xentlab.products import accumulator, moved_whole
 
 Found = dict[str, jax.Array]
 SHIFT = ""  # the name, no reduction's, under which the asides hold the greatest rival
@@ -92,13 +92,32 @@ def _place(start: Any, tile: int) -> Any:
     return -(-start // tile) * tile
 
 
-def pull_back(
-    reductions, head: Head, tile: int, hidden, weight, bias, targets, found, asides, cotangents, kept=None, sums=None
-):
-    """One device's way back, from the values' cotangents [N]: its share of the gradients of hidden, weight and bias.
+def pull_back(reductions, head: Head, tile: int, hidden, weight, *arrays, kept=None, sums=None):
+    """One device's way back: its share of the gradients of hidden, weight and bias.
 
-    kept: the logits that `reduce` kept; else they are made anew. sums: gradients of weight and bias to add to, in float32.
+    arrays: bias, targets, and the values, asides and values' cotangents [N]. kept: the logits that `reduce` kept; else they are
+    made anew. sums: gradients of weight and bias to add to, in float32.
     """
+    if sums is None and moved_whole(weight.dtype):
+        return _by_bits(tuple(reductions.items()), head, tile, hidden, weight, *arrays)
+    return _pulled_back(reductions, head, tile, hidden, weight, *arrays, kept=kept, sums=sums)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def _by_bits(reductions, head, tile, *arrays):
+    """With a weight's gradient whose tiles are written as bits: as numbers XLA would write all of it anew with each."""
+    return _pulled_back(dict(reductions), head, tile, *arrays, bits=True)
+
+
+@_by_bits.defjvp
+def _by_bits_forward(reductions, head, tile, arrays, tangents):
+    # Bits have no derivative.
+    return jax.jvp(functools.partial(_pulled_back, dict(reductions), head, tile), arrays, tangents)
+
+
+def _pulled_back(
+    reductions, head, tile, hidden, weight, bias, targets, found, asides, cotangents, kept=None, sums=None, bits=False
+):
     column = lambda values: {name: value[:, None] for name, value in values.items()}
     to_target = cotangents["target"]
     for name, reduction in reductions.items():
@@ -130,14 +149,14 @@ def pull_back(
             to_bias = lax.dynamic_update_slice_in_dim(to_bias, more.astype(to_bias.dtype), start, 0)
         more = head.to_weight(hidden, across, pull.astype(weight.dtype))
         more = more if sums is None else more + head.part(to_weight, start, tile)
+        more = lax.bitcast_convert_type(more.astype(weight.dtype), to_weight.dtype) if bits else more
         return to_hidden + head.to_hidden(new.astype(weight.dtype), part), head.put(to_weight, more, start), to_bias
 
-    begun = jnp.zeros(hidden.shape, accumulator(hidden.dtype)), *(sums or _like(weight, bias))
-    return over_tiles(step, begun, vocab, tile)
-
-
-def _like(weight, bias):
-    return jnp.zeros_like(weight), None if bias is None else jnp.zeros_like(bias)
+    to_weight, to_bias = sums or (jnp.zeros_like(weight), None if bias is None else jnp.zeros_like(bias))
+    to_weight = to_weight.view(jnp.uint16) if bits else to_weight
+    begun = jnp.zeros(hidden.shape, accumulator(hidden.dtype)), to_weight, to_bias
+    to_hidden, to_weight, to_bias = over_tiles(step, begun, vocab, tile)
+    return to_hidden, to_weight.view(weight.dtype) if bits else to_weight, to_bias
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

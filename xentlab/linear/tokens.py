@@ -17,7 +17,7 @@ from jax import lax
 from xentlab.linear.logits import over_tiles
 from xentlab.linear.plan import rows_at_once
 from xentlab.linear.stream import pull_back, reduce
-from xentlab.products import accumulator
+from xentlab.products import accumulator, moved_whole
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
@@ -111,7 +111,7 @@ def _value_and_gradients(loss, stream, head, tiles, hidden, weight, bias, target
             return put(to_hidden, part(to_hidden) + more), sums, put(losses, each)
 
         # One chunk writes the weight's gradient once; more than one sum it, wide.
-        summed = dtype if len(hidden) > chunk else weight.dtype
+        summed = dtype if len(hidden) > chunk or moved_whole(weight.dtype) else weight.dtype
         sums = jnp.zeros(weight.shape, summed), None if bias is None else jnp.zeros(bias.shape, dtype)
         begun = (jnp.zeros_like(hidden), sums, jnp.zeros(len(hidden), dtype))
         to_hidden, sums, losses = over_tiles(step, begun, len(hidden), chunk)
