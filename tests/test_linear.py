@@ -347,6 +347,16 @@ def test_a_large_head_fits():
     assert head.memory_analysis().temp_size_in_bytes < 90e6
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("tokens", "features", "vocab"), [(1024, 256, 32_768), (256, 256, 32_768), (8192, 2304, 256_000)])
+@both
+def test_what_explain_plan_reckons_is_about_what_xla_holds(plan, tokens, features, vocab, dtype):
+    shapes = (((tokens, features), dtype), ((features, vocab), dtype), ((tokens,), jnp.int32))
+    head = compiled(jax.value_and_grad(functools.partial(linear_loss, plan=plan), (0, 1)), *shapes)
+    reckoned = explain_plan(tokens, features, vocab, NLL, dtype, plan).temporary_bytes
+    assert 0.7 < head.memory_analysis().temp_size_in_bytes / reckoned < 1.05
+
+
 def test_a_bfloat16_weight_is_neither_widened_nor_written_anew_with_each_tile():
     """XLA's CPU backend would do both: a copy in float32 ahead of the loop, and a pass over all of the gradient in it."""
     shapes = (((256, 128), jnp.bfloat16), ((128, 32_768), jnp.bfloat16), ((256,), jnp.int32))

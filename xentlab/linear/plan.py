@@ -9,9 +9,9 @@ from typing import Any, Literal
 import jax.numpy as jnp
 
 from xentlab.contract import LabError, Loss, name_of
-from xentlab.linear.logits import TURNED_BYTES
+from xentlab.linear.logits import turns
 from xentlab.linear.reductions import stream_of
-from xentlab.products import accumulator, on_cpu
+from xentlab.products import accumulator, moved_whole, on_cpu
 
 PLANS = ("auto", "stream", "tokens")
 # Tried on 2 CPU cores at the first two shapes of experiments/bench_linear_loss.py: the fastest, or near it and smaller.
@@ -86,8 +86,7 @@ def explain_plan(
     chunk, tile = tiles or _tiles(name, streams, *per_device, wide)
     chunk = min(max(chunk // layout[1], 1) * layout[1], max(per_device[0], 1))
     tile = min(tile, per_device[1])
-    narrow = jnp.dtype(dtype).itemsize
-    temporary = _temporary(name, streams, *per_device, features, chunk, tile, narrow, wide)
+    temporary = _temporary(name, streams, *per_device, features, chunk, tile, dtype)
     products = 4 if name == "stream" or per_token else 3
     flops = products * 2 * per_device[0] * features * per_device[1]
     return Plan(name, why, (chunk, tile), products, flops, temporary, 2 * per_device[0] * per_device[1] * wide)
@@ -119,14 +118,15 @@ def rows_at_once(rows: int, vocab: int, itemsize: int) -> int:
     return best if 4 * best >= most else rows  # of a prime number of rows only 1 is one, and a loop has its price too
 
 
-def _temporary(name, streams, tokens, vocab, features, chunk, tile, narrow, wide):
-    """Bytes beside arguments and gradients: tiles or chunks of logits, and what sums hold wide of a narrow type."""
-    cast = narrow < wide
+def _temporary(name, streams, tokens, vocab, features, chunk, tile, dtype):
+    """Bytes beside arguments and gradients: tiles or chunks of logits, copies, and what sums hold wide of a narrow type."""
+    narrow, wide = jnp.dtype(dtype).itemsize, jnp.dtype(accumulator(dtype)).itemsize
+    cast, by_bits = narrow < wide, moved_whole(dtype)
     together = min(tokens, chunk)
-    tiled = 2 * tile * (together + features) * wide
     copied = together * features * narrow
-    tiled += copied if on_cpu() and copied <= TURNED_BYTES else 0
+    # A tile's product for the hidden states' gradient stands beside their sum.
+    tiled = 2 * tile * (together + features) * wide + together * features * wide + (copied if turns(copied) else 0)
     if name == "stream":
-        return tiled + tokens * features * wide * cast
+        return tiled + tokens * features * wide * cast + features * vocab * narrow * by_bits
     logits = chunk * vocab * (wide if streams else 2 * wide + narrow * cast)
-    return tiled + logits + features * vocab * wide * (cast and tokens > chunk)
+    return tiled + logits + features * vocab * wide * (cast and (by_bits or tokens > chunk))

@@ -149,7 +149,7 @@ def _pulled_back(
             to_bias = lax.dynamic_update_slice_in_dim(to_bias, more.astype(to_bias.dtype), start, 0)
         more = head.to_weight(hidden, across, pull.astype(weight.dtype))
         more = more if sums is None else more + head.part(to_weight, start, tile)
-        more = lax.bitcast_convert_type(more.astype(weight.dtype), to_weight.dtype) if bits else more
+        more = more.astype(weight.dtype).view(to_weight.dtype) if bits else more
         return to_hidden + head.to_hidden(new.astype(weight.dtype), part), head.put(to_weight, more, start), to_bias
 
     to_weight, to_bias = sums or (jnp.zeros_like(weight), None if bias is None else jnp.zeros_like(bias))
