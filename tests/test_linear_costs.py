@@ -1,0 +1,68 @@
+"""What XLA says of the compiled head: FLOPs, memory, what is written; nothing is run."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from xentlab import LOSSES
+from xentlab.linear import explain_plan, linear_loss
+
+TRAINS = True  # sums of bfloat16 meet float32 on purpose, as in test_linear.py
+both = pytest.mark.parametrize("plan", ["tokens", "stream"])
+
+
+def compiled(function, *shapes):
+    return jax.jit(function).lower(*[jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]).compile()
+
+
+BIG = (((512, 64), jnp.float32), ((64, 8192), jnp.float32), ((512,), jnp.int32))
+
+
+@both
+def test_the_loss_alone_does_not_pay_for_gradients(plan):
+    """One product where value and gradient take three: XLA counts a loop's body once, and in one tile recomputes nothing."""
+    tiles = (512, 8192)
+    head = lambda h, w, y: linear_loss(h, w, y, plan=plan, tiles=tiles)
+    alone = compiled(head, *BIG).cost_analysis()["flops"]
+    whole = compiled(jax.value_and_grad(head, (0, 1)), *BIG).cost_analysis()["flops"]
+    product = 2 * 512 * 64 * 8192
+    assert product < alone < 1.6 * product
+    assert whole > 3 * product
+
+
+@pytest.mark.parametrize(("plan", "most"), [("tokens", 0.6), ("stream", 0.12)])
+@pytest.mark.parametrize("name", ["nll", "brier", "focal"])
+def test_memory_stays_far_below_the_naive_heads(plan, most, name):
+    loss = LOSSES[name]
+    memory = lambda f: compiled(jax.value_and_grad(f, (0, 1)), *BIG).memory_analysis().temp_size_in_bytes
+    mine = memory(lambda h, w, y: linear_loss(h, w, y, loss=loss, plan=plan, tiles=(64, 256)))
+    assert mine < most * memory(lambda h, w, y: jnp.mean(loss(h @ w, y)))
+
+
+def test_a_large_head_fits():
+    """Compiled, not run: what XLA says of N = 8192, D = 2304, V = 256,000, where the naive head holds some 16,000 MB."""
+    shapes = (((8192, 2304), jnp.float32), ((2304, 256_000), jnp.float32), ((8192,), jnp.int32))
+    head = compiled(jax.value_and_grad(linear_loss, (0, 1)), *shapes)
+    assert head.memory_analysis().temp_size_in_bytes < 90e6
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("tokens", "features", "vocab"), [(1024, 256, 32_768), (256, 256, 32_768), (8192, 2304, 256_000)])
+@both
+def test_what_explain_plan_reckons_is_about_what_xla_holds(plan, tokens, features, vocab, dtype):
+    shapes = (((tokens, features), dtype), ((features, vocab), dtype), ((tokens,), jnp.int32))
+    head = compiled(jax.value_and_grad(functools.partial(linear_loss, plan=plan), (0, 1)), *shapes)
+    reckoned = explain_plan(tokens, features, vocab, LOSSES["nll"], dtype, plan).temporary_bytes
+    assert 0.7 < head.memory_analysis().temp_size_in_bytes / reckoned < 1.05
+
+
+def test_a_bfloat16_weight_is_neither_widened_nor_written_anew_with_each_tile():
+    """XLA's CPU backend would do both: a copy in float32 ahead of the loop, and a pass over all of the gradient in it."""
+    shapes = (((256, 128), jnp.bfloat16), ((128, 32_768), jnp.bfloat16), ((256,), jnp.int32))
+    head = compiled(jax.value_and_grad(linear_loss, (0, 1)), *shapes)
+    assert head.memory_analysis().temp_size_in_bytes < 1.2 * 2 * 128 * 32_768
+    written = set(re.findall(r"= (\w+)\[128,32768\]\S* dynamic-update-slice", head.as_text()))
+    assert written == {"u16"}
