@@ -151,23 +151,28 @@ def is_at_target(values: Float[AnyArray, "... vocab"], targets: Integer[AnyArray
             f"logits of shape {values.shape} need targets of shape {values.shape[:-1]}; got {targets.shape}. "
             "The vocabulary is the last axis of the logits, and targets are class indices, not one-hot."
         )
-    if isinstance(targets, np.ndarray):
-        targets = np.clip(targets, -1, 2**31 - 1)  # JAX would wrap a 64-bit index, and 2^32 + 3 would score class 3
-    targets = jnp.asarray(targets)
-    if targets.dtype.itemsize < 4:
-        targets = targets.astype(jnp.int32)  # an int8 cannot count to V
+    targets = _index(targets)
     classes = jax.lax.broadcasted_iota(targets.dtype, values.shape, values.ndim - 1)
     return classes == targets[..., None]
 
 
-def _nan_without(hit: Bool[Array, "... vocab"], dtype) -> Float[Array, "... 1"]:
-    """0 for a row that has a target, NaN for one that has none, [..., V] -> [..., 1].
+def _index(targets: Integer[AnyArray, "..."]) -> Integer[Array, "..."]:
+    """Targets in a type that counts to V."""
+    if isinstance(targets, np.ndarray):
+        targets = np.clip(targets, -1, 2**31 - 1)  # JAX would wrap a 64-bit index, and 2^32 + 3 would score class 3
+    targets = jnp.asarray(targets)
+    return targets.astype(jnp.int32) if targets.dtype.itemsize < 4 else targets
 
-    A square root, for its NaN must not be seen at compile time: given `where(found, x, nan)` before an exp, XLA's CPU
+
+def _nan_outside(values: Float[Array, "... vocab"], targets: Integer[AnyArray, "..."]) -> Float[Array, "..."]:
+    """0 for a target in [0, V), NaN for one outside, [...].
+
+    A square root, for its NaN must not be seen at compile time: given `where(inside, x, nan)` before an exp, XLA's CPU
     compiler of jaxlib 0.10 takes the NaN for something that cannot happen, and a bad target scores like a good one.
     """
-    found = jnp.sum(hit, axis=-1, keepdims=True, dtype=jnp.int32)
-    return jnp.sqrt((found - 1).astype(dtype))
+    targets = _index(targets)
+    inside = (targets >= 0) & (targets < values.shape[-1])
+    return jnp.sqrt(inside.astype(values.dtype) - 1)
 
 
 def at_target(values: Float[AnyArray, "... vocab"], targets: Integer[AnyArray, "..."]) -> Float[Array, "..."]:
@@ -182,8 +187,7 @@ def at_target(values: Float[AnyArray, "... vocab"], targets: Integer[AnyArray, "
     Array(nan, dtype=float32)
     """
     values = jnp.asarray(values)
-    hit = is_at_target(values, targets)
-    return jnp.sum(jnp.where(hit, values, 0), axis=-1) + _nan_without(hit, values.dtype)[..., 0]
+    return jnp.sum(jnp.where(is_at_target(values, targets), values, 0), axis=-1) + _nan_outside(values, targets)
 
 
 def off_target(
@@ -195,5 +199,5 @@ def off_target(
     Array([1., 2., 0.], dtype=float32)
     """
     values = jnp.asarray(values)
-    hit = is_at_target(values, targets)
-    return jnp.where(hit, fill, values) + jnp.broadcast_to(_nan_without(hit, values.dtype), values.shape)
+    whole = jnp.broadcast_to(_nan_outside(values, targets)[..., None], values.shape)
+    return jnp.where(is_at_target(values, targets), fill, values) + whole

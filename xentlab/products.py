@@ -41,6 +41,21 @@ def made(array: jax.Array) -> jax.Array:
     return lax.optimization_barrier(array) if on_cpu() else array
 
 
+def sliced(array: jax.Array, start: Any, size: int, axis: int = 0) -> jax.Array:
+    """A slice, on a CPU made as it is, before anything is made of it or written where it came from.
+
+    In a branch, out of which XLA moves nothing. Else it may read the slice again wherever it is used, hold that no such reading
+    is sure to precede a writing, and copy the whole array for it; or, of bfloat16, widen all of it ahead of a loop of slices.
+
+    >>> sliced(jnp.arange(4), 1, 2)
+    Array([1, 2], dtype=int32)
+    """
+    take = lambda array: lax.dynamic_slice_in_dim(array, start, size, axis)
+    if not on_cpu():
+        return take(array)
+    return lax.cond(start >= 0, take, lambda array: jnp.zeros_like(jax.eval_shape(take, array)), array)
+
+
 def moved_whole(dtype: Any) -> bool:
     """Whether XLA, to read or write a part of such an array, widens all of it: bfloat16 on a CPU.
 

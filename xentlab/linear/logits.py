@@ -12,7 +12,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from xentlab.contract import is_at_target
-from xentlab.products import accumulator, made, moved_whole, on_cpu, product, turned
+from xentlab.products import accumulator, made, moved_whole, on_cpu, product, sliced, turned
 
 TURNED_BYTES = 32 * 2**20  # of hidden states, the most that are copied
 
@@ -42,11 +42,8 @@ class Head:
 
     def part(self, weight: jax.Array, start: Any, size: int) -> jax.Array:
         """The weight of `size` classes from `start` on."""
-        take = lambda weight: lax.dynamic_slice_in_dim(weight, start, size, self.vocab_axis)
-        if not moved_whole(weight.dtype):
-            return take(weight)
-        # In a branch, out of which XLA moves nothing: ahead of the loop it would widen the whole weight, and keep that.
-        return lax.cond(start >= 0, take, lambda weight: jnp.zeros_like(jax.eval_shape(take, weight)), weight)
+        take = sliced if moved_whole(weight.dtype) else lax.dynamic_slice_in_dim
+        return take(weight, start, size, self.vocab_axis)
 
     def put(self, weight: jax.Array, part: jax.Array, start: Any) -> jax.Array:
         """The weight with that part replaced, in place where XLA can."""

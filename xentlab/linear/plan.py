@@ -15,8 +15,7 @@ from xentlab.products import accumulator, moved_whole, on_cpu
 
 PLANS = ("auto", "stream", "tokens")
 # Tried on 2 CPU cores at the first two shapes of experiments/bench_linear_loss.py: the fastest, or near it and smaller.
-CHUNK = 512  # tokens of a chunk in the tokens plan, for a loss with a stream form
-ROWS = 256  # and for any other, which holds logits and their gradient at once
+CHUNK = 512  # tokens of a chunk in the tokens plan
 TILE = 512  # classes of a tile in the stream plan
 KEPT_TILE = 1024  # and in the tokens plan, whose logits are kept
 TILE_BYTES = 12 * 2**20  # of logits, the most that a tile may hold
@@ -98,7 +97,7 @@ def _tiles(name, streams, tokens, vocab, wide):
     A tile that divides the vocabulary is taken if one over a third as wide does, for an overlap costs a mask; always a multiple
     of 128, for products of odd places are slow on every chip.
     """
-    chunk = tokens if name == "stream" else CHUNK if streams else ROWS
+    chunk = tokens if name == "stream" else CHUNK
     widest = TILE if name == "stream" else KEPT_TILE
     most = max(128, min(widest, TILE_BYTES // (wide * max(1, chunk))) // 128 * 128)
     fitting = (tile for tile in range(most, most // 3, -128) if vocab % tile == 0)
@@ -128,5 +127,8 @@ def _temporary(name, streams, tokens, vocab, features, chunk, tile, dtype):
     tiled = 2 * tile * (together + features) * wide + together * features * wide + (copied if turns(copied) else 0)
     if name == "stream":
         return tiled + tokens * features * wide * cast + features * vocab * narrow * by_bits
-    logits = chunk * vocab * (wide if streams else 2 * wide + narrow * cast)
-    return tiled + logits + features * vocab * wide * (cast and (by_bits or tokens > chunk))
+    wanted = chunk * vocab * wide
+    if not streams:
+        # Some rows at a time are copied, and their gradient is written in their place; or all are, and it stands beside them.
+        wanted += chunk * vocab * narrow * cast + (2 * min(ROWS_BYTES, wanted) if on_cpu() else wanted)
+    return tiled + wanted + features * vocab * wide * (cast and (by_bits or tokens > chunk))

@@ -32,18 +32,20 @@ def streamed(
     return _streamed(tuple(reductions.items()), head, tile, hidden, weight, bias, targets)
 
 
-def reduce(
-    reductions, head: Head, tile: int, hidden, weight, bias, targets, keep: bool = False
-) -> tuple[Found, Found, jax.Array | None]:
-    """One device's way forward: the values with `target`, what their slopes need besides, and all logits if they are kept.
+def room(tokens: int, vocab: int, tile: int, dtype: Any) -> jax.Array:
+    """Where `reduce` may keep a chunk's logits, tile after tile, each in one piece: [N * tiles * tile]."""
+    return jnp.zeros(tokens * -(-vocab // tile) * tile, dtype)
 
-    Logits are kept tile after tile in one flat array [N * tiles * tile], each in one piece.
-    """
+
+def reduce(
+    reductions, head: Head, tile: int, hidden, weight, bias, targets, kept: jax.Array | None = None
+) -> tuple[Found, Found, jax.Array | None]:
+    """One device's way forward: the values with `target`, what their slopes need besides, and all logits, given `room`."""
     dtype = accumulator(hidden.dtype)
     tokens, vocab = len(hidden), head.vocab(weight)
     first = head.place(head.classes) * vocab
     here = (targets >= first) & (targets - first < vocab)
-    # A square root of -1, not a NaN constant: see contract._nan_without.
+    # A square root of -1, not a NaN constant: see contract._nan_outside.
     bad = jnp.sqrt(head.summed(here.astype(dtype), head.classes) - 1)
     ahead = None
     if any(reduction.by_target for reduction in reductions.values()):
@@ -53,7 +55,7 @@ def reduce(
     def step(state, start, fresh):
         states, shift, target, kept = state
         z = head.logits(hidden, head.part(weight, start, tile), _part(bias, start, tile))
-        if keep:
+        if kept is not None:
             kept = lax.dynamic_update_slice_in_dim(kept, z.reshape(-1), _place(start, tile) * tokens, 0)
         counts = ~is_at_target(z, targets - (first + start))
         if fresh is None:
@@ -69,7 +71,6 @@ def reduce(
         return states, shift, target + own, kept
 
     states = {name: reduction.start(tokens, dtype) for name, reduction in reductions.items()}
-    kept = jnp.zeros(tokens * -(-vocab // tile) * tile, dtype) if keep else None
     begun = (states, lowest(tokens, dtype), jnp.zeros(tokens, dtype), kept)
     states, shift, target, kept = over_tiles(step, begun, vocab, tile)
     if head.classes is not None:

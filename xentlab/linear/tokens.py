@@ -16,8 +16,8 @@ from jax import lax
 
 from xentlab.linear.logits import over_tiles
 from xentlab.linear.plan import rows_at_once
-from xentlab.linear.stream import pull_back, reduce
-from xentlab.products import accumulator, moved_whole
+from xentlab.linear.stream import pull_back, reduce, room
+from xentlab.products import accumulator, moved_whole, sliced
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
@@ -78,15 +78,19 @@ def _columns(head, pull):
 
 def _pulled(loss, head, z, targets, weights):
     """Each row's loss, and the gradient of their weighted sum by what the softcap was given: [N], [N, V]."""
-
-    def one(block):
-        z, targets, weights = block
-        each, back = jax.vjp(lambda z: loss(z, targets), z)
-        return each, head.before_softcap(back(weights.astype(each.dtype))[0], z)
-
     rows = rows_at_once(*z.shape, z.dtype.itemsize)
-    each, pull = lax.map(one, tuple(array.reshape(-1, rows, *array.shape[1:]) for array in (z, targets, weights)))
-    return each.reshape(-1), pull.reshape(z.shape)
+
+    def step(state, start, fresh):
+        pull, losses = state
+        part = lambda array: lax.dynamic_slice_in_dim(array, start, rows)
+        put = lambda array, part: lax.dynamic_update_slice_in_dim(array, part.astype(array.dtype), start, 0)
+        block, own = sliced(pull, start, rows), part(targets)
+        each, back = jax.vjp(lambda block: loss(block, own), block)
+        # Where the logits were: nobody reads these again.
+        return put(pull, head.before_softcap(back(part(weights).astype(each.dtype))[0], block)), put(losses, each)
+
+    pull, each = over_tiles(step, (z, jnp.zeros(len(z), z.dtype)), len(z), rows)
+    return each, pull
 
 
 def _gathered(head, each):
@@ -101,31 +105,33 @@ def _value_and_gradients(loss, stream, head, tiles, hidden, weight, bias, target
         chunk, tile = tiles
 
         def step(state, start, fresh):
-            to_hidden, sums, losses = state
+            to_hidden, sums, losses, kept = state
             part = lambda array: lax.dynamic_slice_in_dim(array, start, chunk)
             put = lambda array, part: lax.dynamic_update_slice_in_dim(array, part.astype(array.dtype), start, 0)
             # Tokens that come a second time weigh nothing.
             counted = part(weights) if fresh is None else jnp.where(fresh, part(weights), 0)
-            one = _through_rows if stream is None else _through_reductions
-            more, sums, each = one(part(hidden), weight, bias, part(targets), counted, sums, tile)
-            return put(to_hidden, part(to_hidden) + more), sums, put(losses, each)
+            arrays = (part(hidden), weight, bias, part(targets), counted, sums, tile)
+            more, sums, each, kept = _through_rows(*arrays) if stream is None else _through_reductions(*arrays, kept)
+            return put(to_hidden, part(to_hidden) + more), sums, put(losses, each), kept
 
         # One chunk writes the weight's gradient once; more than one sum it, wide.
         summed = dtype if len(hidden) > chunk or moved_whole(weight.dtype) else weight.dtype
         sums = jnp.zeros(weight.shape, summed), None if bias is None else jnp.zeros(bias.shape, dtype)
-        begun = (jnp.zeros_like(hidden), sums, jnp.zeros(len(hidden), dtype))
-        to_hidden, sums, losses = over_tiles(step, begun, len(hidden), chunk)
+        # All chunks keep their logits in one place, which is filled once.
+        kept = None if stream is None else room(chunk, head.vocab(weight), tile, dtype)
+        begun = (jnp.zeros_like(hidden), sums, jnp.zeros(len(hidden), dtype), kept)
+        to_hidden, sums, losses, _ = over_tiles(step, begun, len(hidden), chunk)
         to_weight, to_bias = head.summed(sums, head.tokens)
         to_bias = None if bias is None else to_bias.astype(bias.dtype)
         return losses, head.summed(to_hidden, head.classes), to_weight.astype(weight.dtype), to_bias
 
-    def _through_reductions(hidden, weight, bias, targets, weights, sums, tile):
-        found, asides, kept = reduce(stream.reductions, head, tile, hidden, weight, bias, targets, keep=True)
+    def _through_reductions(hidden, weight, bias, targets, weights, sums, tile, kept):
+        found, asides, kept = reduce(stream.reductions, head, tile, hidden, weight, bias, targets, kept)
         each, back = jax.vjp(lambda found: stream(found, _vocab(head, weight)), found)
         cotangents = back(weights.astype(each.dtype))[0]
         arrays = (hidden, weight, bias, targets, found, asides, cotangents)
         to_hidden, *sums = pull_back(stream.reductions, head, tile, *arrays, kept=kept, sums=sums)
-        return to_hidden, tuple(sums), each
+        return to_hidden, tuple(sums), each, kept
 
     def _through_rows(hidden, weight, bias, targets, weights, sums, tile):
         z = head.logits(hidden, weight, bias)
@@ -143,7 +149,7 @@ def _value_and_gradients(loss, stream, head, tiles, hidden, weight, bias, target
             return head.put(to_weight, head.to_weight(hidden, across, columns) + head.part(to_weight, start, tile), start)
 
         to_weight = over_tiles(add, to_weight, head.vocab(weight), tile)
-        return head.to_hidden(pull, weight), (to_weight, to_bias), _gathered(head, each)
+        return head.to_hidden(pull, weight), (to_weight, to_bias), _gathered(head, each), None
 
     return head.spread(run, hidden, weight, bias, targets, weights, out="ttwb")
 

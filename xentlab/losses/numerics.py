@@ -83,10 +83,14 @@ def log_hit_and_miss(logits: Logits) -> tuple[Logits, Logits]:
     is_top = is_first_top(logits)
     greatest = jnp.sum(jnp.where(is_top, logits, 0), axis=-1, keepdims=True)
     rivals = jnp.where(is_top, -jnp.inf, logits - greatest)
-    # A safe stand-in where every rival is at -inf: the logsumexp of nothing has a NaN gradient even where it is unused.
-    empty = jnp.max(rivals, axis=-1, keepdims=True) == -jnp.inf
-    log_rivals = jnp.where(empty, -jnp.inf, jax.nn.logsumexp(jnp.where(empty, 0, rivals), axis=-1, keepdims=True))
+    second = jax.lax.stop_gradient(jnp.max(rivals, axis=-1, keepdims=True))
+    # A safe stand-in where every rival is at -inf: the logarithm of no mass has a NaN gradient even where it is unused.
+    empty = second == -jnp.inf
+    second = jnp.where(empty, 0, second)
+    each = jnp.exp(rivals - second)
+    total = jnp.sum(each, axis=-1, keepdims=True)
+    log_rivals = jnp.where(empty, -jnp.inf, second + jnp.log(jnp.where(empty, 1, total)))
     log_mass = jax.nn.softplus(log_rivals)
     log_p = jnp.where(is_top, 0, rivals) - log_mass
-    p = jnp.exp(jnp.where(is_top, -jnp.inf, log_p))
+    p = each * jnp.exp(second - log_mass)
     return log_p, jnp.where(is_top, log_rivals - log_mass, jnp.log1p(-p))
