@@ -11,6 +11,7 @@ import psutil
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from xentlab.contract import LabError
+from xentlab.products import on_cpu
 
 USED = 0.8  # of the memory that is free: the rest is for what XLA does not count
 
@@ -33,9 +34,9 @@ def preferred(runs: int, mesh: Mesh | None = None) -> Layout:
     """
     if mesh is not None:
         axis = mesh.shape.get("runs", 1)
-        at_once = axis if jax.default_backend() == "cpu" else -(-runs // axis) * axis
+        at_once = axis if on_cpu() else -(-runs // axis) * axis
         return Layout(at_once if axis > 1 else 1, 1, False, f"a mesh of {mesh.size} devices, {axis} of them for different runs")
-    if jax.default_backend() == "cpu":
+    if on_cpu():
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return Layout(1, min(runs, cores), False, "a run a core: a batch of runs would leave the CPU's cache")
     return Layout(runs, 1, False, "all runs in one program, as wide as the chip likes it")
@@ -64,7 +65,7 @@ def fitted(runs: int, wanted: Layout, needs: Callable[[int], tuple[int, int]], l
         elif found.width > step:
             narrower = max(step, found.width // 2 // step * step)
             found = dataclasses.replace(found, width=narrower, why=f"memory holds {narrower} runs a call")
-        elif standing + besides <= limit and not wanted.parked and jax.default_backend() != "cpu":
+        elif standing + besides <= limit and not wanted.parked and not on_cpu():
             return dataclasses.replace(found, parked=True, why=f"{found.why}; those that wait do so on the host")
         else:
             raise LabError(
@@ -79,7 +80,7 @@ def memory_limit() -> int | None:
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return int(USED * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
-    return int(USED * psutil.virtual_memory().available) if jax.default_backend() == "cpu" else None
+    return int(USED * psutil.virtual_memory().available) if on_cpu() else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ def accumulator(dtype: Any) -> Any:
     >>> accumulator(jnp.bfloat16), accumulator(jnp.float32)
     (dtype('float32'), dtype('float32'))
     """
-    return jnp.promote_types(dtype, jnp.float32)
+    return jnp.dtype(dtype if jnp.finfo(dtype).bits > 32 else jnp.float32)
 
 
 def product(a: jax.Array, b: jax.Array, along_a: int, along_b: int) -> jax.Array:

@@ -256,9 +256,10 @@ def _information(codes: pd.DataFrame) -> list[str]:
         cost = 100 * (rows.bits / rows.model_bits - 1).abs().max()
         floor = rows.floor_bits_per_token.iloc[0]
         known = "" if floor != floor else f" (the chain's own entropy: {floor:.4f})"
+        most = f", {worst.loss} the most, {worst.bits_per_token:.4f}" if worst.bits > best.bits else ""
         said.append(
             f"On {source} every file decoded to the same {rows.tokens.iloc[0]} tokens; {best.loss} wrote the least, "
-            f"{best.bits_per_token:.4f} bits a token{known}, {worst.loss} the most, {worst.bits_per_token:.4f}. Coded size and "
+            f"{best.bits_per_token:.4f} bits a token{known}{most}. Coded size and "
             f"cross entropy differ by at most {cost:.2g}%: a cross entropy is a file size."
         )
     return said

@@ -24,6 +24,7 @@ from xentlab.layout import Layout, Spread, fitted, memory_limit, preferred
 from xentlab.linear import linear_loss
 from xentlab.metrics import smoothed_nll
 from xentlab.models import checked_model, logits, resolve_model
+from xentlab.products import on_cpu
 from xentlab.recipe import Recipe
 from xentlab.sources import Source
 
@@ -176,7 +177,7 @@ def program(
         return jnp.min(each), jnp.argmin(each).astype(jnp.int32)
 
     # It runs once: compiling it well takes longer than it does.
-    @functools.partial(jax.jit, compiler_options=QUICKLY if jax.default_backend() == "cpu" else None)
+    @functools.partial(jax.jit, compiler_options=QUICKLY if on_cpu() else None)
     def first(rates, seeds):
         return spread.states(jax.vmap(begin)(rates, seeds))
 
@@ -292,7 +293,7 @@ def train(
 def _layout(compiled: Program, runs: int, mesh: Mesh | None) -> Layout:
     wanted = preferred(runs, mesh)
     # On a CPU's mesh a call is as narrow as it can be.
-    limit = None if mesh is not None and jax.default_backend() == "cpu" else memory_limit()
+    limit = None if mesh is not None and on_cpu() else memory_limit()
     return fitted(runs, wanted, compiled.needs, limit, mesh.shape.get("runs", 1) if mesh else 1)
 
 

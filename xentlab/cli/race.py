@@ -102,8 +102,9 @@ def _all_devices() -> Any:
     import jax
 
     from xentlab.linear.mesh import make_mesh
+    from xentlab.products import on_cpu
 
-    alone = jax.process_count() == 1 and (jax.default_backend() == "cpu" or jax.device_count() == 1)
+    alone = jax.process_count() == 1 and (on_cpu() or jax.device_count() == 1)
     return None if alone else make_mesh({"runs": jax.device_count()}, jax.process_count())
 
 

@@ -19,6 +19,7 @@ from xentlab.linear.stream import streamed
 from xentlab.linear.tokens import per_token, weighted_total
 from xentlab.losses.likelihood import nll
 from xentlab.losses.numerics import log_p_target, one_minus_exp
+from xentlab.products import accumulator
 
 __all__ = ["Plan", "explain_plan", "linear_log_probs", "linear_loss"]
 
@@ -65,7 +66,7 @@ def linear_loss(
     hidden, weight, targets, bias, head, vocab = _checked(hidden, weight, targets, bias, softcap, vocab_first, spread)
     if reduction not in ("mean", "sum", "none"):
         raise LabError(f"a reduction is mean, sum or none; got {reduction!r}.")
-    shape, wide = targets.shape, jnp.promote_types(hidden.dtype, jnp.float32)
+    shape, wide = targets.shape, accumulator(hidden.dtype)
     weights = jnp.ones(shape, wide) if token_weights is None else jnp.asarray(token_weights).astype(wide)
     if weights.shape != shape:
         raise LabError(f"token_weights are one a token: targets are {list(shape)}, they are {list(weights.shape)}.")

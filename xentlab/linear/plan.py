@@ -66,7 +66,7 @@ def explain_plan(
         raise LabError(f"a plan is one of {', '.join(PLANS)}; got {plan!r}.")
     if tiles is not None and (len(tiles) != 2 or not all(isinstance(each, int) and each > 0 for each in tiles)):
         raise LabError(f"tiles are two counts, tokens a chunk and classes a tile; got {tiles!r}.")
-    streams, wide = stream_of(loss) is not None, jnp.dtype(accumulator(dtype)).itemsize
+    streams, wide = stream_of(loss) is not None, accumulator(dtype).itemsize
     if plan == "stream" and not streams:
         raise LabError(
             f"{name_of(loss)} has no stream form, a function of reductions (@loss(stream=...)); plan 'tokens' takes any loss."
@@ -119,7 +119,7 @@ def rows_at_once(rows: int, vocab: int, itemsize: int) -> int:
 
 def _temporary(name, streams, tokens, vocab, features, chunk, tile, dtype):
     """Bytes beside arguments and gradients: tiles or chunks of logits, copies, and what sums hold wide of a narrow type."""
-    narrow, wide = jnp.dtype(dtype).itemsize, jnp.dtype(accumulator(dtype)).itemsize
+    narrow, wide = jnp.dtype(dtype).itemsize, accumulator(dtype).itemsize
     cast, by_bits = narrow < wide, moved_whole(dtype)
     together = min(tokens, chunk)
     copied = together * features * narrow

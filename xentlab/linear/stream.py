@@ -149,7 +149,7 @@ def _pulled_back(
             more = jnp.sum(pull, axis=0) + (0 if sums is None else _part(to_bias, start, tile))
             to_bias = lax.dynamic_update_slice_in_dim(to_bias, more.astype(to_bias.dtype), start, 0)
         more = head.to_weight(hidden, across, pull.astype(weight.dtype))
-        more = more if sums is None else more + head.part(to_weight, start, tile)
+        more = more if sums is None else more + head.part(to_weight, start, tile).astype(more.dtype)
         more = more.astype(weight.dtype).view(to_weight.dtype) if bits else more
         return to_hidden + head.to_hidden(new.astype(weight.dtype), part), head.put(to_weight, more, start), to_bias
 

@@ -112,7 +112,7 @@ def _value_and_gradients(loss, stream, head, tiles, hidden, weight, bias, target
             counted = part(weights) if fresh is None else jnp.where(fresh, part(weights), 0)
             arrays = (part(hidden), weight, bias, part(targets), counted, sums, tile)
             more, sums, each, kept = _through_rows(*arrays) if stream is None else _through_reductions(*arrays, kept)
-            return put(to_hidden, part(to_hidden) + more), sums, put(losses, each), kept
+            return put(to_hidden, part(to_hidden).astype(more.dtype) + more), sums, put(losses, each), kept
 
         # One chunk writes the weight's gradient once; more than one sum it, wide.
         summed = dtype if len(hidden) > chunk or moved_whole(weight.dtype) else weight.dtype
@@ -146,7 +146,8 @@ def _value_and_gradients(loss, stream, head, tiles, hidden, weight, bias, target
             columns = lax.dynamic_slice_in_dim(pull, start, tile, 1)
             columns = columns if fresh is None else jnp.where(fresh[None], columns, 0)
             # Tile by tile in place: a whole [D, V] product would be a second one beside the sum.
-            return head.put(to_weight, head.to_weight(hidden, across, columns) + head.part(to_weight, start, tile), start)
+            more = head.to_weight(hidden, across, columns)
+            return head.put(to_weight, more + head.part(to_weight, start, tile).astype(more.dtype), start)
 
         to_weight = over_tiles(add, to_weight, head.vocab(weight), tile)
         return head.to_hidden(pull, weight), (to_weight, to_bias), _gathered(head, each), None
