@@ -175,19 +175,24 @@ def ahead(benchmark: dict) -> str:
     fastest, leanest, own, gains = {}, {}, {}, {}
     for shape, rows in _by_shape(benchmark).items():
         heads = sorted((row for row in rows if row["loss"] == "nll"), key=lambda row: row["ratio"])
-        level = [row["what"] for row in heads if row["ratio_q1"] <= heads[0]["ratio_q3"]]
-        fastest[shape] = " and ".join(level)
+        *others, last = (_short(row["what"]) for row in heads if row["ratio_q1"] <= heads[0]["ratio_q3"])
+        fastest[shape] = f"{', '.join(others)} and {last} level" if others else last
         own[shape] = min(row["ratio"] for row in heads if row["group"] == "xentlab") / heads[0]["ratio"]
         if all(row["peak_mb"] is not None for row in heads):
-            leanest[shape] = min(heads, key=lambda row: row["peak_mb"])["what"]
+            leanest[shape] = _short(min(heads, key=lambda row: row["peak_mb"])["what"])
         for loss in dict.fromkeys(row["loss"] for row in rows if row["loss"]):
             best = {group: min(row["ratio"] for row in rows if row["group"] == group and row["loss"] == loss) for group in BOTH}
             gains.setdefault(loss, []).append(best["xentlab"] / best["naive JAX"])
     times = _numbers(list(own.values()), ".2f")
-    told = f"Fastest for nll: {_where(fastest)}; the faster of xentlab's plans takes {times} times as long."
+    told = f"Fastest for nll: {_where(fastest)}; the faster of xentlab's plans takes {times} times the first's time."
     told += f" Least memory: {_where(leanest)}." if leanest else ""
     told += " Of the naive JAX head's time the faster plan takes "
     return told + "; ".join(f"{_numbers(each, '.2f')} for {loss}" for loss, each in gains.items()) + "."
+
+
+def _short(what: str) -> str:
+    """A contestant without how it was set."""
+    return what.split(",")[0]
 
 
 def heads(benchmark: dict) -> str:
@@ -200,7 +205,7 @@ def heads(benchmark: dict) -> str:
     for what, found in cells.items():
         lines.append(f"| {what} | {' | '.join(_cell(found.get(shape)) for shape in shapes)} |")
     tried = {what: [int(row["block"]) for row in found.values() if row["block"]] for what, found in cells.items()}
-    blocks = "; ".join(f"{what.split(',')[0]} {_numbers(each, 'd')}" for what, each in tried.items() if each)
+    blocks = "; ".join(f"{_short(what)} {_numbers(each, 'd')}" for what, each in tried.items() if each)
     versions = {"jax": benchmark["versions"]["jax"], **benchmark["peers"]}
     foot = (
         f"Tokens × features × vocabulary; value and gradients, float32, {benchmark['threads']} threads for everyone. Time is a "

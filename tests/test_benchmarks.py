@@ -137,9 +137,9 @@ def test_the_documents_name_who_is_ahead():
     ]
     made = {"rows": rows, "rounds": 7, "threads": 2, "versions": {"jax": "1.0"}, "peers": {"theirs": "2.0"}}
     assert write.ahead(made) == (
-        "Fastest for nll: theirs at 1 × 2 × 3,000; theirs and stream nll at 4 × 5 × 6; the faster of xentlab's plans takes "
-        "1.25, 1.01 times as long. Least memory: stream nll at every shape. Of the naive JAX head's time the faster plan takes "
-        "0.75, 0.51 for nll."
+        "Fastest for nll: theirs at 1 × 2 × 3,000; theirs and stream nll level at 4 × 5 × 6; the faster of xentlab's plans "
+        "takes 1.25, 1.01 times the first's time. Least memory: stream nll at every shape. Of the naive JAX head's time the "
+        "faster plan takes 0.75, 0.51 for nll."
     )
     table = write.heads(made)
     assert "| theirs | 1.20 (1.18–1.22) | 1,000 | 1.00 (0.98–1.02) | 1,000 |" in table
