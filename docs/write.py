@@ -172,11 +172,13 @@ def _numbers(values: list[float], form: str) -> str:
 
 def ahead(benchmark: dict) -> str:
     """Who is ahead for nll in time, level where quartiles overlap, and in memory; what each loss gains on the naive head."""
+    from xentlab.reading import words
+
     fastest, leanest, own, gains = {}, {}, {}, {}
     for shape, rows in _by_shape(benchmark).items():
         heads = sorted((row for row in rows if row["loss"] == "nll"), key=lambda row: row["ratio"])
-        *others, last = (_short(row["what"]) for row in heads if row["ratio_q1"] <= heads[0]["ratio_q3"])
-        fastest[shape] = f"{', '.join(others)} and {last} level" if others else last
+        level = [_short(row["what"]) for row in heads if row["ratio_q1"] <= heads[0]["ratio_q3"]]
+        fastest[shape] = words(level) + " level" * (len(level) > 1)
         own[shape] = min(row["ratio"] for row in heads if row["group"] == "xentlab") / heads[0]["ratio"]
         if all(row["peak_mb"] is not None for row in heads):
             leanest[shape] = _short(min(heads, key=lambda row: row["peak_mb"])["what"])

@@ -70,7 +70,7 @@ def own(losses, hidden, weight, targets) -> list[Contestant]:
     """The bare products, and for each loss the naive head and each of xentlab's plans; weight [D, V]."""
     found = [Contestant(BARE, "bare", "", jitted(bare, hidden, weight))]
     found.append(Contestant(TURNED, "bare", "", jitted(functools.partial(bare, turn=True), hidden, weight)))
-    # As others have the weight: XLA's products of it are faster.
+    # As others have the weight.
     found.append(Contestant(f"{BARE}, [V, D]", "bare", "", jitted(functools.partial(bare, vocab_axis=0), hidden, weight.T)))
     for name in losses:
         loss = LOSSES[name]

@@ -164,15 +164,17 @@ def _index(targets: Integer[AnyArray, "..."]) -> Integer[Array, "..."]:
     return targets.astype(jnp.int32) if targets.dtype.itemsize < 4 else targets
 
 
-def _nan_outside(values: Float[Array, "... vocab"], targets: Integer[AnyArray, "..."]) -> Float[Array, "..."]:
-    """0 for a target in [0, V), NaN for one outside, [...].
+def nan_outside(targets: Integer[AnyArray, "..."], vocab: int, dtype: Any) -> Float[Array, "..."]:
+    """0 for a target in [0, vocab), NaN for one outside, [...] -> [...].
 
     A square root, for its NaN must not be seen at compile time: given `where(inside, x, nan)` before an exp, XLA's CPU
     compiler of jaxlib 0.10 takes the NaN for something that cannot happen, and a bad target scores like a good one.
+
+    >>> nan_outside(jnp.array([0, 3]), 3, jnp.float32)
+    Array([ 0., nan], dtype=float32)
     """
     targets = _index(targets)
-    inside = (targets >= 0) & (targets < values.shape[-1])
-    return jnp.sqrt(inside.astype(values.dtype) - 1)
+    return jnp.sqrt(((targets >= 0) & (targets < vocab)).astype(dtype) - 1)
 
 
 def at_target(values: Float[AnyArray, "... vocab"], targets: Integer[AnyArray, "..."]) -> Float[Array, "..."]:
@@ -187,7 +189,9 @@ def at_target(values: Float[AnyArray, "... vocab"], targets: Integer[AnyArray, "
     Array(nan, dtype=float32)
     """
     values = jnp.asarray(values)
-    return jnp.sum(jnp.where(is_at_target(values, targets), values, 0), axis=-1) + _nan_outside(values, targets)
+    return jnp.sum(jnp.where(is_at_target(values, targets), values, 0), axis=-1) + nan_outside(
+        targets, values.shape[-1], values.dtype
+    )
 
 
 def off_target(
@@ -199,5 +203,5 @@ def off_target(
     Array([1., 2., 0.], dtype=float32)
     """
     values = jnp.asarray(values)
-    whole = jnp.broadcast_to(_nan_outside(values, targets)[..., None], values.shape)
+    whole = jnp.broadcast_to(nan_outside(targets, values.shape[-1], values.dtype)[..., None], values.shape)
     return jnp.where(is_at_target(values, targets), fill, values) + whole

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from xentlab.contract import is_at_target
+from xentlab.contract import is_at_target, nan_outside
 from xentlab.linear.logits import Head, over_tiles, read_at, write_at
 from xentlab.linear.reductions import Reduction, Row, greatest, lowest, risen
 from xentlab.products import accumulator, moved_whole
@@ -44,11 +44,10 @@ def reduce(
     dtype = accumulator(hidden.dtype)
     tokens, vocab = len(hidden), head.vocab(weight)
     first = head.place(head.classes) * vocab
-    here = (targets >= first) & (targets - first < vocab)
-    # A square root of -1, not a NaN constant: see contract._nan_outside.
-    bad = jnp.sqrt(head.summed(here.astype(dtype), head.classes) - 1)
+    bad = nan_outside(targets, vocab * head.count(head.classes), dtype)
     ahead = None
     if any(reduction.by_target for reduction in reductions.values()):
+        here = (targets >= first) & (targets - first < vocab)
         own = head.logits_at(hidden, weight, bias, jnp.clip(targets - first, 0, vocab - 1))
         ahead = head.summed(jnp.where(here, own, 0), head.classes) + bad
 
