@@ -15,6 +15,7 @@ from xentlab.reading import gradients as read
 from xentlab.tour import Check, Figure, Slider, Station, show
 
 LOSSES = ("nll", "brier", "mse_logits", "hinge", "focal", "generalized_cross_entropy", "entmax15")
+SIZES = tuple(4**power for power in range(1, 10))
 COLUMNS = ["loss", "p", "value", "dvalue_dp", "dvalue_dlogit"]
 
 
@@ -27,23 +28,22 @@ def run(losses=LOSSES, vocab: int = 16, points: int = 49) -> pd.DataFrame:
     return frame.assign(times_nll=(joined.dvalue_dlogit / joined.nll).abs())
 
 
-def by_vocabulary(losses=LOSSES) -> pd.DataFrame:
-    """The pull in the logit where training starts, at p = 1/V, for V = 4, 16 .. 4^9."""
-    sizes = 4 ** np.arange(1, 10)
+def by_vocabulary(losses=LOSSES, sizes=SIZES) -> pd.DataFrame:
+    """The pull in the logit where training starts, at p = 1/V."""
     profiles = [gradient_profile(losses, [1 / V], int(V)).assign(at=at, V=V) for at, V in enumerate(sizes)]
     return pd.concat(profiles, ignore_index=True).assign(pull=lambda f: f.dvalue_dlogit.abs())[["at", "V", "loss", "pull"]]
 
 
-def stations(losses: tuple[str, ...] = LOSSES, vocab: int = 16) -> list[Station]:
+def stations(losses: tuple[str, ...] = LOSSES, vocab: int = 16, sizes: tuple[int, ...] = SIZES) -> list[Station]:
     """Claim 9."""
-    frame, starts = run(losses, vocab), by_vocabulary(losses)
+    frame, starts = run(losses, vocab), by_vocabulary(losses, sizes)
     named = gradient_profile(["nll"], [0.9, 0.1, 0.01], vocab)
     checks = [Check(f"nll: dL/dp at {row.p:g}", row.dvalue_dp, -1 / row.p, 1e-9) for row in named.itertuples()]
     checks += [Check(f"nll: dL/dz_y at {row.p:g}", row.dvalue_dlogit, row.p - 1, 1e-9) for row in named.itertuples()]
     even = frame[frame.rivals == "even"].copy()
     even["at"] = even.p.rank(method="dense").astype(int) - 1
     even["size"] = even.dvalue_dlogit.abs()
-    names, start = list(dict.fromkeys(frame.loss)), 36
+    names, start, middle = list(dict.fromkeys(frame.loss)), 36, 2 * len(sizes) // 3
     panels = []
     for space in charts.SPACES:
         dots = even.assign(size=even[space].abs())[["at", "loss", "p", "size"]]
@@ -53,10 +53,10 @@ def stations(losses: tuple[str, ...] = LOSSES, vocab: int = 16) -> list[Station]
     lines = alt.Chart(starts, title="the pull at the start, where p = 1/V").mark_line(strokeWidth=2).encode(
         alt.X("V:Q").scale(type="log", base=2), alt.Y("pull:Q", title="|∂L/∂z_y|").scale(type="log"), **charts.colours(names)
     )  # fmt: skip
-    chart = charts.marked(lines, starts[["at", "V", "loss", "pull"]], "V", "pull", 6)
+    chart = charts.marked(lines, starts[["at", "V", "loss", "pull"]], "V", "pull", middle)
     last = starts[starts["at"] == starts["at"].max()].set_index("loss").pull
     said = f"At V = {starts.V.max()} a uniform start pulls with " + ", ".join(f"{n} {last[n]:.2g}" for n in names) + "."
-    begin = Figure((chart,), said, Slider("vocabulary V", starts, 6))
+    begin = Figure((chart,), said, Slider("vocabulary V", starts, middle))
     told = "The lower the probability of the right token, the heavier the penalty, like a spring."
     loose = "The slope explodes in p and saturates in the logit. " + " ".join(read(frame))
     found = f"In p the slope is {', '.join(f'{x:.3g}' for x in named.dvalue_dp)} at p = .9, .1, .01; in the logit "

@@ -55,7 +55,7 @@ def stations(tokens: int = 64, vocab: int = 50, seed: int = 0) -> list[Station]:
     found = run(logits, targets)
     sizes = 2 ** np.arange(1, 19)
     with jax.enable_x64(True):
-        nats = np.array([float(LOSSES["nll"](jnp.zeros(size), jnp.int32(0))) for size in sizes])
+        nats = np.array([float(jax.jit(LOSSES["nll"])(np.zeros(size), np.int32(0))) for size in sizes])
     uniform = pd.DataFrame({"at": range(18), "V": sizes, "nats": nats, "bits": nats / np.log(2), "perplexity": np.exp(nats)})
     line = alt.Chart(uniform, title="A uniform guess over V tokens").mark_line(strokeWidth=2.5)
     line = line.encode(alt.X("V:Q").scale(type="log", base=2), alt.Y("nats:Q", title="NLL, nats a token"))

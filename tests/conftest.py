@@ -24,7 +24,6 @@ from xentlab.cache import keep_compiled
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 keep_compiled()
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)  # a smaller program's own file would cost more
 hypothesis.settings.register_profile("lab", deadline=None, max_examples=25, derandomize=True)
 hypothesis.settings.load_profile("lab")
 

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from xentlab import LOSSES
+from xentlab.cache import tidy
 from xentlab.cli import COMMANDS, main
 
 TRAINS = True
@@ -235,6 +236,26 @@ def test_open_finds_the_page(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         main(["open", "empty"])
     assert "has no page" in capsys.readouterr().err
+
+
+def test_what_was_used_last_of_the_compiled_stays(tmp_path):
+    for age, (name, size) in enumerate({"new": 40, "read": 40, "old": 40, "empty": 0, "older": 40}.items()):
+        (tmp_path / name).write_bytes(bytes(size))
+        used = 2e9 - 100 * age  # seconds
+        os.utime(tmp_path / name, (2e9, used) if name == "read" else (used, used))
+    tidy(tmp_path, limit=100)
+    assert {path.name for path in tmp_path.iterdir()} == {"new", "read"}
+    tidy(tmp_path, limit=100)
+    assert {path.name for path in tmp_path.iterdir()} == {"new", "read"}
+
+
+def test_half_a_program_in_the_cache_is_compiled_again_without_a_word(tmp_path):
+    line = ("gradients", "--losses", "mae", "--format", "csv")
+    first = process(*line, env=os.environ | {"XENTLAB_CACHE": str(tmp_path)})
+    for path in tmp_path.iterdir():
+        os.truncate(path, path.stat().st_size // 2)
+    again = process(*line, env=os.environ | {"XENTLAB_CACHE": str(tmp_path)})
+    assert (again.stdout, again.stderr, again.returncode) == (first.stdout, "", 0)
 
 
 def test_api_pages_hold_every_module(tmp_path):

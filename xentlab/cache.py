@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import warnings
 
 OFF = ("0", "off", "no", "false")
 LIMIT = 2 << 30  # bytes; what was used last stays
@@ -30,11 +31,33 @@ def keep_compiled() -> pathlib.Path | None:
         return None
     try:
         place.mkdir(parents=True, exist_ok=True)
+        tidy(place)
     except OSError:  # a home that cannot be written: everything works, and is compiled each time
         return None
+    # What another process is just writing, or did not live to, is compiled again.
+    warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
     jax.config.update("jax_compilation_cache_dir", str(place))
     # JAX would skip what compiles in less than a second, which is nearly all of a small program.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
-    jax.config.update("jax_compilation_cache_max_size", LIMIT)
     return place
+
+
+def tidy(place: pathlib.Path, limit: int = LIMIT) -> None:
+    """Deletes the files that were used longest ago until the rest fit into `limit` bytes, and any that is empty.
+
+    Once a process, when it starts: JAX's own limit has each program that is kept look at all files, under a lock, which takes
+    longer than compiling it once there are a few hundred.
+
+    >>> tidy(pathlib.Path("compiled-none"))  # no folder, nothing to do
+    """
+    if not place.is_dir():
+        return
+    with os.scandir(place) as entries:
+        found = [(max(kept.st_atime, kept.st_mtime), kept.st_size, each.path) for each in entries for kept in [each.stat()]]
+    left = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if not size or left > limit:
+            # Another process may have been first.
+            pathlib.Path(path).unlink(missing_ok=True)
+            left -= size

@@ -19,18 +19,18 @@ _ONCE = threading.Lock()  # audits may run side by side; the table is made once
 
 @functools.cache
 def _catalogue_fields(seed: int) -> dict[str, np.ndarray]:
-    """The gradient [POINTS, V] of every loss of the catalogue at every setting, op by op: cheaper than 40 compilations."""
+    """The gradient [POINTS, V] of every loss of the catalogue at every setting, but a prior's: made for another vocabulary."""
     z, y = _batch(seed)
-    fields = {}
+    found = [functools.partial(loss, **each) if each else loss for loss in LOSSES.values() for each in facts_of(loss).settings]
+    found = [each for each in found if "prior" not in settings_of(each)]
+
+    @jax.jit  # all in one program, which takes a third of the time of op by op
+    def fields(z):
+        backs = {name_of(loss): jax.vjp(lambda z, loss=loss: loss(z, jnp.asarray(y)), z) for loss in found}
+        return {name: back(jnp.ones_like(value))[0] for name, (value, back) in backs.items()}
+
     with jax.enable_x64(True):
-        for loss in LOSSES.values():
-            for setting in facts_of(loss).settings:
-                if "prior" in setting:  # made for another vocabulary
-                    continue
-                each = functools.partial(loss, **setting) if setting else loss
-                value, back = jax.vjp(lambda z, each=each: each(z, jnp.asarray(y)), jnp.asarray(z))
-                fields[name_of(each)] = np.asarray(back(jnp.ones_like(value))[0])
-    return fields
+        return jax.device_get(fields(jnp.asarray(z)))
 
 
 def _batch(seed: int) -> tuple[np.ndarray, np.ndarray]:

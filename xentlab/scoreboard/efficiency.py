@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from xentlab.contract import Loss, link_of
 from xentlab.information import kl_divergence
@@ -86,7 +85,8 @@ def efficiency(loss: Loss, truth: Truth) -> Efficiency:
     with jax.enable_x64(True):
         features, law, start = (jnp.asarray(array) for array in (truth.features, truth.law, truth.weights))
         programs = _programs(loss)
-        weights, *judged = programs["descend"](start, features, law)
+        weights = _minimise(lambda weights: programs["expected"](weights, features, law), start, 200, 1e-9)
+        judged = programs["judge"](weights, features, law)
         if 1e-9 < float(judged[0]) < np.inf:
             weights = _polish(programs, weights, features, law)
             judged = programs["judge"](weights, features, law)
@@ -119,17 +119,26 @@ def simulate(
     """
     import pandas as pd
 
-    rows = []
+    rows, programs = [], _programs(loss)
     with jax.enable_x64(True):
         features, law, weights = (jnp.asarray(array) for array in (truth.features, truth.law, truth.weights))
         for size in sizes:
             keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), size), replicates)
-            excess, residual = _programs(loss)["fits"](weights, features, law, jnp.asarray(start, law.dtype), keys, size)
-            rows += [
-                {"tokens": size, "replicate": i, "excess_kl": float(kl), "residual": float(left)}
-                for i, (kl, left) in enumerate(zip(excess, residual, strict=True))
-            ]
+            for replicate, key in enumerate(keys):
+                sample = _sample(key, weights, size)
+                found = _minimise(lambda weights, sample=sample: programs["on_sample"](weights, *sample), start, 400, 1e-7)
+                residual = np.abs(programs["on_sample"](found, *sample)[1]).max()
+                row = {"tokens": size, "replicate": replicate}
+                rows.append(row | {"excess_kl": float(programs["excess"](found, features, law)), "residual": float(residual)})
     return pd.DataFrame(rows)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _sample(key: Any, weights: Any, size: int) -> tuple[Any, Any]:
+    """Features [size, F + 1] and targets [size] that the source draws."""
+    first, second = jax.random.split(key)
+    x = jnp.concatenate([jax.random.normal(first, (size, FEATURES)), jnp.ones((size, 1))], axis=1)
+    return x, jax.random.categorical(second, x @ weights).astype(jnp.int32)
 
 
 def tokens_needed(trials: pd.DataFrame, reference: pd.DataFrame | float) -> tuple[float, float, float]:
@@ -193,27 +202,16 @@ def _fields(loss: Loss, z: Any) -> Any:
     return _for_every_target(field, z)
 
 
-def _minimise(risk: Callable, weights: Any, steps: int, tolerance: float = 1e-9) -> Any:
-    """optax's L-BFGS until the gradient's greatest entry is below the tolerance, or nothing helps; the best point seen."""
-    solver = optax.lbfgs(memory_size=20)
-    value_and_grad = optax.value_and_grad_from_state(risk)
+def _minimise(risk: Callable, start: Any, steps: int, tolerance: float) -> np.ndarray:
+    """L-BFGS, until the gradient's greatest entry is below the tolerance or nothing helps. risk(weights) -> value, gradient."""
+    from scipy.optimize import minimize
 
-    def step(carry):
-        count, weights, state, best, least, stale, _ = carry
-        value, gradient = value_and_grad(weights, state=state)
-        better = value < least - 1e-14 * jnp.abs(least)
-        best, least = jnp.where(better, weights, best), jnp.where(better, value, least)
-        updates, state = solver.update(gradient, state, weights, value=value, grad=gradient, value_fn=risk)
-        moved = optax.apply_updates(weights, updates)
-        return count + 1, moved, state, best, least, jnp.where(better, 0, stale + 1), jnp.abs(gradient).max()
+    def flat(weights):
+        value, gradient = risk(weights.reshape(start.shape))
+        return float(value), np.asarray(gradient).reshape(-1)
 
-    def goes_on(carry):
-        count, *_, stale, size = carry
-        return (count < steps) & (stale < 5) & (size > tolerance)
-
-    far = jnp.array(jnp.finfo(weights.dtype).max)
-    begin = (jnp.int32(0), weights, solver.init(weights), weights, far, jnp.int32(0), far)
-    return jax.lax.while_loop(goes_on, step, begin)[3]
+    options = {"maxcor": 20, "maxiter": steps, "ftol": 0.0, "gtol": tolerance}
+    return minimize(flat, np.asarray(start).reshape(-1), jac=True, method="L-BFGS-B", options=options).x.reshape(start.shape)
 
 
 @functools.lru_cache(maxsize=64)
@@ -231,22 +229,14 @@ def _programs(loss: Loss) -> dict[str, Callable]:
         each = jax.lax.map(lambda share: jnp.mean(kl_divergence(law, smooth(predictions, share))), shares)
         return jnp.abs(mean_field(weights, features, law)).max(), jnp.min(each), shares[jnp.argmin(each)]
 
-    def descend(weights, features, law):
-        risk = lambda weights: jnp.mean(jnp.sum(law * _for_every_target(loss, features @ weights), axis=-1))
-        found = _minimise(risk, weights, 200)
-        return found, *judge(found, features, law)
+    def expected(weights, features, law):
+        return jnp.mean(jnp.sum(law * _for_every_target(loss, features @ weights), axis=-1))
 
-    def fits(weights, features, law, start, keys, size):
-        def fit(key):
-            first, second = jax.random.split(key)
-            x = jnp.concatenate([jax.random.normal(first, (size, FEATURES)), jnp.ones((size, 1))], axis=1)
-            y = jax.random.categorical(second, x @ weights).astype(jnp.int32)
-            risk = lambda weights: jnp.mean(loss(x @ weights, y))
-            found = _minimise(risk, start, 400, 1e-7)
-            kl = jnp.mean(kl_divergence(law, link(features @ found)))
-            return kl, jnp.abs(jax.grad(risk)(found)).max()
+    def on_sample(weights, x, y):
+        return jnp.mean(loss(x @ weights, y))
 
-        return jax.lax.map(fit, keys)
+    def excess(weights, features, law):
+        return jnp.mean(kl_divergence(law, link(features @ weights)))
 
     def sandwich(weights, features, law):
         """The curvature J, the covariance I of the gradient, and the Fisher information F in W, each [P, P]."""
@@ -267,9 +257,10 @@ def _programs(loss: Loss) -> dict[str, Callable]:
         return tuple(_assemble(block, features) for block in blocks)
 
     return {
-        "descend": jax.jit(descend),
+        "expected": jax.jit(jax.value_and_grad(expected)),
+        "on_sample": jax.jit(jax.value_and_grad(on_sample)),
+        "excess": jax.jit(excess),
         "mean_field": jax.jit(mean_field),
-        "fits": jax.jit(fits, static_argnums=5),
         "sandwich": jax.jit(sandwich),
         "judge": jax.jit(judge),
     }

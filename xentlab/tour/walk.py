@@ -17,6 +17,7 @@ from xentlab.tour.station import Station
 # What a first look leaves out: the slow parts, and nothing of any claim but its size.
 QUICK = {
     "four_doors": {"losses": ("nll", "brier"), "quick": True},
+    "low_probability": {"sizes": (4, 64, 1024, 16_384, 262_144)},
     "sample_efficiency": {"losses": ("nll", "brier", "focal"), "replicates": 2, "all_scales": False},
 }
 FULL = {"sample_efficiency": {"losses": ("nll", "tsallis", "brier", "focal"), "replicates": 8, "all_scales": False}}
