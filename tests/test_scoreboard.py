@@ -87,7 +87,7 @@ def test_a_stop_gradient_is_judged_by_its_field():
 
 
 def test_the_bias_of_label_smoothing_by_an_independent_solver():
-    """Its minimiser is maximum likelihood for the smoothed law: solved here without JAX, by another method, from another start."""
+    """Its minimiser is maximum likelihood for the smoothed law: solved here by another method, from another start."""
     from scipy.optimize import minimize
 
     target = 0.9 * TRUTH.law + 0.1 / 16
@@ -98,7 +98,7 @@ def test_the_bias_of_label_smoothing_by_an_independent_solver():
         slope = TRUTH.features.T @ (np.exp(log_q) - target) / len(z)
         return -(target * log_q).sum(1).mean(), slope.reshape(-1)
 
-    found = minimize(risk, np.zeros(TRUTH.weights.size), jac=True, method="BFGS")
+    found = minimize(risk, np.zeros(TRUTH.weights.size), jac=True, method="BFGS", options={"gtol": 1e-8})
     z = TRUTH.features @ found.x.reshape(TRUTH.weights.shape)
     log_q = z - np.log(np.exp(z).sum(1, keepdims=True))
     by_hand = (TRUTH.law * (np.log(TRUTH.law) - log_q)).sum(1).mean()
