@@ -89,6 +89,7 @@ def test_no_command_shows_the_help(capsys):
         ("race --steps x", "Error parsing --steps"),
         ("show", "Missing from xentlab show"),
         ("show entmax", "did you mean entmax15"),
+        ("show mine.py", "as in mine.py:FUNCTION"),
         ("show mine.py:nothing", "no function 'nothing'"),
         ("gradients --losses", "no losses given"),
         ("gradients --losses mine.py:averaged", "leave the mean to the lab"),

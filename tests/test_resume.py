@@ -194,6 +194,7 @@ def test_told_to_go_on_anyway_it_does(copy, whole):
 def test_an_unfinished_race_is_not_overwritten_and_a_finished_one_not_resumed(copy, whole, tmp_path, capsys):
     assert f"Go on with `xentlab race --resume {copy}`" in refused([*RACE, "--out", copy], capsys)
     assert "is finished" in refused(["race", "--resume", whole], capsys)
+    assert f"{whole} holds a finished race" in refused([*RACE, "--out", whole], capsys)
     assert "holds no unfinished race" in refused(["race", "--resume", tmp_path / "nowhere"], capsys)
     (copy / "begun.json").write_text("{")
     assert "cannot be read" in refused(["race", "--resume", copy], capsys)

@@ -180,6 +180,8 @@ def _named(loss: str) -> Loss:
                 f"the installed loss {name} ({installed[name].value}) fails to import: {type(error).__name__}: {error}"
             ) from error
         return with_settings(function, settings)
+    if name.endswith(".py"):
+        raise LabError(f"{name} is a file; name the function in it that is the loss, as in {name}:FUNCTION.")
     raise LabError(f"no loss named {name!r}; {near_names(name, [*LOSSES, *installed])} A loss of your own: ./file.py:function.")
 
 

@@ -165,7 +165,7 @@ class Race:
     resume: pathlib.Path | None = None
     """an unfinished race's folder: goes on there as it was begun, on the devices that --mesh and --hosts give it now"""
     anyway: bool = False
-    """resume although arguments, text or versions differ"""
+    """resume although arguments, text or versions differ; or replace the finished race in --out"""
     checkpoint_every: float = 10.0
     """seconds, at least, between two checkpoints; each is made after a block of steps"""
     seed: int = 0

@@ -113,7 +113,7 @@ def budgets(frame: pd.DataFrame, edge: float = 0.1) -> list[str]:
 
 
 def races(table: pd.DataFrame) -> list[str]:
-    """Who won by test NLL, whether the intervals tell the winners apart, and what fell short in the race itself."""
+    """Who has the least mean test NLL, and what fell short in the race itself; `pairs` says what the seeds tell apart."""
     sentences = []
     for source, rows in table.groupby("source", sort=False):
         ranked = rows.dropna(subset=["test_nll"]).sort_values("test_nll")
@@ -121,13 +121,9 @@ def races(table: pd.DataFrame) -> list[str]:
             sentences.append(f"On {source} every loss diverged at every rate.")
             continue
         first = ranked.iloc[0]
-        tied = ranked.iloc[1:]
-        tied = tied[tied.test_nll_low <= first.test_nll_high] if first.test_nll_high == first.test_nll_high else tied[:0]
         sentence = f"On {source} the least test NLL is {first.loss}'s, {first.test_nll:.3f} nats a token"
         if first.bits_per_byte == first.bits_per_byte:
             sentence += f" ({first.bits_per_byte:.2f} bits a byte)"
-        if len(tied):
-            sentence += f"; the seeds' 95% intervals do not tell it apart from {words(list(tied.loss))}"
         if "nll" in set(ranked.loss) and first.loss != "nll":
             behind = ranked.set_index("loss").test_nll["nll"] - first.test_nll
             sentence += f"; nll itself is {behind:.3f} behind"

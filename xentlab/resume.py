@@ -46,7 +46,8 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 def begin(folder: pathlib.Path, record: dict[str, Any], resume: bool, anyway: bool, every: float) -> Checkpoints:
     """The checkpoints of a race that begins in a folder, or goes on there.
 
-    Raises `LabError` for a race that is there and unfinished without resume; for other settings with it, but for anyway.
+    Raises `LabError` for a race that is there and unfinished without resume, and, but for anyway, for a finished one, and for
+    other settings with resume.
     """
     if resume:
         differ = differences(started(folder), record)
@@ -61,10 +62,20 @@ def begin(folder: pathlib.Path, record: dict[str, Any], resume: bool, anyway: bo
         raise LabError(
             f"{folder} holds an unfinished race. Go on with `xentlab race --resume {folder}`, or give another one with --out."
         )
+    elif _finished(folder) and not anyway:
+        raise LabError(f"{folder} holds a finished race. Give another one with --out, or replace it with --anyway.")
     elif (folder / KEPT).is_dir():  # the race that these were of is finished
         shutil.rmtree(folder / KEPT)
     runs.write_json(folder / BEGUN, record)
     return kept(folder, every)
+
+
+def _finished(folder: pathlib.Path) -> bool:
+    """Whether a race's record is there."""
+    try:
+        return json.loads((folder / "run.json").read_text()).get("kind") == "race"
+    except (ValueError, OSError, AttributeError):
+        return False
 
 
 def kept(folder: pathlib.Path, every: float) -> Checkpoints:

@@ -75,7 +75,7 @@ def explain_plan(
         # Measured (experiments/bench_linear_loss.py): a fifth of the memory or less, for at most a fifth more time.
         name = "stream" if streams else "tokens"
         why = (
-            "it has a stream form, which holds far less, for four products where tokens takes three"
+            "it has a stream form, which holds no more logits than a tile's, for four products where tokens takes three"
             if streams
             else f"{name_of(loss)} has no stream form"
         )
