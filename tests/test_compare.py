@@ -1,7 +1,9 @@
 """Runs are read back, set side by side and done again: the same numbers to the last bit, or what differs."""
 
+import dataclasses
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -84,6 +86,26 @@ def test_rows_that_one_run_lacks_are_there():
     found = differences(one, Run(pathlib.Path(), {}, {"table": frames[1].assign(nll=[1.0, 2.0])}))
     assert found.difference.tolist()[:2] == [0, -np.inf]
     assert len(differences(one, Run(pathlib.Path(), {}, {}))) == 3
+
+
+def test_numbers_of_one_run_alone_are_counted_and_shown_when_asked_for(folder, tmp_path, capsys):
+    shutil.copytree(folder, tmp_path / "cut")
+    frame = tmp_path / "cut" / "frequency.csv"
+    frame.write_text("".join(frame.read_text().splitlines(True)[:-1]))
+    said = {}
+    for more in ((), ("--all",)):
+        main(["compare", str(folder), str(tmp_path / "cut"), *more])
+        said[more] = capsys.readouterr().out
+    assert "of them are numbers in one run alone: --all shows them too." in said[()]
+    assert "frequency" not in said[()]
+    assert "frequency" in said["--all",]
+
+
+def test_the_table_comes_first_and_steps_in_their_order():
+    curves = pd.DataFrame({"loss": ["nll"] * 3, "step": [2, 10, 20], "train_loss": [3.0, 2.0, 1.0]})
+    one = Run(pathlib.Path(), {}, {"curves": curves, "table": pd.DataFrame({"loss": ["nll"], "test_nll": [1.0]})})
+    other = dataclasses.replace(one, frames=one.frames | {"curves": curves.assign(step=[1, 2, 10])})
+    assert differences(one, other)["where"].tolist() == ["nll", "nll step 2", "nll step 10", "nll step 20", "nll step 1"]
 
 
 @pytest.mark.parametrize("arguments", [["compare", "{}", "{}"], ["rerun", "{}"]])

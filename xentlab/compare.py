@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # What names a row of a frame, where the frame has it; other text is no measurement either.
 KEYS = ("source", "loss", "against", "rate", "seed", "step", "rivals", "p", "bin_low", "count_low")
+FIRST = ("table", "pairs", "tests")  # what is looked at first
 # Where a run went, what it was asked to print, whether it was stopped on its way: no part of its making.
 BESIDE = ("out", "format", "verbose", "resume", "anyway", "checkpoint_every")
 
@@ -78,10 +79,13 @@ def differences(one: Run, other: Run) -> pd.DataFrame:
     import pandas as pd
 
     parts = [pd.DataFrame(columns=["frame", "where", "metric", "first", "second"])]
-    for name in sorted({*one.frames, *other.frames}):
+    names = sorted({*one.frames, *other.frames}, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
+    for name in names:
         first, second = (_measurements(run.frames.get(name)) for run in (one, other))
-        joined = first.merge(second, on=["where", "metric"], how="outer", suffixes=("_1", "_2"), sort=False)
-        joined = joined.rename(columns={"value_1": "first", "value_2": "second"})
+        # In the order of the files: an outer join would sort the rows by their names' letters, step 10 before step 2.
+        joined, on = pd.concat([first, second])[["where", "metric"]].drop_duplicates(), ["where", "metric"]
+        for column, values in (("first", first), ("second", second)):
+            joined = joined.merge(values.rename(columns={"value": column}), how="left", on=on)
         parts.append(joined.assign(frame=name)[parts[0].columns])
     frame = pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
     same = (frame["first"] == frame["second"]) | (frame["first"].isna() & frame["second"].isna())
@@ -97,7 +101,10 @@ def _measurements(frame: pd.DataFrame | None) -> pd.DataFrame:
             {"where": pd.Series(dtype=object), "metric": pd.Series(dtype=object), "value": pd.Series(dtype=float)}
         )
     keys = [key for key in frame.columns if key in KEYS or not pd.api.types.is_numeric_dtype(frame[key])]
-    where = frame[keys].astype(str).agg(" ".join, axis=1) if keys else pd.Series("", frame.index)
+    # A word says what it is; a number does not.
+    named = {key: f"{key} " if pd.api.types.is_numeric_dtype(frame[key]) else "" for key in keys}
+    parts = [named[key] + frame[key].astype(str) for key in keys]
+    where = pd.concat(parts, axis=1).agg(" ".join, axis=1) if keys else pd.Series("", frame.index)
     # Rows that nothing names are told apart by their order.
     again = where.groupby(where).cumcount()
     where = where.where(again == 0, where + " #" + again.astype(str))

@@ -67,7 +67,7 @@ def escaped(text: str) -> str:
 
 
 def summary(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The table's columns that fit a terminal, means with half of their interval."""
+    """The table's columns that fit a terminal, means with half of their interval; none that is empty."""
     rows = []
     for _, row in table.iterrows():
         entry = {"source": row.source, "loss": row.loss, "best rate": f"{row.best_rate:g}{' ⇥' * row.rate_at_edge}"}
@@ -85,7 +85,7 @@ def summary(table: pd.DataFrame) -> list[dict[str, Any]]:
         entry["smoothing"] = f"{row.smoothing:.2g}"
         entry["diverged"] = row.diverged
         rows.append(entry)
-    return rows
+    return [{title: said for title, said in row.items() if any(each[title] != "" for each in rows)} for row in rows]
 
 
 def scoreboard_rows(table: pd.DataFrame, codes: pd.DataFrame) -> list[dict[str, Any]]:

@@ -53,7 +53,7 @@ def local(probe: Probe) -> Verdict:
     rest = np.logaddexp.reduce(np.where(off, z, -np.inf), axis=1, keepdims=True)
     even = np.where(off, rest - np.log(VOCAB - 1), z) + 0.9
     what = "two points with one p_y have two values"
-    return _same(probe, even, y, z, y, what, "the value keeps when p_y does")
+    return _same(probe, even, y, z, y, what, "the value stays the same while p_y does")
 
 
 def zero_at_certainty(probe: Probe) -> Verdict:

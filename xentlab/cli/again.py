@@ -65,6 +65,10 @@ def _side_by_side(first: Any, second: Any, form: str, every: bool = False) -> in
         print(f"{len(differ)} of {len(frame)} numbers differ.")
     else:
         print(f"All {len(frame)} numbers are the same to the last bit.")
+    alone = shown["first"].isna() != shown["second"].isna()
+    if alone.any() and not every:
+        print(f"{alone.sum()} of them are numbers in one run alone: --all shows them too.")
+        shown = shown[~alone]
     if len(shown):
         console.print_table(shown.to_dict("records"))
     return len(differ)
