@@ -92,6 +92,16 @@ def test_the_winner_is_told_and_what_pairs_tell_is_left_to_them():
     assert "every loss diverged" in reading.races(table(nll=(float("nan"), 0.1)))[0]
 
 
+def test_what_is_equal_as_printed_has_no_least_and_no_most():
+    counts = [{"count_low": low, "count_high": high, "tokens": 500} for low, high in ((0, 0), (1000, 2999))]
+    rows = [{"source": "s", "loss": loss, **each} for loss in ("nll", "brier") for each in counts]
+    said = reading.rarity(pd.DataFrame(rows).assign(test_nll=[5.0, 2.001, 6.0, 2.002]))
+    assert said == [
+        "On s what training saw never (500 of the test's tokens) costs from 5.00 (nll) to 6.00 nats (brier); the most frequent, "
+        "1,000 times and up, 2.00 nats by every loss."
+    ]
+
+
 def test_looks_stay_apart_for_the_whole_catalogue():
     from xentlab import LOSSES as ALL
 

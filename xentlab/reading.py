@@ -212,7 +212,13 @@ def rarity(frequency: pd.DataFrame) -> list[str]:
         low = int(here.count_high[here.count_low == means.index[0]].iloc[0])
         tokens = here[(here.count_low == means.index[0]) & (here.loss == here.loss.iloc[0])].tokens.iloc[0]
         seen = "never" if low == 0 else f"at most {low:,} times"
-        spread = lambda one: f"from {one.min():.2f} ({one.idxmin()}) to {one.max():.2f} nats ({one.idxmax()})"
+
+        def spread(one):
+            low, high = f"{one.min():.2f}", f"{one.max():.2f}"
+            return (
+                f"{low} nats by every loss" if low == high else f"from {low} ({one.idxmin()}) to {high} nats ({one.idxmax()})"
+            )
+
         sentences.append(
             f"On {source} what training saw {seen} ({tokens:,} of the test's tokens) costs {spread(rare)}; the most frequent, "
             f"{int(means.index[-1]):,} times and up, {spread(frequent)}."
