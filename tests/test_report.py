@@ -97,8 +97,8 @@ def test_what_is_equal_as_printed_has_no_least_and_no_most():
     rows = [{"source": "s", "loss": loss, **each} for loss in ("nll", "brier") for each in counts]
     said = reading.rarity(pd.DataFrame(rows).assign(test_nll=[5.0, 2.001, 6.0, 2.002]))
     assert said == [
-        "On s what training saw never (500 of the test's tokens) costs from 5.00 (nll) to 6.00 nats (brier); the most frequent, "
-        "1,000 times and up, 2.00 nats by every loss."
+        "On s what training saw never (500 of the test's tokens) costs from 5.00 (nll) to 6.00 nats (brier); "
+        "the most frequent, 1,000 times and up, 2.00 nats by every loss."
     ]
 
 
