@@ -1,5 +1,6 @@
 """Compiled programs are kept between runs, by JAX, in the user's cache folder."""
 
+import contextlib
 import os
 import pathlib
 import warnings
@@ -53,11 +54,13 @@ def tidy(place: pathlib.Path, limit: int = LIMIT) -> None:
     """
     if not place.is_dir():
         return
-    with os.scandir(place) as entries:
-        found = [(max(kept.st_atime, kept.st_mtime), kept.st_size, each.path) for each in entries for kept in [each.stat()]]
+    found = []
+    for each in os.scandir(place):
+        with contextlib.suppress(FileNotFoundError):  # another process was first
+            kept = each.stat()
+            found.append((max(kept.st_atime, kept.st_mtime), kept.st_size, each.path))
     left = sum(size for _, size, _ in found)
     for _, size, path in sorted(found):
         if not size or left > limit:
-            # Another process may have been first.
             pathlib.Path(path).unlink(missing_ok=True)
             left -= size
