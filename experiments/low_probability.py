@@ -30,7 +30,7 @@ def run(losses=LOSSES, vocab: int = 16, points: int = 49) -> pd.DataFrame:
 
 def by_vocabulary(losses=LOSSES, sizes=SIZES) -> pd.DataFrame:
     """The pull in the logit where training starts, at p = 1/V."""
-    profiles = [gradient_profile(losses, [1 / V], int(V)).assign(at=at, V=V) for at, V in enumerate(sizes)]
+    profiles = [gradient_profile(losses, [1 / V], V).assign(at=at, V=V) for at, V in enumerate(sizes)]
     return pd.concat(profiles, ignore_index=True).assign(pull=lambda f: f.dvalue_dlogit.abs())[["at", "V", "loss", "pull"]]
 
 

@@ -50,10 +50,13 @@ def tidy(place: pathlib.Path, limit: int = LIMIT) -> None:
     Once a process, when it starts: JAX's own limit has each program that is kept look at all files, under a lock, which takes
     longer than compiling it once there are a few hundred.
 
-    >>> tidy(pathlib.Path("compiled-none"))  # no folder, nothing to do
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as name:
+    ...     _ = [(pathlib.Path(name) / each).write_bytes(b"123") for each in "ab"]
+    ...     tidy(pathlib.Path(name), limit=3)
+    ...     len(os.listdir(name))
+    1
     """
-    if not place.is_dir():
-        return
     found = []
     for each in os.scandir(place):
         with contextlib.suppress(FileNotFoundError):  # another process was first

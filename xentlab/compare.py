@@ -83,7 +83,8 @@ def differences(one: Run, other: Run) -> pd.DataFrame:
     for name in names:
         first, second = (_measurements(run.frames.get(name)) for run in (one, other))
         # In the order of the files: an outer join would sort the rows by their names' letters, step 10 before step 2.
-        joined, on = pd.concat([first, second])[["where", "metric"]].drop_duplicates(), ["where", "metric"]
+        on = ["where", "metric"]
+        joined = pd.concat([first, second])[on].drop_duplicates()
         for column, values in (("first", first), ("second", second)):
             joined = joined.merge(values.rename(columns={"value": column}), how="left", on=on)
         parts.append(joined.assign(frame=name)[parts[0].columns])

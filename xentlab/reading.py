@@ -200,6 +200,12 @@ def temperatures(table: pd.DataFrame) -> list[str]:
     return sentences
 
 
+def _costs(means: pd.Series) -> str:
+    """The least and the most of the losses' means, and whose; neither where they print alike."""
+    low, high = f"{means.min():.2f}", f"{means.max():.2f}"
+    return f"{low} nats by every loss" if low == high else f"from {low} ({means.idxmin()}) to {high} nats ({means.idxmax()})"
+
+
 def rarity(frequency: pd.DataFrame) -> list[str]:
     """How far the losses lie apart on rare tokens and on frequent ones."""
     sentences = []
@@ -212,16 +218,9 @@ def rarity(frequency: pd.DataFrame) -> list[str]:
         low = int(here.count_high[here.count_low == means.index[0]].iloc[0])
         tokens = here[(here.count_low == means.index[0]) & (here.loss == here.loss.iloc[0])].tokens.iloc[0]
         seen = "never" if low == 0 else f"at most {low:,} times"
-
-        def spread(one):
-            low, high = f"{one.min():.2f}", f"{one.max():.2f}"
-            return (
-                f"{low} nats by every loss" if low == high else f"from {low} ({one.idxmin()}) to {high} nats ({one.idxmax()})"
-            )
-
         sentences.append(
-            f"On {source} what training saw {seen} ({tokens:,} of the test's tokens) costs {spread(rare)}; the most frequent, "
-            f"{int(means.index[-1]):,} times and up, {spread(frequent)}."
+            f"On {source} what training saw {seen} ({tokens:,} of the test's tokens) costs {_costs(rare)}; the most frequent, "
+            f"{int(means.index[-1]):,} times and up, {_costs(frequent)}."
         )
     return sentences
 

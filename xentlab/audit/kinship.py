@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xentlab.audit.probe import Probe, Verdict
-from xentlab.catalogue import LOSSES
+from xentlab.catalogue import LOSSES, with_settings
 from xentlab.contract import facts_of, name_of, settings_of, unwrapped
 
 POINTS = 24
@@ -21,8 +21,8 @@ _ONCE = threading.Lock()  # audits may run side by side; the table is made once
 def _catalogue_fields(seed: int) -> dict[str, np.ndarray]:
     """The gradient [POINTS, V] of every loss of the catalogue at every setting, but a prior's: made for another vocabulary."""
     z, y = _batch(seed)
-    found = [functools.partial(loss, **each) if each else loss for loss in LOSSES.values() for each in facts_of(loss).settings]
-    found = [each for each in found if "prior" not in settings_of(each)]
+    settings = ((loss, each) for loss in LOSSES.values() for each in facts_of(loss).settings)
+    found = [with_settings(loss, each) for loss, each in settings if "prior" not in each]
 
     @jax.jit  # all in one program, which takes a third of the time of op by op
     def fields(z):

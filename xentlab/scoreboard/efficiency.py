@@ -85,7 +85,7 @@ def efficiency(loss: Loss, truth: Truth) -> Efficiency:
     with jax.enable_x64(True):
         features, law, start = (jnp.asarray(array) for array in (truth.features, truth.law, truth.weights))
         programs = _programs(loss)
-        weights = _minimise(lambda weights: programs["expected"](weights, features, law), start, 200, 1e-9)
+        weights, _ = _minimise(programs["expected"], (features, law), start, 200, 1e-9)
         judged = programs["judge"](weights, features, law)
         if 1e-9 < float(judged[0]) < np.inf:
             weights = _polish(programs, weights, features, law)
@@ -126,10 +126,9 @@ def simulate(
             keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), size), replicates)
             for replicate, key in enumerate(keys):
                 sample = _sample(key, weights, size)
-                found = _minimise(lambda weights, sample=sample: programs["on_sample"](weights, *sample), start, 400, 1e-7)
-                residual = np.abs(programs["on_sample"](found, *sample)[1]).max()
-                row = {"tokens": size, "replicate": replicate}
-                rows.append(row | {"excess_kl": float(programs["excess"](found, features, law)), "residual": float(residual)})
+                found, residual = _minimise(programs["on_sample"], sample, start, 400, 1e-7)
+                excess = float(programs["excess"](found, features, law))
+                rows.append({"tokens": size, "replicate": replicate, "excess_kl": excess, "residual": residual})
     return pd.DataFrame(rows)
 
 
@@ -202,16 +201,20 @@ def _fields(loss: Loss, z: Any) -> Any:
     return _for_every_target(field, z)
 
 
-def _minimise(risk: Callable, start: Any, steps: int, tolerance: float) -> np.ndarray:
-    """L-BFGS, until the gradient's greatest entry is below the tolerance or nothing helps. risk(weights) -> value, gradient."""
+def _minimise(risk: Callable, data: tuple, start: Any, steps: int, tolerance: float) -> tuple[np.ndarray, float]:
+    """L-BFGS, until the gradient's greatest entry is below the tolerance or nothing helps: the weights, and that entry there.
+
+    risk(weights, *data) -> value, gradient.
+    """
     from scipy.optimize import minimize
 
     def flat(weights):
-        value, gradient = risk(weights.reshape(start.shape))
+        value, gradient = risk(weights.reshape(start.shape), *data)
         return float(value), np.asarray(gradient).reshape(-1)
 
     options = {"maxcor": 20, "maxiter": steps, "ftol": 0.0, "gtol": tolerance}
-    return minimize(flat, np.asarray(start).reshape(-1), jac=True, method="L-BFGS-B", options=options).x.reshape(start.shape)
+    found = minimize(flat, np.asarray(start).reshape(-1), jac=True, method="L-BFGS-B", options=options)
+    return found.x.reshape(start.shape), float(np.abs(found.jac).max())
 
 
 @functools.lru_cache(maxsize=64)
