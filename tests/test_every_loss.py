@@ -14,12 +14,11 @@ import pytest
 from hypothesis import given
 
 from xentlab import LOSSES, facts_of, link_of, name_of
+from xentlab.catalogue import with_settings
 from xentlab.contract import low_p_claim
 
 VOCAB, TOKENS = 5, 7
-CASES = [
-    functools.partial(loss, **setting) if setting else loss for loss in LOSSES.values() for setting in facts_of(loss).settings
-]
+CASES = [with_settings(loss, setting) for loss in LOSSES.values() for setting in facts_of(loss).settings]
 every_loss = pytest.mark.parametrize("loss", CASES, ids=name_of)
 
 

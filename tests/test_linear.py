@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from xentlab import LOSSES, LabError, at_target, facts_of, loss, name_of, resolve
+from xentlab.catalogue import with_settings
 from xentlab.contract import off_target
 from xentlab.linear import explain_plan, linear_log_probs, linear_loss
 from xentlab.linear.reductions import stream_of
@@ -17,10 +18,7 @@ from xentlab.linear.reductions import stream_of
 TRAINS = True  # the losses are tested strictly elsewhere; here NumPy's float64 meets float32 in the references
 TOKENS, FEATURES, VOCAB = 23, 5, 97
 CASES = [
-    functools.partial(loss, **setting) if setting else loss
-    for loss in LOSSES.values()
-    for setting in facts_of(loss).settings
-    if "prior" not in setting
+    with_settings(loss, setting) for loss in LOSSES.values() for setting in facts_of(loss).settings if "prior" not in setting
 ]
 # Every setting through its stream form; through tokens, which asks the loss itself or the same form, each loss once.
 PLANNED = [(loss, "tokens") for loss in CASES if not isinstance(loss, functools.partial)]
