@@ -17,7 +17,7 @@ import time
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS, REPORTED = ROOT / "docs" / "results.json", ROOT / "docs" / "reported.json"
-BENCHMARKS = {"heads": "bench_linear_loss", "race": "bench_race"}  # by the frame that each writes
+BENCHMARKS = {"heads": "bench_linear_loss", "race": "bench_race", "chip": "bench_chip"}  # by the frame that each writes
 PICTURES = {"cliff": "claim-4", "tokens": "claim-10", "rebuilt-city": "claim-15", "doors": "claim-19"}
 LOOSE = (9, 5, 4, 7, 10, 12, 18, 19)  # the claims that the README's list of corrections shows
 EXTRA = ("new_loss", "own_loss_at_scale", "wrong_start")  # scripts without a station
@@ -61,8 +61,12 @@ def kept(made: dict, frame) -> dict:
         {key: None if value != value else round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
         for row in frame.to_dict("records")
     ]
-    record = {key: made[key] for key in ("finished", "seconds", "versions", "peers", "machine")}
-    return {**record, **{key: made["arguments"][key] for key in ("rounds", "threads")}, "rows": rows}
+    record = {key: made[key] for key in ("finished", "seconds", "versions", "peers", "machine", "device") if key in made}
+    return {
+        **record,
+        **{key: made["arguments"][key] for key in ("rounds", "threads") if key in made["arguments"]},
+        "rows": rows,
+    }
 
 
 def collect_races(run: pathlib.Path) -> dict:
@@ -73,6 +77,19 @@ def collect_races(run: pathlib.Path) -> dict:
     if made["arguments"]["quick"]:
         raise SystemExit("a quick benchmark is too short to be quoted; run `python experiments/bench_race.py` whole.")
     return kept(made, pd.read_csv(run / "race.csv", keep_default_na=False, na_values=[""]))
+
+
+def collect_chip(run: pathlib.Path) -> dict:
+    """The benchmark on a GPU or TPU as the documents need it: nll and what has no loss, and the grids of runs."""
+    import pandas as pd
+
+    made = json.loads((run / "run.json").read_text())
+    if made["arguments"]["quick"] or made["device"]["platform"] == "cpu":
+        raise SystemExit("to be quoted, run `python experiments/bench_chip.py` whole and on a GPU or TPU.")
+    frame = pd.read_csv(run / "chip.csv")
+    others = set(made["arguments"]["losses"]) - {"nll"}
+    found = kept(made, frame[[what.split()[-1] not in others for what in frame.what]])
+    return found | {"grids": kept(made, pd.read_csv(run / "chip_race.csv"))["rows"]}
 
 
 def collect_reported(run: pathlib.Path, made: dict) -> dict:
@@ -125,7 +142,7 @@ def index(results: dict, benchmarks: dict[str, dict], reported: dict[str, dict])
         f"| 1–19 | Does every claim hold? | `python experiments/all.py` | All of these as one page | {whole} |",
         "| | The same as a notebook (jupytext) | `python experiments/tour.py` | Five stations, and a loss of your own | |",
     ]
-    said = {"heads": ahead, "race": fastest}
+    said = {"heads": ahead, "race": fastest, "chip": on_chip}
     measured = {
         BENCHMARKS[name]: (said[name](benchmark), _time(benchmark["seconds"])) for name, benchmark in benchmarks.items()
     }
@@ -148,6 +165,40 @@ def _time(seconds: float) -> str:
 
 def _shape(row: dict) -> str:
     return " × ".join(f"{int(size):,}" for size in row["shape"].split(" x "))
+
+
+def on_chip(benchmark: dict) -> str:
+    """How long a grid of runs takes on a GPU or TPU, and laid out otherwise."""
+    grids: dict[str, dict[str, dict]] = {}
+    for row in benchmark["grids"]:
+        grids.setdefault(row["grid"], {})[row["what"]] = row
+    said = []
+    for grid, rows in grids.items():
+        own = rows.pop("xentlab")
+        times = ", ".join(f"{what} {row['times']:.3g}" for what, row in rows.items())
+        said.append(
+            f"{grid}, {own['runs']} runs of {own['steps']} steps: {own['seconds']:.3f} s; as many times as long take {times}."
+        )
+    return f"On an {benchmark['device']['kind']}, all runs in one program: {' '.join(said)}"
+
+
+def chip(benchmark: dict) -> str:
+    """The benchmark on a GPU or TPU: the heads as a table, and the grids of runs."""
+    shapes = dict.fromkeys((row["shape"], row["dtype"]) for row in benchmark["rows"])
+    cells: dict[str, dict[tuple, dict]] = {}
+    for row in benchmark["rows"]:
+        cells.setdefault(row["what"], {})[row["shape"], row["dtype"]] = row
+    heads = " | ".join(f"{_shape({'shape': shape})}, {dtype} | MB" for shape, dtype in shapes)
+    lines = [f"| {benchmark['device']['kind']} | {heads} |", "|---|" + "--:|--:|" * len(shapes)]
+    for what, found in cells.items():
+        rows = (found.get(shape) and found[shape] | {"peak_mb": found[shape]["temporary_mb"]} for shape in shapes)
+        lines.append(f"| {what} | {' | '.join(map(_cell, rows))} |")
+    foot = (
+        f"nll, value and gradients: times the first row's in the same round, the median of {benchmark['rounds']} rounds with "
+        "the quartiles. Products of float32 are TF32, as XLA has them by default, and torch here. MB: held beside arguments "
+        f"and gradients, by XLA's count or torch's. jax {benchmark['versions']['jax']}, {benchmark['finished'][:10]}."
+    )
+    return "\n".join([on_chip(benchmark), "", *lines, "", foot])
 
 
 def _by_shape(benchmark: dict) -> dict[str, list[dict]]:
@@ -338,6 +389,7 @@ def documents(
     text = readme.read_text()
     blocks = {"doors": four_doors(results), "loose": loose(results), "audit": audited or own_loss(text)}
     blocks |= {"heads": heads(benchmarks["heads"]), "races": races(benchmarks["race"]), "reported": tried(reported)}
+    blocks |= {"chip": chip(benchmarks["chip"])}
     indexed = {"index": index(results, benchmarks, reported)}
     return {readme: filled(text, blocks), experiments: filled(experiments.read_text(), indexed)}
 
@@ -360,12 +412,13 @@ if __name__ == "__main__":
     if len(sys.argv) != 2:
         raise SystemExit(__doc__)
     run = pathlib.Path(sys.argv[1])
-    collected = {"heads": collect_heads, "race": collect_races}
+    collected = {"heads": collect_heads, "race": collect_races, "chip": collect_chip}
     if found := [name for name in BENCHMARKS if (run / f"{name}.csv").is_file()]:
         (name,) = found
         written = json.dumps(collected[name](run), indent=1, allow_nan=False)
         (ROOT / "docs" / f"{BENCHMARKS[name]}.json").write_text(f"{written}\n")
-        (ROOT / "docs" / f"{name}.png").write_bytes((run / f"{name}.png").read_bytes())
+        if (picture := run / f"{name}.png").is_file():
+            (ROOT / "docs" / picture.name).write_bytes(picture.read_bytes())
     elif "verdicts" in (made := json.loads((run / "run.json").read_text())):
         reported = json.loads(REPORTED.read_text()) if REPORTED.is_file() else {}
         REPORTED.write_text(json.dumps(reported | collect_reported(run, made), indent=1) + "\n")

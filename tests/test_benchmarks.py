@@ -154,3 +154,27 @@ def test_the_measured_peak_is_what_was_held(bench):
     held()
     assert bench.peak_mb(held, 8.0) == pytest.approx(24, abs=2)
     assert bench.peak_mb(lambda: None) < 2
+
+
+@pytest.fixture(scope="module")
+def chip():
+    with script("bench_chip") as module:
+        yield module
+
+
+def test_the_benchmark_for_chips_runs_on_this_one(chip):
+    frame = chip.heads(("nll", "entmax15"), chip.TINY, rounds=2, tiles=(None, (16, 128)))
+    own = [f"{plan} {loss}" for loss, plans in (("nll", ("tokens", "stream")), ("entmax15", ("tokens",))) for plan in plans]
+    named = {what for what in frame.what if not what.startswith(("jax-cce", "torch"))}
+    assert named == {chip.BARE, "naive nll", "naive entmax15", *own, *(f"{each}, 16 x 128" for each in own)}
+    assert any(frame.what.str.startswith("jax-cce")) == bool(importlib.util.find_spec("jax_cce"))
+    assert frame.note.tolist() == [""] * len(frame)
+    assert (frame.milliseconds > 0).all()
+
+
+def test_the_benchmark_for_chips_says_what_is_wrong(chip, monkeypatch):
+    wrong = lambda h, w, y, loss, plan, tiles: 2 * chip.naive(loss)(h, w, y)
+    monkeypatch.setattr(chip, "linear_loss", wrong)
+    notes = chip.heads(("nll",), chip.TINY, rounds=1, peers=False).set_index("what").note
+    assert notes["naive nll"] == ""
+    assert notes["stream nll"].startswith("stream nll is wrong: its value is off by 1.0e+00")

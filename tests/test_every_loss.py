@@ -302,7 +302,8 @@ def test_target_dtypes_agree(loss):
     logits, targets = batch(dtype=np.float32)
     every = [jnp.asarray(targets.astype(dtype)) for dtype in (np.int8, np.uint8, np.int16, np.uint32)]
     for value in jax.jit(lambda logits, *every: [loss(logits, targets) for targets in every])(logits, *every):
-        np.testing.assert_array_equal(value, call(loss, logits, targets))
+        # Another program: a GPU's sums may go in another order there.
+        np.testing.assert_allclose(value, call(loss, logits, targets), rtol=1e-6)
 
 
 @every_loss

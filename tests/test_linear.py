@@ -309,6 +309,29 @@ def test_auto_takes_what_explain_plan_says():
     assert run("auto") == run("stream") != run("tokens")
 
 
+def test_on_a_chip_auto_takes_what_the_device_has_room_for(monkeypatch):
+    class Chip:
+        def __init__(self, size):
+            self.size = size
+
+        def memory_stats(self):
+            return self.size and {"bytes_limit": self.size}
+
+    shape = (8192, 2304, 256_000)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for size, taken in ((100e9, "tokens"), (20e9, "stream"), (None, "stream")):
+        monkeypatch.setattr(jax, "local_devices", lambda size=size: [Chip(size and int(size))])
+        assert explain_plan(*shape, NLL, jnp.bfloat16).name == taken
+        assert explain_plan(*shape, LOSSES["entmax15"], jnp.bfloat16).name == "tokens"
+    monkeypatch.setattr(jax, "local_devices", lambda: [Chip(int(100e9))])
+    large = explain_plan(*shape, NLL, jnp.bfloat16)
+    assert large.tiles == (2048, 256_000)
+    assert "1/16 of the device" in large.why
+    assert explain_plan(*shape, NLL, jnp.bfloat16, per_token=True).name == "stream"  # four products either way
+    assert explain_plan(*shape, NLL, jnp.bfloat16, "stream").tiles == (8192, 2560)  # divides the vocabulary
+    assert explain_plan(64, 8, 300, NLL).tiles == (64, 300)
+
+
 def test_a_loss_of_ones_own_goes_through_either_way():
     def cubic(logits, targets, *, power=3.0):
         return (1 - at_target(jax.nn.softmax(logits), targets)) ** power

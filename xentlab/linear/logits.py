@@ -160,6 +160,13 @@ def write_at(z: jax.Array, places: jax.Array, values: Any) -> jax.Array:
     return jnp.where(is_at_target(z, places), values[:, None], z)
 
 
+def rivals_of(z: jax.Array, places: jax.Array, own: jax.Array) -> jax.Array:
+    """z [N, C] with -inf where the target is; own [N]: what `read_at` found there."""
+    # On a CPU by way of `own`, so that reading comes first, and z is written into without a copy of it. Elsewhere free of it,
+    # so that one pass reads the target and finds the greatest rival.
+    return write_at(z, places, jnp.minimum(lax.stop_gradient(own), -jnp.inf) if _scatters() else -jnp.inf)
+
+
 def _scatters() -> bool:
     """Whether to touch one number a row rather than compare all.
 

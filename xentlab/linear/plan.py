@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 
 from xentlab.contract import LabError, Loss, name_of
@@ -14,11 +15,28 @@ from xentlab.linear.reductions import stream_of
 from xentlab.products import accumulator, moved_whole, on_cpu
 
 PLANS = ("auto", "stream", "tokens")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """The tokens plan's chunk, in tokens and the bytes of its logits; a tile's classes, of that plan and of stream, and bytes.
+
+    None: as many as there are.
+    """
+
+    chunk: int
+    chunk_bytes: int | None
+    kept_tile: int | None
+    tile: int | None
+    tile_bytes: int
+
+
 # Tried on 2 CPU cores at the first two shapes of experiments/bench_linear_loss.py: the fastest, or near it and smaller.
-CHUNK = 512  # tokens of a chunk in the tokens plan
-TILE = 512  # classes of a tile in the stream plan
-KEPT_TILE = 1024  # and in the tokens plan, whose logits are kept
-TILE_BYTES = 12 * 2**20  # of logits, the most that a tile may hold
+CPU = Sizes(chunk=512, chunk_bytes=None, kept_tile=1024, tile=512, tile_bytes=12 * 2**20)
+# Tried on a GPU (H200) at the shapes of experiments/bench_chip.py: a chip wants large products, and has no cache to stay in. Of
+# stream's tiles those of 256 MB are 3% faster, and hold twice as much.
+CHIP = Sizes(chunk=2048, chunk_bytes=2**31, kept_tile=None, tile=None, tile_bytes=96 * 2**20)
+SHARE = 16  # of a chip's memory the part that a plan may take to be faster
 ROWS_BYTES = 2 * 2**20  # of logits, for a loss that sees whole rows: some ten passes over them then stay in a CPU's cache
 
 
@@ -71,35 +89,59 @@ def explain_plan(
         raise LabError(
             f"{name_of(loss)} has no stream form, a function of reductions (@loss(stream=...)); plan 'tokens' takes any loss."
         )
-    if plan == "auto":
-        # Measured (experiments/bench_linear_loss.py): a fifth of the memory or less, for at most a fifth more time.
-        name = "stream" if streams else "tokens"
-        why = (
-            "it has a stream form, which holds no more logits than a tile's, for four products where tokens takes three"
-            if streams
-            else f"{name_of(loss)} has no stream form"
-        )
-    else:
-        name, why = plan, "it was asked for"
     per_device = -(-tokens // math.prod(layout)) * layout[1], -(-vocab // layout[1])
-    chunk, tile = tiles or _tiles(name, streams, *per_device, wide)
-    chunk = min(max(chunk // layout[1], 1) * layout[1], max(per_device[0], 1))
-    tile = min(tile, per_device[1])
-    temporary = _temporary(name, streams, *per_device, features, chunk, tile, dtype)
+
+    def sized(name):
+        chunk, tile = tiles or _tiles(name, *per_device, wide)
+        chunk = min(max(chunk // layout[1], 1) * layout[1], max(per_device[0], 1))
+        tile = min(tile, per_device[1])
+        return (chunk, tile), _temporary(name, streams, *per_device, features, chunk, tile, dtype)
+
+    name, why = plan, "it was asked for"
+    if plan == "auto":
+        name, why = _chosen(loss, streams, per_token, sized("tokens")[1])
+    tiles, temporary = sized(name)
     products = 4 if name == "stream" or per_token else 3
     flops = products * 2 * per_device[0] * features * per_device[1]
-    return Plan(name, why, (chunk, tile), products, flops, temporary, 2 * per_device[0] * per_device[1] * wide)
+    return Plan(name, why, tiles, products, flops, temporary, 2 * per_device[0] * per_device[1] * wide)
 
 
-def _tiles(name, streams, tokens, vocab, wide):
-    """Tokens a chunk and classes a tile: no more than TILE_BYTES of logits a tile, no fewer than 128 classes.
+def _chosen(loss, streams, per_token, held):
+    """The plan that auto takes, and why; held: bytes that the tokens plan would."""
+    if not streams:
+        return "tokens", f"{name_of(loss)} has no stream form"
+    # Measured: on a GPU (experiments/bench_chip.py) a quarter less time or better, for several times the memory; on a CPU
+    # (experiments/bench_linear_loss.py) at most a fifth less. Per-token results take four products either way.
+    if not per_token and held <= _room():
+        return "tokens", f"it takes three products where stream takes four, and what it holds is under 1/{SHARE} of the device"
+    return (
+        "stream",
+        "it has a stream form, which holds no more logits than a tile's, for four products where tokens takes three",
+    )
+
+
+def _room() -> int:
+    """Bytes that the tokens plan may hold where stream could be taken: none on a CPU, nor on a chip of unknown size."""
+    stats = {} if on_cpu() else jax.local_devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit", 0) // SHARE
+
+
+def _tiles(name, tokens, vocab, wide):
+    """Tokens a chunk and classes a tile, of this backend's sizes; no fewer than 128 classes.
 
     A tile that divides the vocabulary is taken if one over a third as wide does, for an overlap costs a mask; always a multiple
     of 128, for products of odd places are slow on every chip.
     """
-    chunk = tokens if name == "stream" else CHUNK
-    widest = TILE if name == "stream" else KEPT_TILE
-    most = max(128, min(widest, TILE_BYTES // (wide * max(1, chunk))) // 128 * 128)
+    sizes = CPU if on_cpu() else CHIP
+    if name == "stream":
+        chunk, widest = tokens, sizes.tile
+    else:
+        chunk, widest = sizes.chunk, sizes.kept_tile
+        if sizes.chunk_bytes:
+            chunk = min(chunk, max(128, sizes.chunk_bytes // (wide * vocab) // 128 * 128))
+        if widest is None:
+            return chunk, vocab
+    most = max(128, min(widest or vocab, sizes.tile_bytes // (wide * max(1, chunk))) // 128 * 128)
     fitting = (tile for tile in range(most, most // 3, -128) if vocab % tile == 0)
     return max(chunk, 1), next(fitting, most)
 
@@ -122,13 +164,18 @@ def _temporary(name, streams, tokens, vocab, features, chunk, tile, dtype):
     narrow, wide = jnp.dtype(dtype).itemsize, accumulator(dtype).itemsize
     cast, by_bits = narrow < wide, moved_whole(dtype)
     together = min(tokens, chunk)
+    summed = features * vocab * wide * (cast and (by_bits or tokens > chunk))
+    if not on_cpu():  # logits, and their gradient as the products take it; of a loss that sees rows, wide before that
+        each = wide + narrow + (0 if streams else wide)
+        if name == "tokens":
+            return chunk * vocab * each + summed
+        return tile * (tokens + features) * each + tokens * features * wide
     copied = together * features * narrow
     # A tile's product for the hidden states' gradient stands beside their sum.
     tiled = 2 * tile * (together + features) * wide + together * features * wide + (copied if turns(copied) else 0)
     if name == "stream":
         return tiled + tokens * features * wide * cast + features * vocab * narrow * by_bits
     wanted = chunk * vocab * wide
-    if not streams:
-        # Some rows at a time are copied, and their gradient is written in their place; or all are, and it stands beside them.
-        wanted += chunk * vocab * narrow * cast + (2 * min(ROWS_BYTES, wanted) if on_cpu() else wanted)
-    return tiled + wanted + features * vocab * wide * (cast and (by_bits or tokens > chunk))
+    if not streams:  # some rows at a time are copied, and their gradient is written in their place
+        wanted += chunk * vocab * narrow * cast + 2 * min(ROWS_BYTES, wanted)
+    return tiled + wanted + summed

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from xentlab.contract import is_at_target, nan_outside
-from xentlab.linear.logits import Head, over_tiles, read_at, write_at
+from xentlab.linear.logits import Head, over_tiles, read_at, rivals_of, write_at
 from xentlab.linear.reductions import Reduction, Row, greatest, lowest, risen
-from xentlab.products import accumulator, moved_whole
+from xentlab.products import accumulator, apart, moved_whole
 
 Found = dict[str, jax.Array]
 SHIFT = ""  # the name, no reduction's, under which the asides hold the greatest rival
@@ -63,8 +63,7 @@ def reduce(
             places = jnp.where(targets - first >= _place(start, tile), targets - (first + start), -1)
             counts, rivals = counts & fresh[None], jnp.where(fresh[None], z, -jnp.inf)
         own = read_at(z, places)
-        # What is written is -inf; by way of `own`, so that reading comes first, and z is written into without a copy of it.
-        rivals = write_at(rivals, places, jnp.minimum(lax.stop_gradient(own), -jnp.inf))
+        rivals = rivals_of(rivals, places, own)
         shift, seen_as = risen(shift, rivals, counts, ahead)
         states = {name: reduction.add(states[name], seen_as) for name, reduction in reductions.items()}
         return states, shift, target + own, kept
@@ -132,7 +131,7 @@ def _pulled_back(
         to_hidden, to_weight, to_bias = state
         part = head.part(weight, start, tile)
         if kept is None:
-            z = head.logits(hidden, part, _part(bias, start, tile))
+            z = apart(head.logits(hidden, part, _part(bias, start, tile)))
         else:
             z = lax.dynamic_slice_in_dim(kept, _place(start, tile) * tokens, tokens * tile).reshape(tokens, tile)
         row = Row(asides[SHIFT], found["target"], jnp.exp(z - asides[SHIFT]))
