@@ -20,7 +20,7 @@ RESULTS, REPORTED = ROOT / "docs" / "results.json", ROOT / "docs" / "reported.js
 BENCHMARKS = {"heads": "bench_linear_loss", "race": "bench_race", "chip": "bench_chip"}  # by the frame that each writes
 PICTURES = {"cliff": "claim-4", "tokens": "claim-10", "rebuilt-city": "claim-15", "doors": "claim-19"}
 LOOSE = (9, 5, 4, 7, 10, 12, 18, 19)  # the claims that the README's list of corrections shows
-EXTRA = ("new_loss", "own_loss_at_scale", "wrong_start")  # scripts without a station
+EXTRA = ("narrow_logits", "new_loss", "own_loss_at_scale", "wrong_start")  # scripts without a station
 BOTH = ("xentlab", "naive JAX")
 TORCH_BARE = "three bare products, torch, [V, D]"
 

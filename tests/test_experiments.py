@@ -305,6 +305,18 @@ def test_a_wrong_formula_gets_a_clear_message(opened, formula, said):
     assert page.locator("#formula").get_attribute("aria-invalid") == "false"
 
 
+def test_narrow_logits():
+    """Rounded logits cost nll two digits and Brier all; the head keeps them for both."""
+    script = load(FOLDER / "narrow_logits.py")
+    frame = script.run(("nll", "brier"), (64, 2048), tokens=16, features=32)
+    error = frame.set_index(["loss", "vocab", "head"]).error
+    assert (error[:, :, "linear_loss"] < 1e-2).all()
+    assert error["brier", 2048, "naive"] > 1 > 10 * error["nll", 2048, "naive"]
+    assert error["brier", 2048, "naive"] > error["brier", 64, "naive"]
+    assert "At V = 2,048 the naive head's gradient is off" in script.told(frame)
+    assert script.chart(frame).to_dict()
+
+
 def test_own_loss_at_scale():
     """Small here: the three heads agree, and the streamed one holds least."""
     frame = load(FOLDER / "own_loss_at_scale.py").run(tokens=1024, features=32, vocab=5000).set_index("head")
