@@ -9,6 +9,7 @@ import pytest
 
 from xentlab import LOSSES
 from xentlab.linear import explain_plan, linear_loss
+from xentlab.products import moved_whole
 
 both = pytest.mark.parametrize("plan", ["tokens", "stream"])
 
@@ -41,11 +42,15 @@ def test_memory_stays_far_below_the_naive_heads(plan, most, name):
     assert mine < most * memory(lambda h, w, y: jnp.mean(loss(h @ w, y)))
 
 
-def test_a_large_head_fits():
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_large_head_fits(dtype):
     """Compiled, not run: what XLA says of N = 8192, D = 2304, V = 256,000, where the naive head holds some 16,000 MB."""
-    shapes = (((8192, 2304), jnp.float32), ((2304, 256_000), jnp.float32), ((8192,), jnp.int32))
+    shapes = (((8192, 2304), dtype), ((2304, 256_000), dtype), ((8192,), jnp.int32))
     head = compiled(jax.value_and_grad(linear_loss, (0, 1)), *shapes)
-    assert head.memory_analysis().temp_size_in_bytes < 90e6
+    most = 90e6 if dtype == jnp.float32 else 240e6
+    if moved_whole(dtype):  # the gradient as bits
+        most += 2 * 2304 * 256_000
+    assert head.memory_analysis().temp_size_in_bytes < most
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -56,13 +61,15 @@ def test_what_explain_plan_reckons_is_about_what_xla_holds(plan, name, tokens, f
     shapes = (((tokens, features), dtype), ((features, vocab), dtype), ((tokens,), jnp.int32))
     head = compiled(jax.value_and_grad(functools.partial(linear_loss, loss=loss, plan=plan), (0, 1)), *shapes)
     reckoned = explain_plan(tokens, features, vocab, loss, dtype, plan).temporary_bytes
-    assert 0.7 < head.memory_analysis().temp_size_in_bytes / reckoned < 1.05
+    assert 0.65 < head.memory_analysis().temp_size_in_bytes / reckoned < 1.05
 
 
 def test_a_bfloat16_weight_is_neither_widened_nor_written_anew_with_each_tile():
     """XLA's CPU backend would do both: a copy in float32 ahead of the loop, and a pass over all of the gradient in it."""
     shapes = (((256, 128), jnp.bfloat16), ((128, 32_768), jnp.bfloat16), ((256,), jnp.int32))
     head = compiled(jax.value_and_grad(linear_loss, (0, 1)), *shapes)
-    assert head.memory_analysis().temp_size_in_bytes < 1.2 * 2 * 128 * 32_768
     written = set(re.findall(r"= (\w+)\[128,32768\]\S* dynamic-update-slice", head.as_text()))
-    assert written == {"u16"}
+    # As bits, which stand beside the gradient at last; or, by an XLA that needs no such thing, in its place.
+    bits = moved_whole(jnp.bfloat16)
+    assert written == {"u16" if bits else "bf16"}
+    assert head.memory_analysis().temp_size_in_bytes < (1.2 if bits else 0.2) * 2 * 128 * 32_768

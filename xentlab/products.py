@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -66,12 +67,20 @@ def sliced(array: jax.Array, start: Any, size: int, axis: int = 0) -> jax.Array:
 
 
 def moved_whole(dtype: Any) -> bool:
-    """Whether XLA, to read or write a part of such an array, widens all of it: bfloat16 on a CPU.
+    """Whether XLA, to read or write a part of such an array, widens all of it: bfloat16 on a CPU, until jaxlib 0.11.2.
 
     >>> moved_whole(jnp.float32), moved_whole(jnp.float16)
     (False, False)
     """
-    return on_cpu() and dtype == jnp.bfloat16
+    return on_cpu() and dtype == jnp.bfloat16 and _widens_bfloat16()
+
+
+@functools.cache
+def _widens_bfloat16() -> bool:
+    """Asked of the XLA that is here, by a program of one write: the float32 in it is what it widens."""
+    write = lambda array, part: lax.dynamic_update_slice_in_dim(array, part, 1, 0)
+    shapes = [jax.ShapeDtypeStruct((size,), jnp.bfloat16) for size in (4, 2)]
+    return "f32[4]" in jax.jit(write).lower(*shapes).compile().as_text()
 
 
 def on_cpu() -> bool:

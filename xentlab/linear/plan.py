@@ -172,9 +172,11 @@ def _temporary(name, streams, tokens, vocab, features, chunk, tile, dtype):
         return tile * (tokens + features) * each + tokens * features * wide
     copied = together * features * narrow
     # A tile's product for the hidden states' gradient stands beside their sum.
-    tiled = 2 * tile * (together + features) * wide + together * features * wide + (copied if turns(copied) else 0)
+    pulled = wide if by_bits else narrow
+    tiled = tile * (together + features) * (wide + pulled) + together * features * wide + (copied if turns(copied) else 0)
     if name == "stream":
-        return tiled + tokens * features * wide * cast + features * vocab * narrow * by_bits
+        # Sums, and, of an XLA that widens nothing else, the hidden states.
+        return tiled + tokens * features * wide * cast * (1 if by_bits else 2) + features * vocab * narrow * by_bits
     wanted = chunk * vocab * wide
     if not streams:  # some rows at a time are copied, and their gradient is written in their place
         wanted += chunk * vocab * narrow * cast + 2 * min(ROWS_BYTES, wanted)
