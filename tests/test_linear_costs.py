@@ -47,7 +47,7 @@ def test_a_large_head_fits(dtype):
     """Compiled, not run: what XLA says of N = 8192, D = 2304, V = 256,000, where the naive head holds some 16,000 MB."""
     shapes = (((8192, 2304), dtype), ((2304, 256_000), dtype), ((8192,), jnp.int32))
     head = compiled(jax.value_and_grad(linear_loss, (0, 1)), *shapes)
-    most = 90e6 if dtype == jnp.float32 else 240e6
+    most = 90e6 if dtype == jnp.float32 else 220e6
     if moved_whole(dtype):  # the gradient as bits
         most += 2 * 2304 * 256_000
     assert head.memory_analysis().temp_size_in_bytes < most
@@ -61,7 +61,7 @@ def test_what_explain_plan_reckons_is_about_what_xla_holds(plan, name, tokens, f
     shapes = (((tokens, features), dtype), ((features, vocab), dtype), ((tokens,), jnp.int32))
     head = compiled(jax.value_and_grad(functools.partial(linear_loss, loss=loss, plan=plan), (0, 1)), *shapes)
     reckoned = explain_plan(tokens, features, vocab, loss, dtype, plan).temporary_bytes
-    assert 0.65 < head.memory_analysis().temp_size_in_bytes / reckoned < 1.05
+    assert 0.7 < head.memory_analysis().temp_size_in_bytes / reckoned < 1.05
 
 
 def test_a_bfloat16_weight_is_neither_widened_nor_written_anew_with_each_tile():

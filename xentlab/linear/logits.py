@@ -14,7 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 from xentlab.contract import is_at_target
 from xentlab.products import accumulator, made, moved_whole, on_cpu, product, sliced, turned
 
-TURNED_BYTES = 32 * 2**20  # of hidden states, the most that are copied
+TURNED_BYTES = 40 * 2**20  # of hidden states, the most that are copied
 
 
 @dataclasses.dataclass(frozen=True)

@@ -170,13 +170,14 @@ def _temporary(name, streams, tokens, vocab, features, chunk, tile, dtype):
         if name == "tokens":
             return chunk * vocab * each + summed
         return tile * (tokens + features) * each + tokens * features * wide
-    copied = together * features * narrow
-    # A tile's product for the hidden states' gradient stands beside their sum.
+    copied = together * features * narrow * turns(together * features * narrow)
     pulled = wide if by_bits else narrow
-    tiled = tile * (together + features) * (wide + pulled) + together * features * wide + (copied if turns(copied) else 0)
+    # A tile's product for the hidden states' gradient stands beside their sum.
+    tiled = tile * (together + features) * (wide + pulled) + together * features * wide + copied
     if name == "stream":
-        # Sums, and, of an XLA that widens nothing else, the hidden states.
-        return tiled + tokens * features * wide * cast * (1 if by_bits else 2) + features * vocab * narrow * by_bits
+        # Sums; and the hidden states, of which an XLA that widens nothing else has a kernel only if they are turned.
+        widened = cast * (1 if by_bits or copied else 2)
+        return tiled + tokens * features * wide * widened + features * vocab * narrow * by_bits
     wanted = chunk * vocab * wide
     if not streams:  # some rows at a time are copied, and their gradient is written in their place
         wanted += chunk * vocab * narrow * cast + 2 * min(ROWS_BYTES, wanted)
