@@ -244,7 +244,8 @@ def test_a_full_disk_loses_nothing(whole, tmp_path):
         assert (folder / "begun.json").exists() == begun
         assert told in said(folder).splitlines()[-1]
         assert not (folder / "run.json").exists()
-    assert "Traceback" not in said(folder)
+    # A line each, and nothing of what is left of a failed write, which Orbax's threads report when they please.
+    assert all(line.startswith("xentlab: ") for line in said(folder).splitlines()), said(folder)
     assert finish(start(folder, "race", "--resume", str(folder))) == 0, said(folder)
     assert_same(folder, whole)
 

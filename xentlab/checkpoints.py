@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import logging
 import os
@@ -137,27 +138,25 @@ class Grid:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=self.place.keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
         )
-        with _quiet():
-            manager = ocp.CheckpointManager(self.folder.absolute(), options=options, item_names=("tree", "sums"))
-            try:
-                yield manager
-            finally:
-                manager.close()
+        _hush()
+        manager = ocp.CheckpointManager(self.folder.absolute(), options=options, item_names=("tree", "sums"))
+        try:
+            yield manager
+        finally:
+            manager.close()
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Orbax logs a failure with its whole stack before it raises; who calls says it in a line."""
-    logging.getLogger("absl").addFilter(_is_not_orbax)  # for good: its threads may log after the call has raised
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    try:
-        yield
-    finally:
-        sys.unraisablehook = hook
+@functools.cache
+def _hush() -> None:
+    """Orbax logs a failed write with its whole stack before it raises, and its threads afterwards; who calls says it in a line.
 
-
-def _is_not_orbax(record: logging.LogRecord) -> bool:
-    return f"{os.sep}orbax{os.sep}" not in record.pathname
+    For good, and once: a thread may come when the process is at its end.
+    """
+    logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
+    logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())
+    hook = sys.unraisablehook
+    # Of a write that was under way when another one failed.
+    sys.unraisablehook = lambda raised: None if "Event loop is closed" in str(raised.exc_value) else hook(raised)
 
 
 def _agreed(stop: bool, due: bool) -> tuple[bool, bool]:
