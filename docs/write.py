@@ -61,12 +61,9 @@ def kept(made: dict, frame) -> dict:
         {key: None if value != value else round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
         for row in frame.to_dict("records")
     ]
-    record = {key: made[key] for key in ("finished", "seconds", "versions", "peers", "machine", "device") if key in made}
-    return {
-        **record,
-        **{key: made["arguments"][key] for key in ("rounds", "threads") if key in made["arguments"]},
-        "rows": rows,
-    }
+    named = made | made["arguments"]
+    keys = ("finished", "seconds", "versions", "peers", "machine", "device", "rounds", "threads")
+    return {key: named[key] for key in keys if key in named} | {"rows": rows}
 
 
 def collect_races(run: pathlib.Path) -> dict:
@@ -86,9 +83,8 @@ def collect_chip(run: pathlib.Path) -> dict:
     made = json.loads((run / "run.json").read_text())
     if made["arguments"]["quick"] or made["device"]["platform"] == "cpu":
         raise SystemExit("to be quoted, run `python experiments/bench_chip.py` whole and on a GPU or TPU.")
-    frame = pd.read_csv(run / "chip.csv")
-    others = set(made["arguments"]["losses"]) - {"nll"}
-    found = kept(made, frame[[what.split()[-1] not in others for what in frame.what]])
+    frame = pd.read_csv(run / "chip.csv", keep_default_na=False, na_values={"temporary_mb": [""]})
+    found = kept(made, frame[frame.loss.isin(["", "nll"])])
     return found | {"grids": kept(made, pd.read_csv(run / "chip_race.csv"))["rows"]}
 
 
@@ -191,8 +187,7 @@ def chip(benchmark: dict) -> str:
     heads = " | ".join(f"{_shape({'shape': shape})}, {dtype} | MB" for shape, dtype in shapes)
     lines = [f"| {benchmark['device']['kind']} | {heads} |", "|---|" + "--:|--:|" * len(shapes)]
     for what, found in cells.items():
-        rows = (found.get(shape) and found[shape] | {"peak_mb": found[shape]["temporary_mb"]} for shape in shapes)
-        lines.append(f"| {what} | {' | '.join(map(_cell, rows))} |")
+        lines.append(f"| {what} | {' | '.join(_cell(found.get(shape), 'temporary_mb') for shape in shapes)} |")
     foot = (
         f"nll, value and gradients: times the first row's in the same round, the median of {benchmark['rounds']} rounds with "
         "the quartiles. Products of float32 are TF32, as XLA has them by default, and torch here. MB: held beside arguments "
@@ -274,11 +269,11 @@ def heads(benchmark: dict) -> str:
     return "\n".join([ahead(benchmark), "", *lines, "", " ".join([foot, *notes])])
 
 
-def _cell(row: dict | None) -> str:
+def _cell(row: dict | None, memory: str = "peak_mb") -> str:
     if row is None or row["ratio"] is None:
         return "– | –"
-    memory = "–" if row["peak_mb"] is None else f"{row['peak_mb']:,.0f}"
-    return f"{row['ratio']:.2f} ({row['ratio_q1']:.2f}–{row['ratio_q3']:.2f}) | {memory}"
+    held = "–" if row[memory] is None else f"{row[memory]:,.0f}"
+    return f"{row['ratio']:.2f} ({row['ratio_q1']:.2f}–{row['ratio_q3']:.2f}) | {held}"
 
 
 def fastest(benchmark: dict) -> str:
@@ -388,8 +383,8 @@ def documents(
     readme, experiments = ROOT / "README.md", ROOT / "experiments" / "README.md"
     text = readme.read_text()
     blocks = {"doors": four_doors(results), "loose": loose(results), "audit": audited or own_loss(text)}
-    blocks |= {"heads": heads(benchmarks["heads"]), "races": races(benchmarks["race"]), "reported": tried(reported)}
-    blocks |= {"chip": chip(benchmarks["chip"])}
+    blocks |= {"heads": heads(benchmarks["heads"]), "races": races(benchmarks["race"]), "chip": chip(benchmarks["chip"])}
+    blocks |= {"reported": tried(reported)}
     indexed = {"index": index(results, benchmarks, reported)}
     return {readme: filled(text, blocks), experiments: filled(experiments.read_text(), indexed)}
 

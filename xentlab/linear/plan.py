@@ -170,7 +170,8 @@ def _temporary(name, streams, tokens, vocab, features, chunk, tile, dtype):
         if name == "tokens":
             return chunk * vocab * each + summed
         return tile * (tokens + features) * each + tokens * features * wide
-    copied = together * features * narrow * turns(together * features * narrow)
+    copied = together * features * narrow
+    copied = copied if turns(copied) else 0
     pulled = wide if by_bits else narrow
     # A tile's product for the hidden states' gradient stands beside their sum.
     tiled = tile * (together + features) * (wide + pulled) + together * features * wide + copied
