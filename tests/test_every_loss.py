@@ -15,7 +15,7 @@ from hypothesis import given
 
 from xentlab import LOSSES, facts_of, link_of, name_of
 from xentlab.catalogue import with_settings
-from xentlab.contract import low_p_claim
+from xentlab.contract import low_p_claim, settings_of
 
 VOCAB, TOKENS = 5, 7
 CASES = [with_settings(loss, setting) for loss in LOSSES.values() for setting in facts_of(loss).settings]
@@ -306,6 +306,15 @@ def test_target_dtypes_agree(loss):
         np.testing.assert_array_equal(value, values[0])
     # Another program: a GPU's sums may go in another order there.
     np.testing.assert_allclose(values[0], call(loss, logits, targets), rtol=1e-6 if jax.default_backend() != "cpu" else 0)
+
+
+@every_loss
+def test_a_bad_target_is_nan_in_a_batch_large_enough_for_vector_code(loss):
+    """On a CPU a vectorised maximum loses a NaN, which small batches do not show."""
+    run, vocab = jax.jit(loss), len(settings_of(loss).get("prior") or range(320))
+    logits, targets = jnp.zeros((16, vocab), jnp.float32), jnp.full(16, vocab + 3, jnp.int32)
+    assert np.isnan(run(logits, targets)).all()
+    assert np.isnan(run(logits + jnp.nan, targets * 0)).all()
 
 
 @every_loss

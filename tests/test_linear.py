@@ -89,6 +89,15 @@ def test_value_and_gradients_equal_the_naive_heads(loss, plan):
 
 
 @both
+@pytest.mark.parametrize("name", ["nll", "hinge", "hinge_weston_watkins", "squared_hinge", "perceptron"])
+def test_a_bad_target_among_many_is_nan(plan, name):
+    """In vector code, whose maximum loses a NaN on a CPU."""
+    hidden, weight, targets = batch(64)
+    run = jax.jit(lambda h, w, y: linear_loss(h, w, y, loss=LOSSES[name], plan=plan, reduction="none"))
+    assert np.flatnonzero(np.isnan(run(hidden, weight, targets.at[5].set(VOCAB)))).tolist() == [5]
+
+
+@both
 @pytest.mark.parametrize("shape", [(1, 3, 5), (7, 2, 1), (8, 3, 26), (3, 1, 11), (14, 4, 13)])
 def test_awkward_shapes(plan, shape):
     """N and V prime, one token, one class, multiples of the tiles, V below a tile."""

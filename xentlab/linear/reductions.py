@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from xentlab.contract import LabError, Loss, facts_of, settings_of, unwrapped
+from xentlab.contract import LabError, Loss, facts_of, or_nan, settings_of, unwrapped
 
 LOWEST = float(np.finfo(np.float32).min)  # the running maximum of nothing: finite, so that no -inf - -inf arises
 
@@ -217,7 +217,8 @@ class Stream:
 
     def __call__(self, found: Mapping[str, jax.Array], vocab: int) -> jax.Array:
         """Each token's loss [N] from the reductions' values [N]."""
-        return self.function(*(float(vocab) if name == "vocab" else found[name] for name in self.names))
+        each = self.function(*(float(vocab) if name == "vocab" else found[name] for name in self.names))
+        return or_nan(each, found["target"].astype(each.dtype))
 
 
 def reductions_of(names: tuple[str, ...], settings: Mapping[str, Any]) -> dict[str, Reduction]:

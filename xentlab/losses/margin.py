@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from xentlab.contract import Logits, PerToken, Targets, at_target, loss, off_target
+from xentlab.contract import Logits, PerToken, Targets, at_target, loss, off_target, or_nan
 
 
 def _leads(logits, targets):
@@ -33,7 +33,7 @@ def hinge(logits: Logits, targets: Targets) -> PerToken:
     >>> hinge(jnp.array([2.0, 1.5, 0.0]), jnp.array(0))  # 1 + 1.5 - 2
     Array(0.5, dtype=float32)
     """
-    return jax.nn.relu(1 + jnp.max(_leads(logits, targets), axis=-1))
+    return or_nan(jax.nn.relu(1 + jnp.max(_leads(logits, targets), axis=-1)), at_target(logits, targets))
 
 
 def _one_a_rival(vocab):
@@ -62,7 +62,7 @@ def hinge_weston_watkins(logits: Logits, targets: Targets) -> PerToken:
     >>> hinge_weston_watkins(jnp.array([2.0, 1.5, 1.25]), jnp.array(0))  # 0.5 + 0.25
     Array(0.75, dtype=float32)
     """
-    return jnp.sum(jax.nn.relu(1 + _leads(logits, targets)), axis=-1)
+    return or_nan(jnp.sum(jax.nn.relu(1 + _leads(logits, targets)), axis=-1), at_target(logits, targets))
 
 
 @loss(
@@ -85,7 +85,7 @@ def squared_hinge(logits: Logits, targets: Targets) -> PerToken:
     >>> squared_hinge(jnp.array([2.0, 1.5, 1.5]), jnp.array(0))  # 1/4 + 1/4
     Array(0.5, dtype=float32)
     """
-    return jnp.sum(jax.nn.relu(1 + _leads(logits, targets)) ** 2, axis=-1)
+    return or_nan(jnp.sum(jax.nn.relu(1 + _leads(logits, targets)) ** 2, axis=-1), at_target(logits, targets))
 
 
 @loss(
@@ -109,7 +109,7 @@ def perceptron(logits: Logits, targets: Targets) -> PerToken:
     >>> perceptron(jnp.array([2.0, 3.5, 0.0]), jnp.array(0))
     Array(1.5, dtype=float32)
     """
-    return jax.nn.relu(jnp.max(_leads(logits, targets), axis=-1))
+    return or_nan(jax.nn.relu(jnp.max(_leads(logits, targets), axis=-1)), at_target(logits, targets))
 
 
 def _doubled_link(logits):
