@@ -98,10 +98,10 @@ def scans(grid: Grid, compiled: Program, width: int) -> Callable[[], Any]:
         losses = []
         for first in range(0, len(rates), width):
             some = slice(first, first + width)
-            states = compiled.begin(rates[some], seeds[some])
-            for start in range(0, grid.recipe.steps, grid.recipe.steps_a_block):
-                states, measured = compiled.block(rates[some], states, jnp.int32(start))
-                losses.append(np.asarray(measured[0]))
+            states, places = compiled.begin(rates[some], seeds[some]), compiled.places(seeds[some].tolist())
+            for start, where in zip(range(0, grid.recipe.steps, grid.recipe.steps_a_block), places, strict=False):
+                states, loss = compiled.block(rates[some], states, where, np.int32(start))
+                losses.append(jax.tree.map(np.asarray, (loss, compiled.measure(states))))
         return losses
 
     return call

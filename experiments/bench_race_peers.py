@@ -108,15 +108,13 @@ def work_of(grid: Grid, compiled: Program) -> Work:
     """What `train` begins with and draws, drawn here."""
     recipe, stream = grid.recipe, source().split("train")
     rates, seeds = grid.pairs
-    arrays, _, data, _ = compiled.begin(rates, seeds)
-    drawn = lambda key, step: jax.random.randint(
-        jax.random.fold_in(jax.random.wrap_key_data(key), step), (recipe.batch,), 0, len(stream) - recipe.window, jnp.int32
-    )
-    first = jax.jit(jax.vmap(jax.vmap(drawn, (None, 0)), (0, None)))(data, jnp.arange(recipe.steps))
+    arrays, *_ = compiled.begin(rates, seeds)
+    blocks = itertools.islice(compiled.places(seeds.tolist()), -(-recipe.steps // recipe.steps_a_block))
+    first = np.concatenate(list(blocks), axis=1)[:, : recipe.steps]
     leaves = jax.tree_util.tree_leaves_with_path(arrays)
     named = {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in leaves}
     starts = [{name: leaf[run] for name, leaf in named.items()} for run in range(len(rates))]
-    batches = stream[np.asarray(first)[..., None] + np.arange(recipe.window + 1)]
+    batches = stream[first[..., None] + np.arange(recipe.window + 1)]
     held_out = windows(source().split("validation"), recipe.window, recipe.validation_tokens)
     return Work(grid.model, starts, np.asarray(rates), batches, held_out, recipe.steps_a_block)
 

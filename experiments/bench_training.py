@@ -27,18 +27,17 @@ def run(losses, source: Source, model: str = "mlp", batch: int = 32, rounds: int
     for name in losses:
         built, states, seconds, ended = {}, {}, {}, {}
         for head in HEADS:
-            recipe = Recipe(steps=10**6, batch=batch, blocks=10**6 // steps, validation_tokens=32, head=head)
+            recipe = Recipe(steps * (rounds + 1), batch, blocks=rounds + 1, validation_tokens=32, head=head)
             parts = program(resolve(name), source, model, recipe)
             rates = jnp.asarray([1e-3], jnp.float32)
             states[head] = parts.begin(rates, jnp.asarray([0], jnp.uint32))
-            built[head] = parts.block.lower(rates, states[head], jnp.int32(0)).compile()
-            seconds[head] = []
-        for turn in range(rounds + 1):  # the first one warms up
+            built[head], seconds[head] = parts.compiled(1)[0], []
+        for turn, places in zip(range(rounds + 1), parts.places([0]), strict=False):  # the first one warms up
             for head in HEADS:
                 begun = time.perf_counter()
-                states[head], measured = jax.block_until_ready(built[head](rates, states[head], jnp.int32(turn * steps)))
+                states[head], loss = jax.block_until_ready(built[head](rates, states[head], places, np.int32(turn * steps)))
                 seconds[head].append((time.perf_counter() - begun) / steps)
-                ended[head] = float(measured[0][0])
+                ended[head] = float(loss[0])
         for head in HEADS:
             ratio = np.array(seconds[head][1:]) / seconds["naive"][1:]
             low, middle, high = np.quantile(ratio, [0.25, 0.5, 0.75])

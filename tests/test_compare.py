@@ -132,8 +132,9 @@ def test_a_rerun_refuses_what_it_cannot_repeat(folder, tmp_path, capsys):
 
     assert "does not say by which command it was made" in says(kind="party")
     assert "with speed, which this version does not have" in says(arguments={"speed": 3})
-    with pytest.raises(SystemExit):
-        main(["rerun", str(folder), "--out", str(folder)])
-    assert "would overwrite it" in capsys.readouterr().err
+    for held in (folder, tmp_path):
+        with pytest.raises(SystemExit):
+            main(["rerun", str(folder), "--out", str(held)])
+        assert f"{held} holds a run; a rerun would overwrite it" in capsys.readouterr().err
     with pytest.raises(LabError, match="no run"):
         read_run(tmp_path / "nowhere")

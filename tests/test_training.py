@@ -30,16 +30,13 @@ def grid():
 
 def by_hand(rate, seed, recipe):
     """The same run as a plain Python loop over optax."""
-    start, data = jax.random.split(jax.random.key(seed))
-    model = resolve_model("bigram")(SOURCE.vocab, start)
+    model = resolve_model("bigram")(SOURCE.vocab, jax.random.key(seed))
     optimizer = recipe.transformation(rate)
     state, stream = optimizer.init(model), jnp.asarray(SOURCE.split("train"))
     objective = lambda model, batch: LOSSES["nll"](logits(model, batch[:, :-1]), batch[:, 1:]).mean()
     descend, values = jax.jit(jax.value_and_grad(objective)), []
-    for index in range(recipe.steps):
-        starts = jax.random.randint(
-            jax.random.fold_in(data, index), (recipe.batch,), 0, len(stream) - recipe.window, dtype=jnp.int32
-        )
+    drawn = np.random.default_rng(seed).integers(len(stream) - recipe.window, size=(recipe.steps, recipe.batch), dtype=np.int32)
+    for starts in drawn:
         batch = stream[starts[:, None] + jnp.arange(recipe.window + 1)[None, :]]
         value, gradient = descend(model, batch)
         updates, state = optimizer.update(gradient, state, model)

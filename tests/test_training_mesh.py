@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -72,9 +71,7 @@ def test_training_never_holds_a_batchs_logits():
 
     def temporary(head):
         parts = program(LOSSES["nll"], source, "bigram(features=16)", Recipe(validation_tokens=32, head=head))
-        rates, seeds = jnp.asarray([0.1], jnp.float32), jnp.asarray([0], jnp.uint32)
-        compiled = parts.block.lower(rates, parts.begin(rates, seeds), jnp.int32(0)).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+        return parts.compiled(1)[0].memory_analysis().temp_size_in_bytes
 
     assert temporary("linear_loss") < logits < temporary("naive")
 

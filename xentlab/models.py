@@ -8,12 +8,14 @@ A model is any pytree with two members, which a head of any kind can use:
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Integer, Key
 
 from xentlab.catalogue import near_names, parse_call
@@ -28,8 +30,11 @@ Logits = Float[Array, "*batch time vocab"]
 HEAD_SCALE = 0.02
 
 
-def _normal(key, *shape, scale):
-    return scale * jax.random.normal(key, shape)
+def _normals(key, *shapes):
+    """Standard normal arrays of these shapes, by one draw: XLA takes a quarter of a second to compile each."""
+    sizes = [math.prod(shape) for shape in shapes]
+    parts = jnp.split(jax.random.normal(key, (sum(sizes),)), np.cumsum(sizes)[:-1].tolist())
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 @jax.custom_vjp
@@ -59,9 +64,11 @@ class Bigram(eqx.Module):
     weight: Float[Array, "features vocab"]
 
     def __init__(self, vocab: int, *, features: int | None = None, key: Key[Array, ""]):
-        first, second = jax.random.split(key)
-        self.embedding = None if features is None else _normal(first, vocab, features, scale=1.0)
-        self.weight = _normal(second, features or vocab, vocab, scale=HEAD_SCALE)
+        if features is None:
+            self.embedding, (weight,) = None, _normals(key, (vocab, vocab))
+        else:
+            self.embedding, weight = _normals(key, (vocab, features), (features, vocab))
+        self.weight = HEAD_SCALE * weight
 
     def hidden(self, tokens: Tokens) -> Hidden:
         """The last token's features, or the token itself as a one-hot row: [..., T] -> [..., T, D]."""
@@ -86,12 +93,12 @@ class MLP(eqx.Module):
     def __init__(
         self, vocab: int, *, context: int = 8, width: int = 32, inner: int = 128, features: int = 64, key: Key[Array, ""]
     ):
-        keys = jax.random.split(key, 4)
-        self.embedding = _normal(keys[0], vocab, width, scale=1.0)
-        self.mixing = _normal(keys[1], context, width, inner, scale=(context * width) ** -0.5)
+        shapes = ((vocab, width), (context, width, inner), (inner, features), (features, vocab))
+        self.embedding, mixing, projection, weight = _normals(key, *shapes)
+        self.mixing = (context * width) ** -0.5 * mixing
         self.bias = jnp.zeros(inner)
-        self.projection = _normal(keys[2], inner, features, scale=inner**-0.5)
-        self.weight = _normal(keys[3], features, vocab, scale=HEAD_SCALE)
+        self.projection = inner**-0.5 * projection
+        self.weight = HEAD_SCALE * weight
 
     def hidden(self, tokens: Tokens) -> Hidden:
         """Features of the last `context` tokens, zeros before the first: [..., T] -> [..., T, D]."""
@@ -114,13 +121,12 @@ class Block(eqx.Module):
     down: Float[Array, "inner features"]
 
     def __init__(self, features: int, heads: int, layers: int, key: Key[Array, ""]):
-        keys = jax.random.split(key, 4)
-        size, small = features // heads, features**-0.5
+        size, small, inner = features // heads, features**-0.5, 4 * features
         residual = (2 * layers) ** -0.5  # so that the sum over layers begins at scale 1
-        self.qkv = _normal(keys[0], features, 3, heads, size, scale=small)
-        self.out = _normal(keys[1], heads, size, features, scale=small * residual)
-        self.up = _normal(keys[2], features, 4 * features, scale=small)
-        self.down = _normal(keys[3], 4 * features, features, scale=small / 2 * residual)
+        shapes = ((features, 3, heads, size), (heads, size, features), (features, inner), (inner, features))
+        qkv, out, up, down = _normals(key, *shapes)
+        self.qkv, self.up = small * qkv, small * up
+        self.out, self.down = small * residual * out, small / 2 * residual * down
 
     def __call__(self, x: Hidden) -> Hidden:
         features, *heads = self.qkv.shape
@@ -164,10 +170,10 @@ class Transformer(eqx.Module):
     def __init__(self, vocab: int, *, features: int = 128, layers: int = 2, heads: int = 4, key: Key[Array, ""]):
         if features % (2 * heads):
             raise LabError(f"a transformer's features are a multiple of 2 * heads; got {features} and {heads} heads.")
-        keys = jax.random.split(key, layers + 2)
-        self.embedding = _normal(keys[0], vocab, features, scale=1.0)
-        self.blocks = tuple(Block(features, heads, layers, k) for k in keys[2:])
-        self.weight = _normal(keys[1], features, vocab, scale=HEAD_SCALE)
+        first, *keys = jax.random.split(key, layers + 1)
+        self.embedding, weight = _normals(first, (vocab, features), (features, vocab))
+        self.blocks = tuple(Block(features, heads, layers, k) for k in keys)
+        self.weight = HEAD_SCALE * weight
 
     def hidden(self, tokens: Tokens) -> Hidden:
         """Features of all tokens up to each position: [..., T] -> [..., T, D]."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -97,30 +98,35 @@ def noisy(tokens: np.ndarray, vocab: int, share: float) -> np.ndarray:
 class Program:
     """The training of one loss as compiled functions, for any number of runs R side by side.
 
-    begin(rates [R], seeds [R]) -> states. block(rates [R], states, start) -> states, (train_loss, validation_nll, smoothing)
-    [R] each: a block of steps from `start` on, and a measurement; the states given are used up. rest: the model's static part.
-    spread: where runs lie on the mesh.
+    begin(rates [R], seeds [R]) -> states. places(seeds [R]) -> an iterator over blocks: where in the text the windows of their
+    steps begin, [R, steps, batch]. block(rates [R], states, places, start) -> states, train_loss [R]: its steps, from the one
+    numbered `start` on; the states given are used up. measure(states) -> validation_nll, smoothing, [R] each. rest: the model's
+    static part. spread: where runs lie on the mesh.
     """
 
     begin: Callable
+    places: Callable
     block: Callable
+    measure: Callable
     rest: Any
     spread: Spread
-    built: dict[int, jax.stages.Compiled] = dataclasses.field(default_factory=dict)
+    built: dict[int, tuple[jax.stages.Compiled, jax.stages.Compiled]] = dataclasses.field(default_factory=dict)
 
-    def compiled(self, width: int) -> jax.stages.Compiled:
-        """The block for so many runs a call: compiled once, with XLA's account of its memory."""
+    def compiled(self, width: int) -> tuple[jax.stages.Compiled, jax.stages.Compiled]:
+        """block and measure for so many runs a call: compiled once, with XLA's account of their memory."""
         if width not in self.built:
-            rates, seeds = (jax.ShapeDtypeStruct((width,), dtype) for dtype in (jnp.float32, jnp.uint32))
-            states = jax.eval_shape(self.begin, rates, seeds)
-            self.built[width] = self.block.lower(rates, states, jax.ShapeDtypeStruct((), jnp.int32)).compile()
+            of = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype)
+            rates, places = of(jnp.float32, width), of(jnp.int32, width, *next(self.places([0])).shape[1:])
+            states = jax.eval_shape(self.begin, rates, of(jnp.uint32, width))
+            lowered = self.block.lower(rates, states, places, of(jnp.int32)), self.measure.lower(states)
+            self.built[width] = tuple(each.compile() for each in lowered)
         return self.built[width]
 
     def needs(self, width: int) -> tuple[int, int]:
         """Bytes that so many runs stand in, and that a call of them takes besides, on each device."""
-        memory = self.compiled(width).memory_analysis()
+        block, measure = (each.memory_analysis() for each in self.compiled(width))
         # States are given and handed back in the same place.
-        return memory.argument_size_in_bytes, memory.temp_size_in_bytes
+        return block.argument_size_in_bytes, max(block.temp_size_in_bytes, measure.temp_size_in_bytes)
 
 
 def program(
@@ -139,9 +145,15 @@ def program(
     link, spread = link_of(loss), Spread(mesh, recipe.batch, source.vocab)
 
     def begin(rate, seed):
-        start, data = jax.random.split(jax.random.key(seed))
-        arrays = eqx.filter(make(source.vocab, start), eqx.is_inexact_array)
-        return arrays, recipe.transformation(rate).init(arrays), jax.random.key_data(data), jnp.int32(-1)
+        arrays = eqx.filter(make(source.vocab, jax.random.key(seed)), eqx.is_inexact_array)
+        return arrays, recipe.transformation(rate).init(arrays), jnp.int32(-1)
+
+    # By NumPy: a program that draws takes XLA half as long again to compile.
+    def places(seeds):
+        of, size = {seed: np.random.default_rng(seed) for seed in seeds}, (recipe.steps_a_block, recipe.batch)
+        while True:
+            drawn = {seed: rng.integers(len(tokens) - recipe.window, size=size, dtype=np.int32) for seed, rng in of.items()}
+            yield np.stack([drawn[seed] for seed in seeds])
 
     def objective(arrays, tokens, targets):
         trained = eqx.combine(arrays, rest)
@@ -149,14 +161,8 @@ def program(
             return weighted_mean(loss(logits(trained, tokens), targets))[0]
         return linear_loss(trained.hidden(tokens), trained.weight, targets, loss=loss, mesh=spread.within)
 
-    def drawn(data, index):
-        key = jax.random.fold_in(jax.random.wrap_key_data(data), index)
-        starts = jax.random.randint(key, (recipe.batch, 1), 0, stream.shape[0] - recipe.window, jnp.int32)
-        places = starts + jnp.arange(recipe.window, dtype=jnp.int32)[None]
-        return stream[places], answers[places + 1]
-
     def step(rate, state, index, batch):
-        arrays, optimizer_state, data, diverged_at = state
+        arrays, optimizer_state, diverged_at = state
         tokens, targets = map(spread.batch, batch)
         value, gradient = jax.value_and_grad(objective)(arrays, tokens, targets)
         updates, optimizer_state = recipe.transformation(rate).update(gradient, optimizer_state, arrays)
@@ -165,16 +171,18 @@ def program(
         alive = finite & (diverged_at < 0)
         # The optimizer's state goes on: nobody reads it once the run stands still, and choosing costs another pass.
         arrays = jax.tree.map(lambda new, old: jnp.where(alive, new, old), moved, arrays)
-        return (arrays, optimizer_state, data, jnp.where(finite | (diverged_at >= 0), diverged_at, index)), value
+        return (arrays, optimizer_state, jnp.where(finite | (diverged_at >= 0), diverged_at, index)), value
 
-    def measure(arrays):
+    def validated(state):
+        arrays, _, diverged_at = state
+
         def right(window):
             predictions = link(logits(eqx.combine(arrays, rest), window[None, :-1]))
             return jnp.take_along_axis(predictions[0], window[1:, None], axis=-1)[:, 0]
 
         # As many windows at a time as a step has: a large vocabulary's [all tokens, V] would be what needs the most memory.
         each = smoothed_nll(jax.lax.map(right, held_out, batch_size=min(recipe.batch, len(held_out))), source.vocab)
-        return jnp.min(each), jnp.argmin(each).astype(jnp.int32)
+        return jnp.where(diverged_at >= 0, jnp.nan, jnp.min(each)), jnp.argmin(each).astype(jnp.int32)
 
     # It runs once: compiling it well takes longer than it does.
     @functools.partial(jax.jit, compiler_options=QUICKLY if on_cpu() else None)
@@ -182,30 +190,34 @@ def program(
         return spread.states(jax.vmap(begin)(rates, seeds))
 
     @functools.partial(jax.jit, donate_argnums=1)
-    def block(rates, states, start):
-        def advance(rate, state):
+    def block(rates, states, places, start):
+        def advance(rate, state, places):
             indices = start + jnp.arange(recipe.steps_a_block, dtype=jnp.int32)
             go = lambda state, at: step(rate, state, *at)
             # The last block may end early.
             skip = lambda state, at: (state, jnp.zeros(()))
             maybe = lambda state, at: jax.lax.cond(at[0] < recipe.steps, go, skip, state, at)
             body = maybe if recipe.steps % recipe.steps_a_block else go
-            batches = jax.vmap(functools.partial(drawn, state[2]))(indices)
-            state, values = jax.lax.scan(body, state, (indices, batches))
+            read = places[..., None] + jnp.arange(recipe.window, dtype=jnp.int32)[None, None]
+            state, values = jax.lax.scan(body, state, (indices, (stream[read], answers[read + 1])))
             done = jnp.minimum(recipe.steps - start, recipe.steps_a_block)
-            validation, share = measure(state[0])
-            broken = state[3] >= 0
-            train_loss = jnp.where(broken, jnp.nan, jnp.sum(values) / done.astype(values.dtype))
-            return state, (train_loss, jnp.where(broken, jnp.nan, validation), share)
+            return state, jnp.where(state[-1] >= 0, jnp.nan, jnp.sum(values) / done.astype(values.dtype))
 
-        if rates.shape[0] == 1:  # a vmap of one would still batch every product
-            one = advance(*jax.tree.map(lambda leaf: leaf[0], (rates, states)))
-            states, measured = jax.tree.map(lambda leaf: leaf[None], one)
-        else:
-            states, measured = jax.vmap(advance, spmd_axis_name=spread.across)(rates, states)
-        return spread.states(states), spread.everywhere(measured)
+        states, train_loss = mapped(advance, rates, states, places)
+        return spread.states(states), spread.everywhere(train_loss)
 
-    return Program(first, block, rest, spread)
+    # By itself: other losses of the same link share it, once JAX keeps what it compiled.
+    @jax.jit
+    def measure(states):
+        return spread.everywhere(mapped(validated, states))
+
+    def mapped(each, *runs):
+        if len(jax.tree.leaves(runs)[0]) > 1:
+            return jax.vmap(each, spmd_axis_name=spread.across)(*runs)
+        # A vmap of one would still batch every product.
+        return jax.tree.map(lambda leaf: leaf[None], each(*jax.tree.map(lambda leaf: leaf[0], runs)))
+
+    return Program(first, places, block, measure, rest, spread)
 
 
 def _static(make: Callable, vocab: int) -> Any:
@@ -256,7 +268,8 @@ def train(
     # A call takes `width` runs: the last one again where they do not divide.
     padded = pairs + pairs[-1:] * (-count % layout.width)
     rates = np.asarray([rate for rate, _ in padded], np.float32)
-    states = compiled.begin(rates, np.asarray([seed for _, seed in padded], np.uint32))
+    drawn = [seed for _, seed in padded]
+    states = compiled.begin(rates, np.asarray(drawn, np.uint32))
     starts = range(0, recipe.steps, recipe.steps_a_block)
     measured = {name: np.zeros((count, len(starts)), dtype) for name, dtype in MEASURED.items()}
     done, kept = _resumed(checkpoint, compiled.spread, states, measured, count)
@@ -266,8 +279,9 @@ def train(
             progress(min(recipe.steps, done * recipe.steps_a_block))
     states = _Groups(states, layout)
 
-    for index, start in list(enumerate(starts))[done:]:
-        results = states.advance(compiled, rates, np.int32(start), mesh)
+    blocks = enumerate(zip(starts, compiled.places(drawn), strict=False))
+    for index, (start, places) in itertools.islice(blocks, done, None):
+        results = states.advance(compiled, rates, places, np.int32(start), mesh)
         for name, column in zip(MEASURED, results, strict=True):
             measured[name][:, index] = column[:count]
         if checkpoint:
@@ -275,7 +289,7 @@ def train(
             checkpoint.after(index + 1, index + 1 == len(starts), everything)
         if progress:
             progress(min(recipe.steps, start + recipe.steps_a_block))
-    arrays, _, _, diverged_at = _everywhere(compiled.spread, states.whole(count))
+    arrays, _, diverged_at = _everywhere(compiled.spread, states.whole(count))
     if mesh is not None:  # what comes next is one device's work, in every process the same
         arrays = jax.tree.map(jnp.asarray, jax.device_get(arrays))
     return Trained(
@@ -321,27 +335,29 @@ class _Groups:
 
     def __init__(self, states: Any, layout: Layout):
         count, width = len(jax.tree.leaves(states)[0]), layout.width
-        self.layout, self.places = layout, [slice(first, first + width) for first in range(0, count, width)]
+        self.layout, self.groups = layout, [slice(first, first + width) for first in range(0, count, width)]
         # Calls side by side are a CPU's, many and small: NumPy cuts and joins them at no cost, JAX at 60 us a leaf and run.
         self.by = np if layout.at_a_time > 1 else jnp
         states = jax.device_get(states) if self.by is np else states
-        self.states = [self._parked(jax.tree.map(lambda leaf, place=place: leaf[place], states)) for place in self.places]
+        self.states = [self._parked(jax.tree.map(lambda leaf, place=place: leaf[place], states)) for place in self.groups]
 
     def _parked(self, states):
         return jax.device_get(states) if self.layout.parked else states
 
-    def advance(self, compiled, rates, start, mesh):
+    def advance(self, compiled, rates, places, start, mesh):
         """A block of every run: what was measured [runs], each of `MEASURED`."""
         # On a mesh jit places what the eager slices left elsewhere; a compiled program would refuse it.
-        block = compiled.compiled(self.layout.width) if mesh is None else compiled.block
+        block, measure = compiled.compiled(self.layout.width) if mesh is None else (compiled.block, compiled.measure)
 
         def one(group):
-            states, results = block(rates[self.places[group]], self.states[group], start)
+            runs = self.groups[group]
+            states, train_loss = block(rates[runs], self.states[group], places[runs], start)
+            results = (train_loss, *measure(states))
             self.states[group] = self._parked(states)
             return jax.tree.map(np.asarray, results)
 
         with concurrent.futures.ThreadPoolExecutor(self.layout.at_a_time) as pool:
-            results = list(pool.map(one, range(len(self.places))))
+            results = list(pool.map(one, range(len(self.groups))))
         return [np.concatenate(column) for column in zip(*results, strict=True)]
 
     def whole(self, count):

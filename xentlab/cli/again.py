@@ -29,8 +29,8 @@ def run_rerun(command: Rerun) -> None:
     found = read_run(command.run)
     again = _recorded(found)
     folder = runs.new_folder("rerun", command.out)
-    if folder.resolve() == found.folder.resolve():
-        raise LabError(f"a rerun of {command.run} would overwrite it. Give another folder with --out.")
+    if (folder / "run.json").exists():
+        raise LabError(f"{folder} holds a run; a rerun would overwrite it. Give another folder with --out.")
     with contextlib.redirect_stdout(io.StringIO()):
         run(dataclasses.replace(again, out=folder))
     if _side_by_side(found, read_run(folder), command.format):
