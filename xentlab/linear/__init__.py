@@ -54,9 +54,9 @@ def linear_loss(
     its token_axis and the vocabulary over its vocab_axis, either of which it may lack; shapes stay those of the whole.
 
     Sums and reductions are held in float32 whatever the input (float64 for float64), and the result is. Differentiable by
-    hidden, weight, bias and token_weights, and a second time, forward over reverse (jax.jvp of jax.grad). Bad targets raise
-    `LabError` in eager calls; under jit such a loss is NaN. Also raises it for shapes that do not fit and a loss that is
-    not one value a token.
+    hidden, weight, bias and token_weights, and a second time, forward over reverse (jax.jvp of jax.grad). To be called under
+    jax.jit: an eager call compiles its loops anew each time. Bad targets raise `LabError` in eager calls; under jit such a loss
+    is NaN. Also raises it for shapes that do not fit and a loss that is not one value a token.
 
     >>> hidden, weight = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 0.0, 0.0], [5.0, 5.0, 5.0]])
     >>> linear_loss(hidden, weight, jnp.array([2]))  # logits 0: log 3
