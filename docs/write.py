@@ -354,7 +354,7 @@ def own_loss(readme: str) -> str:
     example = re.findall(r"^```python\n(.*?)^```$", readme, re.DOTALL | re.MULTILINE)[1]
     with tempfile.TemporaryDirectory() as folder:
         (pathlib.Path(folder) / "mine.py").write_text(example)
-        command = [sys.executable, "-m", "xentlab.cli", "audit", "nll", "./mine.py:cubic"]
+        command = [sys.executable, "-m", "xentlab", "audit", "nll", "./mine.py:cubic"]
         shown = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
     lines = [line.rstrip() for line in shown.splitlines()]
     return "```text\n$ xentlab audit nll ./mine.py:cubic\n" + "\n".join(lines) + "\n```"

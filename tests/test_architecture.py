@@ -35,6 +35,7 @@ SHELVES = (
     {"pages"},
     {"report", "tour", "commands"},
     {"cli"},
+    {"__main__"},
 )
 LEVEL = {name: level for level, shelf in enumerate(SHELVES) for name in shelf}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

@@ -42,7 +42,7 @@ def in_process(capsys, *arguments):
 
 
 def process(*arguments, **more):
-    command = [sys.executable, "-m", "xentlab.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "xentlab", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **more)
 
 
@@ -188,7 +188,7 @@ def test_race_on_a_text_writes_its_folder(tmp_path, capsys):
 
 
 def test_a_closed_pipe_is_no_traceback():
-    command = f"{sys.executable} -m xentlab.cli gradients --losses nll --format csv | head -1"
+    command = f"{sys.executable} -m xentlab gradients --losses nll --format csv | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.startswith("loss,rivals")
     assert done.stderr == ""
@@ -200,7 +200,7 @@ def test_a_bar_moves_on_a_terminal_and_only_there():
     assert quiet.stderr == ""
     parent, child = pty.openpty()
     with subprocess.Popen(
-        [sys.executable, "-m", "xentlab.cli", *arguments],
+        [sys.executable, "-m", "xentlab", *arguments],
         stdout=subprocess.DEVNULL,
         stderr=child,
         env=os.environ | {"TERM": "xterm", "COLUMNS": "100"},
@@ -260,7 +260,7 @@ def test_half_a_program_in_the_cache_is_compiled_again_without_a_word(tmp_path):
 
 
 def test_api_pages_hold_every_module(tmp_path):
-    subprocess.run([sys.executable, "-m", "xentlab.cli", "api", "--out", tmp_path / "api"], check=True)
+    subprocess.run([sys.executable, "-m", "xentlab", "api", "--out", tmp_path / "api"], check=True)
     made = {path.stem for path in (tmp_path / "api").rglob("*.html")}
     assert {"xentlab", "gradients", "audit", "station", "likelihood", "race"} <= made
     assert "brier" in (tmp_path / "api" / "xentlab" / "losses" / "squared.html").read_text()
@@ -271,7 +271,7 @@ def test_what_was_compiled_is_kept_unless_it_is_turned_off(tmp_path):
         command = [
             sys.executable,
             "-m",
-            "xentlab.cli",
+            "xentlab",
             "gradients",
             "--losses",
             "mae",

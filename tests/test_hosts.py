@@ -21,7 +21,7 @@ RACE += ("--learning-rates", ".02", ".1", "--extensions", "1", "--batch", "4", "
 
 
 def start(*arguments):
-    command = [sys.executable, "-m", "xentlab.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "xentlab", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

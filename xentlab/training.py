@@ -261,6 +261,8 @@ def train(
         raise LabError("a grid needs at least one learning rate and one seed.")
     if not all(rate > 0 for rate in learning_rates):
         raise LabError(f"learning rates are positive; got {list(learning_rates)}.")
+    if not all(0 <= seed < 2**32 for seed in seeds):
+        raise LabError(f"seeds are whole numbers from 0 to {2**32 - 1}; got {list(seeds)}.")
     compiled = compiled or program(loss, source, model, recipe, mesh)
     pairs = [(rate, seed) for rate in learning_rates for seed in seeds]
     layout, count = _layout(compiled, len(pairs), mesh), len(pairs)

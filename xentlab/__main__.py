@@ -1,4 +1,4 @@
-"""python -m xentlab.cli"""
+"""python -m xentlab"""
 
 from xentlab.cli import main
 
