@@ -249,7 +249,8 @@ def train(
 ) -> Trained:
     """Trains one loss at every learning rate and seed, in one compiled program.
 
-    A seed fixes the first parameters and the order of the windows, so runs of different losses and rates are paired.
+    A seed fixes the first parameters, by jax.random.key(seed), and the order of the windows, by np.random.default_rng(seed), so
+    runs of different losses and rates are paired.
     progress is called with the finished steps (of each run) after every block. mesh: of devices (`linear.mesh.make_mesh`):
     its axis runs takes different runs, tokens of a run are split over its axis data, the vocabulary over its axis model.
     compiled: `program` of the same loss, source, model, recipe and mesh: as many runs a call compile no block again.
