@@ -1,5 +1,7 @@
 """Every model reads the past alone, and fits any head."""
 
+import itertools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -41,6 +43,15 @@ def test_rows_of_a_batch_do_not_mix(made, name):
     np.testing.assert_allclose(whole[1], run(made[name], tokens[1]), atol=1e-5)
     assert whole.shape == (3, 5, 11)
     assert np.abs(np.asarray(whole)).max() < 1
+
+
+@every_model
+def test_no_parameter_begins_as_another(made, name):
+    """Nor do two layers: the same numbers, drawn twice, would go together whatever their scale."""
+    leaves = [np.asarray(leaf).reshape(-1) for leaf in jax.tree.leaves(eqx.filter(made[name], eqx.is_inexact_array))]
+    for one, other in itertools.combinations([leaf for leaf in leaves if leaf.any()], 2):
+        shared = min(len(one), len(other))
+        assert abs(np.corrcoef(one[:shared], other[:shared])[0, 1]) < 0.5
 
 
 @every_model
