@@ -47,8 +47,9 @@ from xentlab import charts
 from xentlab.cache import keep_compiled
 from xentlab.layout import preferred
 from xentlab.linear.mesh import make_mesh
+from xentlab.program import Program, program
 from xentlab.runs import new_folder, record, write_frame, write_record
-from xentlab.training import Program, program, train
+from xentlab.training import train
 
 FLOOR, OURS = "matrix products alone", "xentlab"
 CACHED, COLD = f"{OURS}, compiling, cached", f"{OURS}, compiling, cold"
@@ -98,9 +99,9 @@ def scans(grid: Grid, compiled: Program, width: int) -> Callable[[], Any]:
         losses = []
         for first in range(0, len(rates), width):
             some = slice(first, first + width)
-            states, places = compiled.begin(rates[some], seeds[some]), compiled.places(seeds[some].tolist())
-            for start, where in zip(range(0, grid.recipe.steps, grid.recipe.steps_a_block), places, strict=False):
-                states, loss = compiled.block(rates[some], states, where, np.int32(start))
+            states = compiled.begin(rates[some], seeds[some])
+            for start, places in compiled.draws(seeds[some].tolist()):
+                states, loss = compiled.block(rates[some], states, start, places)
                 losses.append(jax.tree.map(np.asarray, (loss, compiled.measure(states))))
         return losses
 

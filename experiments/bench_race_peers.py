@@ -24,9 +24,10 @@ import tyro
 from bench_peers import REMEDIES, THREADS, on_two_cores
 
 from xentlab import LOSSES, LabError
+from xentlab.program import Program, program, windows
 from xentlab.recipe import Recipe
 from xentlab.sources import MarkovSource
-from xentlab.training import Program, program, train, windows
+from xentlab.training import train
 
 NLL, VOCAB, CONTEXT, HEADS = LOSSES["nll"], 64, 8, 4
 LOOP, TORCH, TORCHES = "Python loop of jitted steps", "torch eager", "torch eager, two processes"
@@ -109,8 +110,7 @@ def work_of(grid: Grid, compiled: Program) -> Work:
     recipe, stream = grid.recipe, source().split("train")
     rates, seeds = grid.pairs
     arrays, *_ = compiled.begin(rates, seeds)
-    blocks = itertools.islice(compiled.places(seeds.tolist()), -(-recipe.steps // recipe.steps_a_block))
-    first = np.concatenate(list(blocks), axis=1)[:, : recipe.steps]
+    first = np.concatenate([places for _, places in compiled.draws(seeds.tolist())], axis=1)[:, : recipe.steps]
     leaves = jax.tree_util.tree_leaves_with_path(arrays)
     named = {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in leaves}
     starts = [{name: leaf[run] for name, leaf in named.items()} for run in range(len(rates))]

@@ -13,10 +13,10 @@ import pandas as pd
 import tyro
 
 from xentlab import resolve
+from xentlab.program import program
 from xentlab.recipe import Recipe
 from xentlab.runs import new_folder, record, write_frame, write_record
 from xentlab.sources import Source, Text
-from xentlab.training import program
 
 HEADS = ("naive", "linear_loss")
 
@@ -32,10 +32,10 @@ def run(losses, source: Source, model: str = "mlp", batch: int = 32, rounds: int
             rates = jnp.asarray([1e-3], jnp.float32)
             states[head] = parts.begin(rates, jnp.asarray([0], jnp.uint32))
             built[head], seconds[head] = parts.compiled(1)[0], []
-        for turn, places in zip(range(rounds + 1), parts.places([0]), strict=False):  # the first one warms up
+        for start, places in parts.draws([0]):  # the first one warms up
             for head in HEADS:
                 begun = time.perf_counter()
-                states[head], loss = jax.block_until_ready(built[head](rates, states[head], places, np.int32(turn * steps)))
+                states[head], loss = jax.block_until_ready(built[head](rates, states[head], start, places))
                 seconds[head].append((time.perf_counter() - begun) / steps)
                 ended[head] = float(loss[0])
         for head in HEADS:

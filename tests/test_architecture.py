@@ -27,6 +27,7 @@ SHELVES = (
         "cache",
         "hosts",
     },
+    {"program"},
     {"training", "coding", "audit"},
     {"examine"},
     {"race"},

@@ -44,7 +44,7 @@ def test_a_temperature_undoes_what_scaled_the_logits(examine, factor):
 
 def test_the_temperature_is_where_the_nll_is_least(examine):
     """Against NumPy, on a fine grid of temperatures."""
-    from xentlab.training import windows
+    from xentlab.program import windows
 
     predictor = Predictor(sharpened(2.0), jax.nn.softmax, 0.1)
     held_out = windows(SOURCE.split("validation"), 16, 3000)

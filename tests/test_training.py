@@ -12,9 +12,10 @@ import pytest
 from xentlab import LOSSES, LabError
 from xentlab.layout import Layout
 from xentlab.models import logits, resolve_model
+from xentlab.program import windows
 from xentlab.recipe import OPTIMIZERS, SCHEDULES, Recipe
 from xentlab.sources import MarkovSource
-from xentlab.training import train, windows
+from xentlab.training import train
 
 TRAINS = True
 SOURCE = MarkovSource(vocab=6, tokens=4000, seed=1)

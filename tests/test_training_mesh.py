@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from xentlab import LOSSES
+from xentlab.program import program
 from xentlab.recipe import Recipe
-from xentlab.training import program, train
+from xentlab.training import train
 
 TRAINS = True
 

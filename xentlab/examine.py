@@ -13,8 +13,8 @@ import numpy as np
 
 from xentlab.metrics import bits_per_byte, expected_calibration_error, reliability, score, smooth, temper, temperature_slope
 from xentlab.models import logits
+from xentlab.program import windows
 from xentlab.sources import Source
-from xentlab.training import windows
 
 # What a temperature changes, by its name and by that of the raw measurement; accuracy stays.
 TEMPERED = {"nll": "test_nll", "calibration_error": "calibration_error", "kl_to_law": "kl_to_law"}

@@ -15,9 +15,10 @@ from xentlab.contract import LabError, Loss, link_of
 from xentlab.examine import READINGS, TEST_METRICS, Examined, Predictor, examiner
 from xentlab.layout import Layout
 from xentlab.metrics import SMOOTHING, mean_and_interval
+from xentlab.program import program
 from xentlab.recipe import Recipe
 from xentlab.sources import MarkovSource, Source, Text
-from xentlab.training import Trained, joined, program, train
+from xentlab.training import Trained, joined, train
 
 if TYPE_CHECKING:
     import pandas as pd

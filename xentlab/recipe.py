@@ -76,6 +76,11 @@ class Recipe:
         """How many steps lie between two measurements."""
         return -(-self.steps // self.blocks)
 
+    @property
+    def starts(self) -> range:
+        """The number of each block's first step."""
+        return range(0, self.steps, self.steps_a_block)
+
     def transformation(self, rate: Any) -> optax.GradientTransformation:
         """The optax transformation at one learning rate, which may be traced."""
         shape = _from_table(self.schedule, "schedule", SCHEDULES, skip=1)(self.steps)

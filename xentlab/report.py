@@ -23,11 +23,11 @@ from xentlab.gradients import PATHS, gradient_budget, gradient_profile
 from xentlab.markup import audit_table, pairs_table, race_tables, scoreboard_tables, sentences_list
 from xentlab.models import logits
 from xentlab.pages import fill, json_in_script
+from xentlab.program import windows
 from xentlab.race import StagedRace, race, run_stage, standard_stages
 from xentlab.recipe import Recipe
 from xentlab.scoreboard import REPLICATES, Scoreboard, scoreboard
 from xentlab.sources import Text
-from xentlab.training import windows
 
 if TYPE_CHECKING:
     import pandas as pd

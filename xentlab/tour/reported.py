@@ -23,11 +23,12 @@ from xentlab.console import progress
 from xentlab.contract import Loss, link_of
 from xentlab.examine import law_after, predict
 from xentlab.metrics import SMOOTHING, score
+from xentlab.program import program, windows
 from xentlab.race import EXTENSIONS, beyond, paired
 from xentlab.recipe import Recipe
 from xentlab.runs import new_folder, record, write_frame, write_record
 from xentlab.sources import Source
-from xentlab.training import Trained, program, train, windows
+from xentlab.training import Trained, train
 
 if TYPE_CHECKING:
     import altair as alt

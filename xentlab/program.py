@@ -1,0 +1,190 @@
+"""One loss's training as compiled functions: a block of steps is a scan, a program takes any number of runs side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from xentlab.contract import LabError, Loss, link_of
+from xentlab.information import weighted_mean
+from xentlab.layout import Spread
+from xentlab.linear import linear_loss
+from xentlab.metrics import smoothed_nll
+from xentlab.models import checked_model, logits, resolve_model
+from xentlab.products import on_cpu
+from xentlab.recipe import Recipe
+from xentlab.sources import Source
+
+QUICKLY = {"xla_backend_optimization_level": 1}
+
+
+def windows(tokens: np.ndarray, window: int, limit: int | None = None) -> np.ndarray:
+    """Non-overlapping windows [W, window + 1] spread evenly over a stream, of at most `limit` predicted tokens.
+
+    Raises `LabError` if the stream is shorter than one window.
+    """
+    if len(tokens) < window + 1:
+        raise LabError(
+            f"a part of the text has {len(tokens)} tokens, fewer than one window of {window + 1}. "
+            "Give a longer text or a shorter window."
+        )
+    starts = np.arange(0, len(tokens) - window, window)
+    if limit is not None and len(starts) * window > limit:
+        starts = starts[np.linspace(0, len(starts) - 1, max(1, limit // window)).astype(int)]
+    return tokens[starts[:, None] + np.arange(window + 1)[None, :]]
+
+
+def noisy(tokens: np.ndarray, vocab: int, share: float) -> np.ndarray:
+    """The tokens [N], of which each is another one with probability `share`, all others alike; the same ones at every call.
+
+    >>> noisy(np.zeros(4, np.int32), vocab=2, share=1.0)
+    array([1, 1, 1, 1], dtype=int32)
+    """
+    drawn = np.random.default_rng(0)
+    moved = (tokens + drawn.integers(1, max(2, vocab), len(tokens))) % vocab
+    return np.where(drawn.random(len(tokens)) < share, moved, tokens).astype(tokens.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The training of one loss as compiled functions, for any number of runs R side by side.
+
+    begin(rates [R], seeds [R]) -> states. draws(seeds [R]) -> an iterator over blocks: the number of its first step, and where
+    in the text the windows of its steps begin, [R, steps, batch]. block(rates [R], states, start, places) -> states, train_loss
+    [R]; the states given are used up. measure(states) -> validation_nll, smoothing, [R] each. rest: the model's static part.
+    spread: where runs lie on the mesh.
+    """
+
+    begin: Callable
+    draws: Callable
+    block: Callable
+    measure: Callable
+    rest: Any
+    spread: Spread
+    built: dict[int, tuple[jax.stages.Compiled, jax.stages.Compiled]] = dataclasses.field(default_factory=dict)
+
+    def compiled(self, width: int) -> tuple[jax.stages.Compiled, jax.stages.Compiled]:
+        """block and measure for so many runs a call: compiled once, with XLA's account of their memory."""
+        if width not in self.built:
+            of = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype)
+            rates, places = of(jnp.float32, width), of(jnp.int32, width, *next(self.draws([0]))[1].shape[1:])
+            states = jax.eval_shape(self.begin, rates, of(jnp.uint32, width))
+            lowered = self.block.lower(rates, states, of(jnp.int32), places), self.measure.lower(states)
+            self.built[width] = tuple(each.compile() for each in lowered)
+        return self.built[width]
+
+    def needs(self, width: int) -> tuple[int, int]:
+        """Bytes that so many runs stand in, and that a call of them takes besides, on each device."""
+        block, measure = (each.memory_analysis() for each in self.compiled(width))
+        # States are given and handed back in the same place.
+        return block.argument_size_in_bytes, max(block.temp_size_in_bytes, measure.temp_size_in_bytes)
+
+
+def program(
+    loss: Loss, source: Source, model: str | Callable = "mlp", recipe: Recipe | None = None, mesh: Mesh | None = None
+) -> Program:
+    """Compiles nothing yet; arguments and errors as in `train`."""
+    recipe = recipe or Recipe()
+    make = resolve_model(model)
+    tokens = source.split("train")
+    stream = jnp.asarray(tokens)
+    # Without noise the same array: the compiled program holds it once.
+    answers = jnp.asarray(noisy(tokens, source.vocab, recipe.label_noise)) if recipe.label_noise else stream
+    windows(tokens, recipe.window)  # long enough?
+    held_out = jnp.asarray(windows(source.split("validation"), recipe.window, recipe.validation_tokens))
+    rest = _static(make, source.vocab)
+    link, spread = link_of(loss), Spread(mesh, recipe.batch, source.vocab)
+
+    def begin(rate, seed):
+        arrays = eqx.filter(make(source.vocab, jax.random.key(seed)), eqx.is_inexact_array)
+        return arrays, recipe.transformation(rate).init(arrays), jnp.int32(-1)
+
+    # By NumPy: a program that draws takes XLA half as long again to compile.
+    def draws(seeds):
+        of, size = {seed: np.random.default_rng(seed) for seed in seeds}, (recipe.steps_a_block, recipe.batch)
+        for start in recipe.starts:
+            drawn = {seed: rng.integers(len(tokens) - recipe.window, size=size, dtype=np.int32) for seed, rng in of.items()}
+            yield np.int32(start), np.stack([drawn[seed] for seed in seeds])
+
+    def objective(arrays, tokens, targets):
+        trained = eqx.combine(arrays, rest)
+        if recipe.head == "naive":
+            return weighted_mean(loss(logits(trained, tokens), targets))[0]
+        return linear_loss(trained.hidden(tokens), trained.weight, targets, loss=loss, mesh=spread.within)
+
+    def step(rate, state, index, batch):
+        arrays, optimizer_state, diverged_at = state
+        tokens, targets = map(spread.batch, batch)
+        value, gradient = jax.value_and_grad(objective)(arrays, tokens, targets)
+        updates, optimizer_state = recipe.transformation(rate).update(gradient, optimizer_state, arrays)
+        moved = optax.apply_updates(arrays, updates)
+        finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(moved))
+        alive = finite & (diverged_at < 0)
+        # The optimizer's state goes on: nobody reads it once the run stands still, and choosing costs another pass.
+        arrays = jax.tree.map(lambda new, old: jnp.where(alive, new, old), moved, arrays)
+        return (arrays, optimizer_state, jnp.where(finite | (diverged_at >= 0), diverged_at, index)), value
+
+    def validated(state):
+        arrays, _, diverged_at = state
+
+        def right(window):
+            predictions = link(logits(eqx.combine(arrays, rest), window[None, :-1]))
+            return jnp.take_along_axis(predictions[0], window[1:, None], axis=-1)[:, 0]
+
+        # As many windows at a time as a step has: a large vocabulary's [all tokens, V] would be what needs the most memory.
+        each = smoothed_nll(jax.lax.map(right, held_out, batch_size=min(recipe.batch, len(held_out))), source.vocab)
+        return jnp.where(diverged_at >= 0, jnp.nan, jnp.min(each)), jnp.argmin(each).astype(jnp.int32)
+
+    def mapped(each, *runs):
+        if len(jax.tree.leaves(runs)[0]) > 1:
+            return jax.vmap(each, spmd_axis_name=spread.across)(*runs)
+        # A vmap of one would still batch every product.
+        return jax.tree.map(lambda leaf: leaf[None], each(*jax.tree.map(lambda leaf: leaf[0], runs)))
+
+    # It runs once: compiling it well takes longer than it does.
+    @functools.partial(jax.jit, compiler_options=QUICKLY if on_cpu() else None)
+    def first(rates, seeds):
+        return spread.states(jax.vmap(begin)(rates, seeds))
+
+    @functools.partial(jax.jit, donate_argnums=1)
+    def block(rates, states, start, places):
+        def advance(rate, state, places):
+            indices = start + jnp.arange(recipe.steps_a_block, dtype=jnp.int32)
+            go = lambda state, at: step(rate, state, *at)
+            # The last block may end early.
+            skip = lambda state, at: (state, jnp.zeros(()))
+            maybe = lambda state, at: jax.lax.cond(at[0] < recipe.steps, go, skip, state, at)
+            body = maybe if recipe.steps % recipe.steps_a_block else go
+            read = places[..., None] + jnp.arange(recipe.window, dtype=jnp.int32)[None, None]
+            state, values = jax.lax.scan(body, state, (indices, (stream[read], answers[read + 1])))
+            done = jnp.minimum(recipe.steps - start, recipe.steps_a_block)
+            return state, jnp.where(state[-1] >= 0, jnp.nan, jnp.sum(values) / done.astype(values.dtype))
+
+        states, train_loss = mapped(advance, rates, states, places)
+        return spread.states(states), spread.everywhere(train_loss)
+
+    # By itself: other losses of the same link share it, once JAX keeps what it compiled.
+    @jax.jit
+    def measure(states):
+        return spread.everywhere(mapped(validated, states))
+
+    return Program(first, draws, block, measure, rest, spread)
+
+
+def _static(make: Callable, vocab: int) -> Any:
+    """What of a model is no parameter. Only one with other arrays is made for it: the compiling of that would take a second."""
+    key = jax.random.key(0)
+    example = checked_model(eqx.filter_eval_shape(make, vocab, key), vocab)
+    parameter = lambda leaf: hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
+    rest = eqx.partition(example, parameter)[1]
+    shapes = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(rest))
+    return eqx.partition(make(vocab, key), eqx.is_inexact_array)[1] if shapes else rest
