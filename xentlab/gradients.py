@@ -76,8 +76,7 @@ def gradient_profile(
     paths = PATHS if rivals == "both" else (rivals,)
     z, dz = map(np.concatenate, zip(*(path_logits(p, vocab, path) for path in paths), strict=True))
     frames = []
-    for name, loss in found.items():
-        value, gradient = _value_and_gradient(loss, z)
+    for name, (value, gradient) in zip(found, _values_and_gradients(found.values(), z), strict=True):
         frames.append(
             pd.DataFrame(
                 {
@@ -95,18 +94,17 @@ def gradient_profile(
     return pd.concat([rows[rows.rivals == path] for path in paths], ignore_index=True)
 
 
-def _value_and_gradient(loss: Loss, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Value [P] and gradient [P, V] at target 0, in float64."""
+def _values_and_gradients(losses: Iterable[Loss], logits: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Each loss's value [P] and gradient [P, V] at target 0, in float64."""
 
-    @jax.jit
-    def both(z):
+    @jax.jit  # all in one program: XLA takes half the time that it takes for one a loss
+    def of_all(z):
         targets = jnp.zeros(z.shape[:-1], jnp.int32)
-        value, back = jax.vjp(lambda z: loss(z, targets), z)
-        return value, back(jnp.ones_like(value))[0]
+        pulls = [jax.vjp(lambda z, loss=loss: loss(z, targets), z) for loss in losses]
+        return [(value, *back(jnp.ones_like(value))) for value, back in pulls]
 
     with jax.enable_x64(True):
-        value, gradient = both(jnp.asarray(logits, jnp.float64))
-        return np.asarray(value, np.float64), np.asarray(gradient, np.float64)
+        return [tuple(np.asarray(each, np.float64) for each in found) for found in of_all(jnp.asarray(logits, jnp.float64))]
 
 
 def gradient_budget(
