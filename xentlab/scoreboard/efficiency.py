@@ -83,22 +83,20 @@ def efficiency(loss: Loss, truth: Truth) -> Efficiency:
     1.000000, 52.500000
     """
     with jax.enable_x64(True):
-        features, law, start = (jnp.asarray(array) for array in (truth.features, truth.law, truth.weights))
-        programs = _programs(loss)
-        weights, _ = _minimise(programs["expected"], (features, law), start, 200, 1e-9)
-        judged = programs["judge"](weights, features, law)
-        if 1e-9 < float(judged[0]) < np.inf:
-            weights = _polish(programs, weights, features, law)
-            judged = programs["judge"](weights, features, law)
-        residual, bias, share = (float(x) for x in judged)
+        compiled = _compiled(loss)
+        weights, _ = _minimise(functools.partial(_expected, compiled, truth), truth.weights, 200, 1e-9)
+        if 1e-9 < _size(_expected(compiled, truth, weights)[1]) < np.inf:
+            weights = _polish(compiled, weights, truth)
+        bias, share = _bias(compiled, weights, truth)
         excess = needed = float("nan")
         if bias < CONSISTENT:
-            curvature, covariance, fisher = (np.asarray(m) for m in programs["sandwich"](weights, features, law))
+            fisher = _fisher(compiled, weights, truth)
             # Directions that change no logit difference have no curvature in most losses, and no Fisher information.
-            inverse = np.linalg.pinv(curvature, rcond=1e-9)
-            excess = float(np.trace(fisher @ inverse @ covariance @ inverse.T)) / 2
+            inverse = np.linalg.pinv(_curvature(compiled, weights, truth), rcond=1e-9)
+            excess = float(np.trace(fisher @ inverse @ _covariance(compiled, weights, truth) @ inverse.T)) / 2
             needed = 2 * excess / np.linalg.matrix_rank(fisher, hermitian=True, tol=1e-10 * np.abs(fisher).max())
-        return Efficiency(max(0.0, bias), needed, share, residual, excess, np.asarray(weights))
+        residual = _size(_expected(compiled, truth, weights)[1])
+        return Efficiency(max(0.0, bias), needed, share, residual, excess, weights)
 
 
 def simulate(
@@ -119,15 +117,17 @@ def simulate(
     """
     import pandas as pd
 
-    rows, programs = [], _programs(loss)
+    rows, compiled = [], _compiled(loss)
     with jax.enable_x64(True):
-        features, law, weights = (jnp.asarray(array) for array in (truth.features, truth.law, truth.weights))
+        weights, law = jnp.asarray(truth.weights), truth.law
         for size in sizes:
             keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), size), replicates)
             for replicate, key in enumerate(keys):
                 sample = _sample(key, weights, size)
-                found, residual = _minimise(programs["on_sample"], sample, start, 400, 1e-7)
-                excess = float(programs["excess"](found, features, law))
+                found, residual = _minimise(
+                    lambda weights, sample=sample: compiled.on_sample(weights, *sample), start, 400, 1e-7
+                )
+                excess = float(_divergence(law, compiled.read(truth.features @ found), 0.0))
                 rows.append({"tokens": size, "replicate": replicate, "excess_kl": excess, "residual": residual})
     return pd.DataFrame(rows)
 
@@ -165,17 +165,17 @@ def _slopes(trials: pd.DataFrame) -> np.ndarray:
         return table.to_numpy() @ (np.linalg.pinv(columns)[0] if len(sizes) > 1 else np.ones(1))
 
 
-def _polish(programs: dict[str, Callable], weights: Any, features: Any, law: Any) -> Any:
+def _polish(compiled: Compiled, weights: np.ndarray, truth: Truth) -> np.ndarray:
     """Newton steps on the field, kept while they help: L-BFGS follows the value, which a stop_gradient sends astray."""
-    size = lambda w: float(jnp.abs(programs["mean_field"](w, features, law)).max())
+    size = lambda weights: _size(_expected(compiled, truth, weights)[1])
     left = size(weights)
     for _ in range(20):
         if not 1e-9 < left < np.inf:
             break
-        curvature = np.asarray(programs["sandwich"](weights, features, law)[0])
+        curvature = _curvature(compiled, weights, truth)
         if not np.isfinite(curvature).all():
             break
-        step = np.linalg.pinv(curvature, rcond=1e-9) @ np.asarray(programs["mean_field"](weights, features, law)).reshape(-1)
+        step = np.linalg.pinv(curvature, rcond=1e-9) @ _expected(compiled, truth, weights)[1].reshape(-1)
         tries = [weights - scale * step.reshape(weights.shape) for scale in (1.0, 0.3, 0.1)]
         sizes = [size(each) for each in tries]
         if not np.nanmin(sizes) < 0.9 * left:
@@ -184,92 +184,107 @@ def _polish(programs: dict[str, Callable], weights: Any, features: Any, law: Any
     return weights
 
 
-def _for_every_target(function: Callable, z: Any) -> Any:
-    """A loss's function of (logits, targets) at every target: [N, V] -> [N, V targets, ...]."""
-    shape = (len(z), z.shape[-1], z.shape[-1])
-    targets = jnp.broadcast_to(jnp.arange(z.shape[-1], dtype=jnp.int32), shape[:2])
-    return function(jnp.broadcast_to(z[:, None, :], shape), targets)
-
-
-def _fields(loss: Loss, z: Any) -> Any:
-    """The gradient in the logits for every target: [N, V] -> [N, V targets, V]."""
-
-    def field(spread, targets):
-        value, back = jax.vjp(lambda z: loss(z, targets), spread)
-        return back(jnp.ones_like(value))[0]
-
-    return _for_every_target(field, z)
-
-
-def _minimise(risk: Callable, data: tuple, start: Any, steps: int, tolerance: float) -> tuple[np.ndarray, float]:
+def _minimise(risk: Callable, start: np.ndarray, steps: int, tolerance: float) -> tuple[np.ndarray, float]:
     """L-BFGS, until the gradient's greatest entry is below the tolerance or nothing helps: the weights, and that entry there.
 
-    risk(weights, *data) -> value, gradient.
+    risk(weights) -> value, gradient.
     """
     from scipy.optimize import minimize
 
     def flat(weights):
-        value, gradient = risk(weights.reshape(start.shape), *data)
+        value, gradient = risk(weights.reshape(start.shape))
         return float(value), np.asarray(gradient).reshape(-1)
 
     options = {"maxcor": 20, "maxiter": steps, "ftol": 0.0, "gtol": tolerance}
-    found = minimize(flat, np.asarray(start).reshape(-1), jac=True, method="L-BFGS-B", options=options)
+    found = minimize(flat, start.reshape(-1), jac=True, method="L-BFGS-B", options=options)
     return found.x.reshape(start.shape), float(np.abs(found.jac).max())
 
 
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What is compiled of a loss; the rest is NumPy's, as compiling is what this door spends most of its time on.
+
+    every: logits [N, V] -> values [N, V targets], gradients [N, V targets, V]. on_sample: weights [F + 1, V], features
+    [N, F + 1], targets [N] -> the mean loss and its gradient. read, read_slope: the link, and its derivative.
+    """
+
+    every: Callable
+    on_sample: Callable
+    read: Callable
+    read_slope: Callable
+
+
 @functools.lru_cache(maxsize=64)
-def _programs(loss: Loss) -> dict[str, Callable]:
-    """The compiled functions of one loss; their arguments begin (weights [F + 1, V], features [N, F + 1], law [N, V])."""
-    link = link_of(loss)
+def _compiled(loss: Loss) -> Compiled:
+    def every(z):
+        shape = (len(z), z.shape[-1], z.shape[-1])
+        targets = jnp.broadcast_to(jnp.arange(z.shape[-1], dtype=jnp.int32), shape[:2])
+        values, back = jax.vjp(lambda z: loss(z, targets), jnp.broadcast_to(z[:, None, :], shape))
+        return values, *back(jnp.ones_like(values))
 
-    def mean_field(weights, features, law):
-        return features.T @ jnp.einsum("nyv,ny->nv", _fields(loss, features @ weights), law) / len(features)
+    def on_sample(weights, features, targets):
+        return jnp.mean(loss(features @ weights, targets))
 
-    def judge(weights, features, law):
-        """What is left of the mean gradient, the bias at the best share of the uniform, and that share."""
-        predictions = link(features @ weights)
-        shares = jnp.asarray(SMOOTHING, law.dtype)
-        each = jax.lax.map(lambda share: jnp.mean(kl_divergence(law, smooth(predictions, share))), shares)
-        return jnp.abs(mean_field(weights, features, law)).max(), jnp.min(each), shares[jnp.argmin(each)]
-
-    def expected(weights, features, law):
-        return jnp.mean(jnp.sum(law * _for_every_target(loss, features @ weights), axis=-1))
-
-    def on_sample(weights, x, y):
-        return jnp.mean(loss(x @ weights, y))
-
-    def excess(weights, features, law):
-        return jnp.mean(kl_divergence(law, link(features @ weights)))
-
-    def sandwich(weights, features, law):
-        """The curvature J, the covariance I of the gradient, and the Fisher information F in W, each [P, P]."""
-        z = features @ weights
-        # J by central differences: a second autodiff would take a stop_gradient for a constant.
-        step, eye = 1e-5, jnp.eye(z.shape[-1], dtype=z.dtype)
-        expected = lambda z: jnp.einsum("nyv,ny->nv", _fields(loss, z), law)
-        slopes = jax.lax.map(
-            lambda e: (expected(z + step * e[None]) - expected(z - step * e[None])) / (2 * step), eye
-        )  # [U, N, V]
-        fields = _fields(loss, z)
-        slope = jax.vmap(jax.jacfwd(lambda z: link(z)))(z)  # of the predictions, [N, V, V]
-        blocks = (
-            jnp.moveaxis(slopes, 0, 2),
-            jnp.einsum("nyu,nyv,ny->nuv", fields, fields, law),
-            jnp.einsum("nyu,nyv,ny->nuv", slope, slope, 1 / law),
-        )
-        return tuple(_assemble(block, features) for block in blocks)
-
-    return {
-        "expected": jax.jit(jax.value_and_grad(expected)),
-        "on_sample": jax.jit(jax.value_and_grad(on_sample)),
-        "excess": jax.jit(excess),
-        "mean_field": jax.jit(mean_field),
-        "sandwich": jax.jit(sandwich),
-        "judge": jax.jit(judge),
-    }
+    return Compiled(jax.jit(every), jax.jit(jax.value_and_grad(on_sample)), *_compiled_link(link_of(loss)))
 
 
-def _assemble(blocks: Any, features: Any) -> Any:
+@functools.lru_cache(maxsize=64)
+def _compiled_link(link: Callable) -> tuple[Callable, Callable]:
+    """By itself: most losses have the same."""
+    return jax.jit(link), jax.jit(jax.vmap(jax.jacfwd(link)))
+
+
+@jax.jit
+def _divergence(law: Any, predictions: Any, share: Any) -> Any:
+    """The mean KL from the law to predictions with that share of the uniform."""
+    return jnp.mean(kl_divergence(law, smooth(predictions, share)))
+
+
+def _bias(compiled: Compiled, weights: np.ndarray, truth: Truth) -> tuple[float, float]:
+    """The KL from the truth at the best share of the uniform, and that share."""
+    predictions, law = compiled.read(truth.features @ weights), truth.law
+    each = [float(_divergence(law, predictions, share)) for share in SMOOTHING]
+    best = int(np.argmin(each))
+    return each[best], SMOOTHING[best]
+
+
+def _expected(compiled: Compiled, truth: Truth, weights: np.ndarray) -> tuple[float, np.ndarray]:
+    """The expected loss, and its gradient [F + 1, V]."""
+    value, field = _under(truth, compiled.every(truth.features @ weights))
+    return value.mean(), truth.features.T @ field / len(truth.features)
+
+
+def _under(truth: Truth, found: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Expected values [N] and gradients [N, V] under the law, from those for every target."""
+    law, (values, fields) = truth.law, map(np.asarray, found)
+    return np.sum(law * values, axis=1), np.matmul(law[:, None], fields)[:, 0]
+
+
+def _size(field: np.ndarray) -> float:
+    return float(np.abs(field).max())
+
+
+def _curvature(compiled: Compiled, weights: np.ndarray, truth: Truth) -> np.ndarray:
+    """J, the mean gradient's derivative by W [P, P]: by central differences, as autodiff would take a stop_gradient for 0."""
+    z, step = truth.features @ weights, 1e-5
+    mean = lambda z: _under(truth, compiled.every(z))[1]
+    slopes = [(mean(z + step * e) - mean(z - step * e)) / (2 * step) for e in np.eye(CLASSES)]
+    return _by_weights(np.stack(slopes, axis=-1), truth.features)
+
+
+def _covariance(compiled: Compiled, weights: np.ndarray, truth: Truth) -> np.ndarray:
+    """I, the gradient's covariance in W [P, P]."""
+    fields = np.asarray(compiled.every(truth.features @ weights)[1])
+    return _by_weights(np.einsum("nyu,nyv,ny->nuv", fields, fields, truth.law, optimize=True), truth.features)
+
+
+def _fisher(compiled: Compiled, weights: np.ndarray, truth: Truth) -> np.ndarray:
+    """F, the predictions' Fisher information in W [P, P]."""
+    slope = np.asarray(compiled.read_slope(truth.features @ weights))
+    return _by_weights(np.einsum("nyu,nyv,ny->nuv", slope, slope, 1 / truth.law, optimize=True), truth.features)
+
+
+def _by_weights(blocks: np.ndarray, features: np.ndarray) -> np.ndarray:
     """The mean over n of blocks[n, v, u] (x) phi_n phi_n^T, as a matrix over (feature, class): [P, P]."""
     size = features.shape[1] * blocks.shape[-1]
-    return jnp.einsum("nvu,na,nb->avbu", blocks, features, features, optimize="optimal").reshape(size, size) / len(features)
+    return np.einsum("nvu,na,nb->avbu", blocks, features, features, optimize=True).reshape(size, size) / len(features)
