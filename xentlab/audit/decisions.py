@@ -32,6 +32,8 @@ FIXED = np.array(
 )
 FAR = 30.0  # a spread of logits past which a minimiser is said to lie at infinity
 LINK_TOLERANCE = 1e-4
+STARTS = 6  # of Newton, for each P
+LAWS = 12  # P's that every loss is asked about
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Minimiser:
 
 def laws(seed: int) -> np.ndarray:
     """The distributions that every loss is asked about, [12, V]: eight fixed, four drawn."""
-    drawn = np.random.default_rng((seed, 40)).dirichlet(np.ones(VOCAB), 4)
+    drawn = np.random.default_rng((seed, 40)).dirichlet(np.ones(VOCAB), LAWS - len(FIXED))
     drawn = 0.9 * drawn + 0.1 / VOCAB + 1e-3 * np.arange(VOCAB)  # no exact tie
     return np.concatenate([FIXED, drawn / drawn.sum(axis=1, keepdims=True)])
 
@@ -91,11 +93,11 @@ def is_polyhedral(probe: Probe) -> bool:
 
 
 def _by_newton(probe: Probe, asked: np.ndarray, merit: Callable, sweeps: int = 150) -> list[Minimiser]:
-    """Saddle-free Newton on the expected field, all laws from six starts at once, with a search along each step."""
+    """Saddle-free Newton on the expected field, all laws from all starts at once, with a search along each step."""
     rng = np.random.default_rng((probe.seed, 42))
     log_law = np.log(asked)
     log_law -= log_law.mean(axis=1, keepdims=True)
-    starts = [np.zeros_like(asked), log_law, 2 * log_law, *(2 * rng.normal(size=(3, *asked.shape)))]
+    starts = [np.zeros_like(asked), log_law, 2 * log_law, *(2 * rng.normal(size=(STARTS - 3, *asked.shape)))]
     z, law = np.concatenate(starts), np.tile(asked, (len(starts), 1))
     lengths = np.array([4.0, 1.0, 0.5, 0.25, 0.1, 0.03, 0.003, 1e-4])
     now, active = merit(z, law), np.ones(len(z), bool)
@@ -234,11 +236,13 @@ def decide(probe: Probe, honest: bool, conservative: bool | str) -> dict[str, Ve
 def _reads_back(probe: Probe, link: Callable, found: list[Minimiser]) -> Verdict:
     """Whether link(z*) is P for every P and every minimiser z*."""
     unsettled = [each for each in found if not each.settled and not each.at_infinity]
-    for each in found:
+    every = np.concatenate([each.logits for each in found])
+    with jax.enable_x64(True):
+        # In one shape, so that every audit's links are compiled once.
+        reads = np.asarray(link(jnp.asarray(np.resize(every, (STARTS * LAWS, VOCAB)))))[: len(every)]
+    for each, read in zip(found, np.split(reads, np.cumsum([len(each.logits) for each in found])[:-1]), strict=True):
         if each in unsettled:
             continue
-        with jax.enable_x64(True):
-            read = np.asarray(link(jnp.asarray(each.logits)))
         off = np.abs(read - each.law).max(axis=1)
         worst = int(np.argmax(off))
         if off[worst] > LINK_TOLERANCE or each.at_infinity:
