@@ -330,12 +330,14 @@ def test_target_dtypes_agree(loss):
 
 
 @every_loss
-def test_a_bad_target_is_nan_in_a_batch_large_enough_for_vector_code(loss):
-    """On a CPU a vectorised maximum loses a NaN, which small batches do not show."""
+def test_a_nan_shows_in_a_batch_large_enough_for_vector_code(loss):
+    """A bad target's, all logits', one rival's: on a CPU a vectorised maximum loses it, which small batches do not show."""
     run, vocab = jax.jit(loss), len(settings_of(loss).get("prior") or range(320))
     logits, targets = jnp.zeros((16, vocab), jnp.float32), jnp.full(16, vocab + 3, jnp.int32)
     assert np.isnan(run(logits, targets)).all()
     assert np.isnan(run(logits + jnp.nan, targets * 0)).all()
+    for place in (1, vocab // 2, vocab - 1):
+        assert np.isnan(run(logits.at[:, place].set(jnp.nan), targets * 0)).all()
 
 
 @every_loss

@@ -121,11 +121,13 @@ def test_value_and_gradients_equal_the_naive_heads(loss, plan):
 
 @both
 @pytest.mark.parametrize("name", ["nll", "hinge", "hinge_weston_watkins", "squared_hinge", "perceptron"])
-def test_a_bad_target_among_many_is_nan(plan, name):
-    """In vector code, whose maximum loses a NaN on a CPU."""
+def test_a_nan_among_many_shows(plan, name):
+    """That of a bad target, or of one class's logits: in vector code, whose maximum loses a NaN on a CPU."""
     hidden, weight, targets = batch(64)
-    run = jax.jit(lambda h, w, y: linear_loss(h, w, y, loss=LOSSES[name], plan=plan, reduction="none"))
+    run = jax.jit(lambda h, w, y: linear_loss(h, w, y, loss=LOSSES[name], plan=plan, reduction="none", tiles=(64, 32)))
     assert np.flatnonzero(np.isnan(run(hidden, weight, targets.at[5].set(VOCAB)))).tolist() == [5]
+    for place in (0, VOCAB // 2, VOCAB - 1):  # in the first tile, and in later ones
+        assert np.isnan(run(hidden, weight.at[:, place].set(jnp.nan), targets)).all()
 
 
 @both

@@ -195,9 +195,9 @@ def at_target(values: Float[AnyArray, "... vocab"], targets: Integer[AnyArray, "
 
 
 def or_nan(value: Float[AnyArray, "*tokens"], own: Float[AnyArray, "*tokens"]) -> Float[Array, "*tokens"]:
-    """Each token's value, or NaN where `own`, what `at_target` found, is: both [...].
+    """Each token's value, or `own` where that is NaN: both [...].
 
-    For what goes through a maximum: on a CPU XLA's vectorised one gives the other operand for a NaN.
+    For a value that came through a maximum: on a CPU XLA's vectorised one gives the other operand for a NaN.
 
     >>> or_nan(jnp.array([0.0, 0.0]), jnp.array([1.0, jnp.nan]))
     Array([ 0., nan], dtype=float32)

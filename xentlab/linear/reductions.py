@@ -103,6 +103,11 @@ def _summed(term: Callable[[jax.Array], jax.Array], slope: Callable[[jax.Array],
     )
 
 
+def _positive(margins: jax.Array) -> jax.Array:
+    """max(0, margins), and NaN for NaN, which a CPU's vectorised maximum would lose."""
+    return jnp.where(margins < 0, 0, margins)
+
+
 def _hinges(term: Callable[[jax.Array], jax.Array], slope: Callable[[jax.Array], jax.Array]) -> Reduction:
     """The sum of a margin's term, and beside it the sum of its slope: by how much all rivals push the target."""
 
@@ -173,16 +178,18 @@ def _top() -> Reduction:
     def add(state, tile):
         top, ties = state
         higher = jnp.maximum(top, jnp.max(tile.rivals, axis=-1))
-        # A tie shares the slope, as JAX's own max does; what ties with nothing yet is at -inf.
-        tied = jnp.sum((tile.rivals == higher[:, None]) & tile.counts, axis=-1, dtype=top.dtype)
-        return higher, jnp.where(top == higher, ties, 0) + tied
+        # A tie shares the slope, as JAX's own max does; what ties with nothing yet is at -inf. A NaN, which a CPU's vectorised
+        # maximum loses, is in no order with the top, and shows here.
+        ordered = jnp.where(tile.rivals <= higher[:, None], 0, jnp.nan).astype(top.dtype)
+        tied = jnp.sum(jnp.where((tile.rivals == higher[:, None]) & tile.counts, 1, ordered), axis=-1)
+        return higher, jnp.where((top == higher) | jnp.isnan(ties), ties, 0) + tied
 
     def merge(state, fallen, axis):
         top, ties = state
         highest = top == greatest(top, axis)
         # The mean of those that are at the top, which keeps a derivative where pmax has none.
         held, at_top, ties = lax.psum(
-            (jnp.where(highest, top, 0), highest.astype(top.dtype), jnp.where(highest, ties, 0)), axis
+            (jnp.where(highest, top, 0), highest.astype(top.dtype), jnp.where(highest | jnp.isnan(ties), ties, 0)), axis
         )
         return held / at_top, ties
 
@@ -190,7 +197,7 @@ def _top() -> Reduction:
         start=lambda tokens, dtype: (jnp.full(tokens, -jnp.inf, dtype), _zeros(tokens, dtype)),
         add=add,
         merge=merge,
-        finish=lambda state, shift: state,
+        finish=lambda state, shift: (or_nan(*state), state[1]),
         slope=lambda value, ties, z, row: (z == value).astype(z.dtype) / ties,
     )
 
@@ -202,8 +209,8 @@ REDUCTIONS: dict[str, Reduction] = {
     "total": _summed(lambda z: z, jnp.ones_like),
     "squares": _summed(jnp.square, lambda z: 2 * z),
     "softplus": _summed(jax.nn.softplus, jax.nn.sigmoid),
-    "hinges": _hinges(jax.nn.relu, lambda margins: (margins > 0).astype(margins.dtype)),
-    "hinges_2": _hinges(lambda margins: jax.nn.relu(margins) ** 2, lambda margins: 2 * jax.nn.relu(margins)),
+    "hinges": _hinges(_positive, lambda margins: (margins > 0).astype(margins.dtype)),
+    "hinges_2": _hinges(lambda margins: _positive(margins) ** 2, lambda margins: 2 * _positive(margins)),
 }
 
 
@@ -218,7 +225,9 @@ class Stream:
     def __call__(self, found: Mapping[str, jax.Array], vocab: int) -> jax.Array:
         """Each token's loss [N] from the reductions' values [N]."""
         each = self.function(*(float(vocab) if name == "vocab" else found[name] for name in self.names))
-        return or_nan(each, found["target"].astype(each.dtype))
+        for value in found.values():  # whatever a maximum in the form has lost of it
+            each = or_nan(each, value.astype(each.dtype))
+        return each
 
 
 def reductions_of(names: tuple[str, ...], settings: Mapping[str, Any]) -> dict[str, Reduction]:

@@ -12,6 +12,11 @@ def _leads(logits, targets):
     return rivals - at_target(logits, targets)[..., None]
 
 
+def _unless_nan(value, leads):
+    """Each token's value, or NaN where one of its leads is: on a CPU XLA's vectorised maximum gives the other operand."""
+    return or_nan(value, jnp.sum(jnp.where(jnp.isnan(leads), leads, 0), axis=-1))
+
+
 @loss(
     source="Crammer & Singer 2001, On the algorithmic implementation of multiclass kernel-based vector machines, JMLR 2",
     formula=r"\max(0,\ 1 + \max_{j \ne y} z_j - z_y)",
@@ -33,7 +38,8 @@ def hinge(logits: Logits, targets: Targets) -> PerToken:
     >>> hinge(jnp.array([2.0, 1.5, 0.0]), jnp.array(0))  # 1 + 1.5 - 2
     Array(0.5, dtype=float32)
     """
-    return or_nan(jax.nn.relu(1 + jnp.max(_leads(logits, targets), axis=-1)), at_target(logits, targets))
+    leads = _leads(logits, targets)
+    return _unless_nan(jax.nn.relu(1 + jnp.max(leads, axis=-1)), leads)
 
 
 def _one_a_rival(vocab):
@@ -62,7 +68,8 @@ def hinge_weston_watkins(logits: Logits, targets: Targets) -> PerToken:
     >>> hinge_weston_watkins(jnp.array([2.0, 1.5, 1.25]), jnp.array(0))  # 0.5 + 0.25
     Array(0.75, dtype=float32)
     """
-    return or_nan(jnp.sum(jax.nn.relu(1 + _leads(logits, targets)), axis=-1), at_target(logits, targets))
+    leads = _leads(logits, targets)
+    return _unless_nan(jnp.sum(jax.nn.relu(1 + leads), axis=-1), leads)
 
 
 @loss(
@@ -85,7 +92,8 @@ def squared_hinge(logits: Logits, targets: Targets) -> PerToken:
     >>> squared_hinge(jnp.array([2.0, 1.5, 1.5]), jnp.array(0))  # 1/4 + 1/4
     Array(0.5, dtype=float32)
     """
-    return or_nan(jnp.sum(jax.nn.relu(1 + _leads(logits, targets)) ** 2, axis=-1), at_target(logits, targets))
+    leads = _leads(logits, targets)
+    return _unless_nan(jnp.sum(jax.nn.relu(1 + leads) ** 2, axis=-1), leads)
 
 
 @loss(
@@ -109,7 +117,8 @@ def perceptron(logits: Logits, targets: Targets) -> PerToken:
     >>> perceptron(jnp.array([2.0, 3.5, 0.0]), jnp.array(0))
     Array(1.5, dtype=float32)
     """
-    return or_nan(jax.nn.relu(jnp.max(_leads(logits, targets), axis=-1)), at_target(logits, targets))
+    leads = _leads(logits, targets)
+    return _unless_nan(jax.nn.relu(jnp.max(leads, axis=-1)), leads)
 
 
 def _doubled_link(logits):

@@ -40,7 +40,7 @@ class Truth:
     features: np.ndarray
     weights: np.ndarray
 
-    @property
+    @functools.cached_property
     def law(self) -> np.ndarray:
         """The true probabilities at the features, [N, V]."""
         z = self.features @ self.weights
@@ -96,7 +96,8 @@ def efficiency(loss: Loss, truth: Truth) -> Efficiency:
             excess = float(np.trace(fisher @ inverse @ _covariance(compiled, weights, truth) @ inverse.T)) / 2
             needed = 2 * excess / np.linalg.matrix_rank(fisher, hermitian=True, tol=1e-10 * np.abs(fisher).max())
         residual = _size(_expected(compiled, truth, weights)[1])
-        return Efficiency(max(0.0, bias), needed, share, residual, excess, weights)
+        # Rounding alone is below 0; a NaN stays one.
+        return Efficiency(float(np.maximum(bias, 0)), needed, share, residual, excess, weights)
 
 
 def simulate(
