@@ -123,11 +123,15 @@ def test_value_and_gradients_equal_the_naive_heads(loss, plan):
 @pytest.mark.parametrize("name", ["nll", "hinge", "hinge_weston_watkins", "squared_hinge", "perceptron"])
 def test_a_nan_among_many_shows(plan, name):
     """That of a bad target, or of one class's logits: in vector code, whose maximum loses a NaN on a CPU."""
-    hidden, weight, targets = batch(64)
-    run = jax.jit(lambda h, w, y: linear_loss(h, w, y, loss=LOSSES[name], plan=plan, reduction="none", tiles=(64, 32)))
-    assert np.flatnonzero(np.isnan(run(hidden, weight, targets.at[5].set(VOCAB)))).tolist() == [5]
-    for place in (0, VOCAB // 2, VOCAB - 1):  # in the first tile, and in later ones
-        assert np.isnan(run(hidden, weight.at[:, place].set(jnp.nan), targets)).all()
+    vocab = 4 * 320
+    hidden, weight, targets = batch(320, vocab=vocab)
+    head = functools.partial(linear_loss, loss=LOSSES[name], plan=plan, tiles=(320, 320))
+    run, mean = jax.jit(functools.partial(head, reduction="none")), jax.jit(head)
+    assert np.flatnonzero(np.isnan(run(hidden, weight, targets.at[5].set(vocab)))).tolist() == [5]
+    for place in (0, vocab // 2, vocab - 1):  # in the first tile, and in later ones
+        broken = weight.at[:, place].set(jnp.nan)
+        assert np.isnan(run(hidden, broken, targets)).all()
+        assert np.isnan(mean(hidden, broken, targets))
 
 
 @both
