@@ -8,8 +8,8 @@ from xentlab.contract import Logits, PerToken, Targets, at_target, loss, off_tar
 
 def _leads(logits, targets):
     """z_j - z_y for the rivals, -inf in the target's place: [..., V]."""
-    rivals = off_target(logits, targets, fill=-jnp.inf)
-    return rivals - at_target(logits, targets)[..., None]
+    # Filled last: a target at -inf, less itself, would be a NaN.
+    return off_target(logits - at_target(logits, targets)[..., None], targets, fill=-jnp.inf)
 
 
 def _unless_nan(value, leads):
