@@ -15,7 +15,7 @@ from hypothesis import given
 
 from xentlab import LOSSES, facts_of, link_of, name_of
 from xentlab.catalogue import with_settings
-from xentlab.contract import low_p_claim, settings_of
+from xentlab.contract import low_p_claim, settings_of, value_and_gradient
 
 VOCAB, TOKENS = 5, 7
 CASES = [with_settings(loss, setting) for loss in LOSSES.values() for setting in facts_of(loss).settings]
@@ -25,11 +25,6 @@ every_loss = pytest.mark.parametrize("loss", CASES, ids=name_of)
 def batch(seed=0, scale=3.0, dtype=np.float64):
     rng = np.random.default_rng(seed)
     return (scale * rng.standard_normal((TOKENS, VOCAB))).astype(dtype), rng.integers(0, VOCAB, TOKENS).astype(np.int32)
-
-
-def value_and_gradient(loss, logits, targets):
-    value, back = jax.vjp(lambda logits: loss(logits, targets), logits)
-    return {"value": value, "gradient": back(jnp.ones_like(value))[0]}
 
 
 @jax.jit
@@ -44,15 +39,16 @@ KEPT = {}  # by its bytes, what the losses are at a batch that several tests ask
 def call(loss, logits, targets, what="value"):
     """One loss's values [N] or gradient [N, V], compiled, in the logits' own dtype."""
     logits, targets = np.asarray(logits), np.asarray(targets)
+    which = ("value", "gradient").index(what)
     with jax.enable_x64(logits.dtype == np.float64):
         if loss not in CASES:
-            return np.asarray(jax.jit(functools.partial(value_and_gradient, loss))(logits, targets)[what])
+            return np.asarray(jax.jit(functools.partial(value_and_gradient, loss))(logits, targets)[which])
         key = tuple((each.dtype, each.shape, each.tobytes()) for each in (logits, targets))
         if key not in KEPT:
             rows = np.resize(np.arange(len(logits)), (-(-len(logits) // TOKENS), TOKENS))
             parts = [jax.device_get(everything(logits[some], targets[some])) for some in rows]
             KEPT[key] = jax.tree.map(lambda *each: np.concatenate(each)[: len(logits)], *parts)
-    return KEPT[key][CASES.index(loss)][what]
+    return KEPT[key][CASES.index(loss)][which]
 
 
 def test_the_batch_is_not_degenerate():

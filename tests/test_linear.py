@@ -49,18 +49,17 @@ KEPT = {}  # references that both plans are held to
 
 def reference(loss, targets, *arrays, **more):
     """Value and gradients of the naive head in float64."""
-    key = (name_of(loss), repr(more), *(None if each is None else np.asarray(each).tobytes() for each in (targets, *arrays)))
+    key = (name_of(loss), repr(more), *(np.asarray(each).tobytes() for each in (targets, *arrays)))
     if key not in KEPT:
         KEPT[key] = _reference(loss, targets, *arrays, **more)
     return KEPT[key]
 
 
 def _reference(loss, targets, *arrays, **more):
-    count = sum(array is not None for array in arrays)
     with jax.enable_x64(True):
-        wide = [None if array is None else jnp.asarray(np.asarray(array), jnp.float64) for array in arrays]
+        wide = [jnp.asarray(np.asarray(array), jnp.float64) for array in arrays]
         run = jax.jit(
-            jax.value_and_grad(functools.partial(naive, loss, jnp.asarray(np.asarray(targets)), **more), range(count))
+            jax.value_and_grad(functools.partial(naive, loss, jnp.asarray(np.asarray(targets)), **more), range(len(arrays)))
         )
         value, gradients = run(*wide)
         return np.asarray(value), [np.asarray(each) for each in gradients]
@@ -80,23 +79,23 @@ def weighted_batch():
     return (hidden, weight, bias, token_weights), targets
 
 
-def heads(losses, plan):
-    """Their values and gradients, of arrays and targets: one program, as XLA takes several times as long for one a loss."""
+def heads(planned):
+    """Values and gradients of each loss by its plan: one program, as XLA takes several times as long for one a loss."""
 
-    def one(loss, arrays, targets):
+    def one(loss, plan, arrays, targets):
         head = lambda hidden, weight, bias, token_weights: linear_loss(
             hidden, weight, targets, loss=loss, plan=plan, tiles=(7, 13), bias=bias, token_weights=token_weights
         )
         return jax.value_and_grad(head, range(4))(*arrays)
 
-    return jax.jit(lambda arrays, targets: [one(loss, arrays, targets) for loss in losses])
+    return jax.jit(lambda arrays, targets: [one(*each, arrays, targets) for each in planned])
 
 
 @functools.cache
 def every_head(plan):
     """All losses of a plan, and their heads."""
-    losses = [loss for loss, each in PLANNED if each == plan]
-    return losses, heads(losses, plan)
+    planned = [each for each in PLANNED if each[1] == plan]
+    return [loss for loss, _ in planned], heads(planned)
 
 
 @functools.cache
@@ -148,9 +147,9 @@ def test_the_form_for_other_chips_is_right_too(plan, monkeypatch):
     """Comparisons where a CPU scatters, all rows at once: run here, with a last tile that overlaps."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     names = ("nll", "brier", "hinge", "squared_hinge", "confidence_penalty", "squentropy", "entmax15")
-    losses = [LOSSES[name] for name in names if plan == "tokens" or stream_of(LOSSES[name])]
-    (arrays, targets), run = weighted_batch(), heads(losses, plan)
-    close(run(arrays, targets), [every_naive_head()[CASES.index(loss)] for loss in losses])
+    planned = [(loss, plan if plan == "tokens" or stream_of(loss) else "auto") for loss in map(LOSSES.get, names)]
+    (arrays, targets), run = weighted_batch(), heads(planned)
+    close(run(arrays, targets), [every_naive_head()[CASES.index(loss)] for loss, _ in planned])
     assert np.isnan([value for value, _ in run(arrays, targets.at[5].set(VOCAB))]).all()
 
 

@@ -205,6 +205,17 @@ def or_nan(value: Float[AnyArray, "*tokens"], own: Float[AnyArray, "*tokens"]) -
     return jnp.where(jnp.isnan(own), own, value)
 
 
+def value_and_gradient(loss: Loss, logits: Logits, targets: Targets) -> tuple[PerToken, Logits]:
+    """Each token's loss [...] and its gradient by that token's logits [..., V]: one pass for both.
+
+    >>> square = lambda logits, targets: at_target(logits, targets) ** 2
+    >>> value_and_gradient(square, jnp.array([3.0, 1.0]), jnp.array(0))
+    (Array(9., dtype=float32), Array([6., 0.], dtype=float32))
+    """
+    value, back = jax.vjp(lambda logits: loss(logits, targets), logits)
+    return value, back(jnp.ones_like(value))[0]
+
+
 def off_target(
     values: Float[AnyArray, "... vocab"], targets: Integer[AnyArray, "..."], fill: float = 0.0
 ) -> Float[Array, "... vocab"]:

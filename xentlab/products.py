@@ -86,3 +86,8 @@ def _widens_bfloat16() -> bool:
 def on_cpu() -> bool:
     """Whether programs are compiled for a CPU."""
     return jax.default_backend() == "cpu"
+
+
+def quickly(level: int) -> dict[str, int] | None:
+    """Compiler options for a program that runs once: on a CPU with LLVM's level of optimisation, 0 to 3; elsewhere none."""
+    return {"xla_backend_optimization_level": level} if on_cpu() else None

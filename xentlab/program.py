@@ -20,11 +20,9 @@ from xentlab.layout import Spread
 from xentlab.linear import linear_loss
 from xentlab.metrics import smoothed_nll
 from xentlab.models import checked_model, logits, resolve_model
-from xentlab.products import on_cpu
+from xentlab.products import quickly
 from xentlab.recipe import Recipe
 from xentlab.sources import Source
-
-QUICKLY = {"xla_backend_optimization_level": 1}
 
 
 def windows(tokens: np.ndarray, window: int, limit: int | None = None) -> np.ndarray:
@@ -151,7 +149,7 @@ def program(
         return jax.tree.map(lambda leaf: leaf[None], each(*jax.tree.map(lambda leaf: leaf[0], runs)))
 
     # It runs once: compiling it well takes longer than it does.
-    @functools.partial(jax.jit, compiler_options=QUICKLY if on_cpu() else None)
+    @functools.partial(jax.jit, compiler_options=quickly(1))
     def first(rates, seeds):
         return spread.states(jax.vmap(begin)(rates, seeds))
 

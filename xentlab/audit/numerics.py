@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xentlab.audit.probe import VOCAB, Probe, Verdict, plain
+from xentlab.contract import value_and_gradient
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -34,9 +35,7 @@ def numerics(probe: Probe) -> dict[str, Verdict]:
 
     @jax.jit
     def both(z):
-        y = jnp.zeros(z.shape[0], jnp.int32)
-        value, back = jax.vjp(lambda z: probe.loss(z, y), z)
-        return value, back(jnp.ones_like(value))[0]
+        return value_and_gradient(probe.loss, z, jnp.zeros(z.shape[0], jnp.int32))
 
     found = batches(probe.seed)
     finite, errors, broken = {}, {}, {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xentlab.contract import Loss
+from xentlab.contract import Loss, value_and_gradient
 
 VOCAB = 4
 # The points of one call. One shape, so that one compilation serves every question.
@@ -67,10 +68,7 @@ class Probe:
 def make_probe(loss: Loss, seed: int = 0) -> Probe:
     """A probe of a loss; compiles on first use."""
 
-    @jax.jit
-    def compiled(z, y):
-        value, back = jax.vjp(lambda z: loss(z, y), z)
-        return value, back(jnp.ones_like(value))[0]
+    compiled = jax.jit(functools.partial(value_and_gradient, loss))
 
     def both(z, y):
         values, gradients = [], []

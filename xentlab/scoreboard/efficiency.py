@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xentlab.contract import Loss, link_of
+from xentlab.contract import Loss, link_of, value_and_gradient
 from xentlab.information import kl_divergence
 from xentlab.metrics import SMOOTHING, mean_and_interval, smooth
 
@@ -85,8 +85,7 @@ def efficiency(loss: Loss, truth: Truth) -> Efficiency:
     with jax.enable_x64(True):
         compiled = _compiled(loss)
         weights, _ = _minimise(functools.partial(_expected, compiled, truth), truth.weights, 200, 1e-9)
-        if 1e-9 < _size(_expected(compiled, truth, weights)[1]) < np.inf:
-            weights = _polish(compiled, weights, truth)
+        weights, residual = _polish(compiled, weights, truth)
         bias, share = _bias(compiled, weights, truth)
         excess = needed = float("nan")
         if bias < CONSISTENT:
@@ -95,7 +94,6 @@ def efficiency(loss: Loss, truth: Truth) -> Efficiency:
             inverse = np.linalg.pinv(_curvature(compiled, weights, truth), rcond=1e-9)
             excess = float(np.trace(fisher @ inverse @ _covariance(compiled, weights, truth) @ inverse.T)) / 2
             needed = 2 * excess / np.linalg.matrix_rank(fisher, hermitian=True, tol=1e-10 * np.abs(fisher).max())
-        residual = _size(_expected(compiled, truth, weights)[1])
         # Rounding alone is below 0; a NaN stays one.
         return Efficiency(float(np.maximum(bias, 0)), needed, share, residual, excess, weights)
 
@@ -166,23 +164,28 @@ def _slopes(trials: pd.DataFrame) -> np.ndarray:
         return table.to_numpy() @ (np.linalg.pinv(columns)[0] if len(sizes) > 1 else np.ones(1))
 
 
-def _polish(compiled: Compiled, weights: np.ndarray, truth: Truth) -> np.ndarray:
-    """Newton steps on the field, kept while they help: L-BFGS follows the value, which a stop_gradient sends astray."""
-    size = lambda weights: _size(_expected(compiled, truth, weights)[1])
-    left = size(weights)
+def _polish(compiled: Compiled, weights: np.ndarray, truth: Truth) -> tuple[np.ndarray, float]:
+    """Newton steps on the field, kept while they help: L-BFGS follows the value, which a stop_gradient sends astray.
+
+    The weights, and the field's greatest entry there.
+    """
+    field = lambda weights: _expected(compiled, truth, weights)[1]
+    here = field(weights)
     for _ in range(20):
-        if not 1e-9 < left < np.inf:
+        if not 1e-9 < _size(here) < np.inf:
             break
         curvature = _curvature(compiled, weights, truth)
         if not np.isfinite(curvature).all():
             break
-        step = np.linalg.pinv(curvature, rcond=1e-9) @ _expected(compiled, truth, weights)[1].reshape(-1)
+        step = np.linalg.pinv(curvature, rcond=1e-9) @ here.reshape(-1)
         tries = [weights - scale * step.reshape(weights.shape) for scale in (1.0, 0.3, 0.1)]
-        sizes = [size(each) for each in tries]
-        if not np.nanmin(sizes) < 0.9 * left:
+        fields = [field(each) for each in tries]
+        sizes = [_size(each) for each in fields]
+        if not np.nanmin(sizes) < 0.9 * _size(here):
             break
-        left, weights = np.nanmin(sizes), tries[int(np.nanargmin(sizes))]
-    return weights
+        best = int(np.nanargmin(sizes))
+        weights, here = tries[best], fields[best]
+    return weights, _size(here)
 
 
 def _minimise(risk: Callable, start: np.ndarray, steps: int, tolerance: float) -> tuple[np.ndarray, float]:
@@ -220,8 +223,7 @@ def _compiled(loss: Loss) -> Compiled:
     def every(z):
         shape = (len(z), z.shape[-1], z.shape[-1])
         targets = jnp.broadcast_to(jnp.arange(z.shape[-1], dtype=jnp.int32), shape[:2])
-        values, back = jax.vjp(lambda z: loss(z, targets), jnp.broadcast_to(z[:, None, :], shape))
-        return values, *back(jnp.ones_like(values))
+        return value_and_gradient(loss, jnp.broadcast_to(z[:, None, :], shape), targets)
 
     def on_sample(weights, features, targets):
         return jnp.mean(loss(features @ weights, targets))

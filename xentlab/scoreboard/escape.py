@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xentlab.contract import LabError, Loss, link_of
+from xentlab.contract import LabError, Loss, link_of, value_and_gradient
 from xentlab.sources import MarkovSource
 
 # In each context of this chain one token is likelier than all others together, so that every calibrated loss, and hinge
@@ -43,8 +43,7 @@ def escape_time(loss: Loss, margins: np.ndarray | list[float]) -> np.ndarray:
     @jax.jit
     def pull(s):
         z = jnp.stack([s, jnp.zeros_like(s)], axis=-1)
-        value, back = jax.vjp(lambda z: loss(z, jnp.zeros(s.shape, jnp.int32)), z)
-        return -back(jnp.ones_like(value))[0][:, 0]
+        return -value_and_gradient(loss, z, jnp.zeros(s.shape, jnp.int32))[1][:, 0]
 
     nodes, weights = np.polynomial.legendre.leggauss(20)
     times = []
