@@ -239,3 +239,11 @@ def test_the_fit_tells_powers_from_logarithms(order, k):
 def test_names():
     assert audited("nll").loss == "nll"
     assert audit("focal(gamma=1)").loss == name_of(functools.partial(LOSSES["focal"], gamma=1))
+
+
+def test_where_one_search_came_to_no_end_the_others_still_speak():
+    probe, found = make_probe(LOSSES["nll"]), decisions.laws(0)
+    ends = [decisions.Minimiser(law, np.log(law)[None], 0.0, place != 5, False) for place, law in enumerate(found)]
+    said = decisions._reads_back(probe, jax.nn.softmax, ends)
+    assert (said.value, said.evidence[:27]) == ("undecided", "no zero of the field was re")
+    assert decisions._reads_back(probe, jax.nn.sigmoid, ends).value is False

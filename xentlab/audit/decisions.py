@@ -46,6 +46,11 @@ class Minimiser:
     settled: bool  # every one is a zero of the field, or the LP's optimum
     at_infinity: bool
 
+    @property
+    def unknown(self) -> bool:
+        """Whether the search came to no end."""
+        return not self.settled and not self.at_infinity
+
 
 def laws(seed: int) -> np.ndarray:
     """The distributions that every loss is asked about, [12, V]: eight fixed, four drawn."""
@@ -235,13 +240,12 @@ def decide(probe: Probe, honest: bool, conservative: bool | str) -> dict[str, Ve
 
 def _reads_back(probe: Probe, link: Callable, found: list[Minimiser]) -> Verdict:
     """Whether link(z*) is P for every P and every minimiser z*."""
-    unsettled = [each for each in found if not each.settled and not each.at_infinity]
     every = np.concatenate([each.logits for each in found])
     with jax.enable_x64(True):
         # In one shape, so that every audit's links are compiled once.
         reads = np.asarray(link(jnp.asarray(np.resize(every, (STARTS * LAWS, VOCAB)))))[: len(every)]
     for each, read in zip(found, np.split(reads, np.cumsum([len(each.logits) for each in found])[:-1]), strict=True):
-        if each in unsettled:
+        if each.unknown:
             continue
         off = np.abs(read - each.law).max(axis=1)
         worst = int(np.argmax(off))
@@ -255,15 +259,17 @@ def _reads_back(probe: Probe, link: Callable, found: list[Minimiser]) -> Verdict
                 expected_loss=expected(probe, each.logits[worst : worst + 1], each.law[None])[0][0],
                 expected_loss_at_log_P=expected(probe, at_log, each.law[None])[0][0],
             )
-    if unsettled:
-        return Verdict(UNDECIDED, f"no zero of the field was reached for P = {plain(unsettled[0].law.round(4))}")
-    return Verdict(YES, "reads back P")
+    return next((_no_zero(each) for each in found if each.unknown), Verdict(YES, "reads back P"))
+
+
+def _no_zero(minimiser: Minimiser) -> Verdict:
+    return Verdict(UNDECIDED, f"no zero of the field was reached for P = {plain(minimiser.law.round(4))}")
 
 
 def _keeps_the_argmax(found: list[Minimiser], how: str) -> Verdict:
     for each in found:
-        if not each.settled and not each.at_infinity:
-            return Verdict(UNDECIDED, f"no zero of the field was reached for P = {plain(each.law.round(4))}")
+        if each.unknown:
+            return _no_zero(each)
         top = int(np.argmax(each.law))
         lead = each.logits[:, top] - np.delete(each.logits, top, axis=1).max(axis=1)
         worst = int(np.argmin(lead))
