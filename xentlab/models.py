@@ -52,6 +52,29 @@ def _dense_backward(kept, pull):
 _dense.defvjp(lambda x, matrix: (x @ matrix, (x, matrix)), _dense_backward)
 
 
+@jax.custom_jvp
+def _gelu(x):
+    """jax.nn.gelu to rounding: x / (1 + exp(-2u)) is x (1 + tanh u) / 2. Hendrycks & Gimpel 2016.
+
+    A division is made once, where XLA on a CPU would make jax.nn.gelu's products anew for each use, and its derivative, written
+    by itself, with a tanh less.
+    """
+    return x / (1 + jnp.exp(-_gelu_rate(x) * x))
+
+
+@_gelu.defjvp
+def _gelu_forward(primals, tangents):
+    (x,), (tangent,) = primals, tangents
+    y = _gelu(x)
+    share = 1 / (1 + jnp.exp(-_gelu_rate(x) * x))
+    slope = share + y * (1 - share) * math.sqrt(8 / math.pi) * (1 + 3 * 0.044715 * x**2)
+    return y, slope * tangent
+
+
+def _gelu_rate(x):
+    return math.sqrt(8 / math.pi) * (1 + 0.044715 * x**2)
+
+
 class Bigram(eqx.Module):
     """Reads the last token alone. Low-rank with `features`, or a full table [V, V] with none.
 
@@ -109,7 +132,7 @@ class MLP(eqx.Module):
         shifted = [jax.lax.slice_in_dim(padded, back, back + time, axis=-2) for back in reversed(range(places))]
         mixed = _dense(jnp.concatenate(shifted, axis=-1), self.mixing[:places].reshape(-1, len(self.bias)))
         inner = mixed + jnp.broadcast_to(self.bias, mixed.shape)
-        return _dense(jax.nn.gelu(inner), self.projection)
+        return _dense(_gelu(inner), self.projection)
 
 
 class Block(eqx.Module):
@@ -131,7 +154,7 @@ class Block(eqx.Module):
     def __call__(self, x: Hidden) -> Hidden:
         features, *heads = self.qkv.shape
         qkv = _dense(_rms_norm(x), self.qkv.reshape(features, -1)).reshape(*x.shape[:-1], *heads)
-        q, k, v = jnp.moveaxis(qkv, -3, 0)
+        q, k, v = (part.squeeze(-3) for part in jnp.split(qkv, 3, axis=-3))
         q, k = _rotary(q), _rotary(k)
         time = x.shape[-2]
         scores = jnp.einsum("...ths,...uhs->...htu", q, k) * q.shape[-1] ** -0.5
@@ -139,7 +162,7 @@ class Block(eqx.Module):
         attention = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf))
         mixed = jnp.einsum("...htu,...uhs->...ths", attention, v).reshape(x.shape)
         x = x + _dense(mixed, self.out.reshape(-1, features))
-        return x + _dense(jax.nn.gelu(_dense(_rms_norm(x), self.up)), self.down)
+        return x + _dense(_gelu(_dense(_rms_norm(x), self.up)), self.down)
 
 
 def _rms_norm(x):
@@ -152,7 +175,7 @@ def _rotary(x):
     rate = 10_000.0 ** (-jnp.arange(half, dtype=x.dtype) / half)
     angle = (jnp.arange(x.shape[-3], dtype=x.dtype)[:, None] * rate[None, :])[:, None, :]
     cos, sin = (jnp.broadcast_to(f(angle), (*x.shape[:-1], half)) for f in (jnp.cos, jnp.sin))
-    a, b = x[..., :half], x[..., half:]
+    a, b = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
 
 
