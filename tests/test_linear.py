@@ -1,5 +1,6 @@
 """The head against the naive one in float64: every loss, both plans, awkward shapes, derivatives."""
 
+import dataclasses
 import functools
 
 import jax
@@ -13,6 +14,7 @@ from xentlab import LOSSES, LabError, at_target, facts_of, loss, name_of, resolv
 from xentlab.catalogue import with_settings
 from xentlab.contract import off_target
 from xentlab.linear import explain_plan, linear_log_probs, linear_loss
+from xentlab.linear import plan as plan_module
 from xentlab.linear.reductions import stream_of
 
 TRAINS = True  # the losses are tested strictly elsewhere; here NumPy's float64 meets float32 in the references
@@ -142,10 +144,14 @@ def test_awkward_shapes(plan, shape):
     close(jax.jit(jax.value_and_grad(head, (0, 1)))(hidden, weight), reference(BRIER, targets, hidden, weight))
 
 
-@both
-def test_the_form_for_other_chips_is_right_too(plan, monkeypatch):
-    """Comparisons where a CPU scatters, all rows at once: run here, with a last tile that overlaps."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+@pytest.mark.parametrize(("backend", "plan", "held"), [("gpu", "stream", 0), ("gpu", "tokens", 10**9), ("tpu", "tokens", 0)])
+def test_the_form_for_other_chips_is_right_too(backend, plan, held, monkeypatch):
+    """Comparisons where a CPU scatters, all rows at once: run here, with a last tile that overlaps.
+
+    held: bytes of gradients by logits that wait for one product; of none the chunks go one by one, and the last one overlaps.
+    """
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(plan_module, "CHIP", dataclasses.replace(plan_module.CHIP, held_bytes=held))
     names = ("nll", "brier", "hinge", "squared_hinge", "confidence_penalty", "squentropy", "entmax15")
     planned = [(loss, plan if plan == "tokens" or stream_of(loss) else "auto") for loss in map(LOSSES.get, names)]
     (arrays, targets), run = weighted_batch(), heads(planned)
@@ -362,7 +368,7 @@ def test_on_a_chip_auto_takes_what_the_device_has_room_for(monkeypatch):
         assert explain_plan(*shape, LOSSES["entmax15"], jnp.bfloat16).name == "tokens"
     monkeypatch.setattr(jax, "local_devices", lambda: [Chip(int(100e9))])
     large = explain_plan(*shape, NLL, jnp.bfloat16)
-    assert large.tiles == (2048, 256_000)
+    assert large.tiles == (1024, 256_000)
     assert "1/16 of the device" in large.why
     assert explain_plan(*shape, NLL, jnp.bfloat16, per_token=True).name == "stream"  # four products either way
     assert explain_plan(*shape, NLL, jnp.bfloat16, "stream").tiles == (8192, 2560)  # divides the vocabulary

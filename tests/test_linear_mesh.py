@@ -52,6 +52,8 @@ def run(*arrays):
 
 place = lambda array, dtype: jax.make_array_from_callback(array.shape, whole, lambda at: array[at].astype(dtype))
 arrays = [place(each, np.float32) for each in (hidden, weight, bias, weights)]
+if len(sys.argv) > 6:  # the form that another chip would get
+    jax.default_backend = lambda: sys.argv[6]
 found = run(*arrays, place(targets, np.int32))
 if rank <= 0:
     plain = lambda value, gradients: [np.asarray(each).tolist() for each in (value, *gradients)]
@@ -76,10 +78,10 @@ def expected(name, plan, reduction):
     return value, *gradients
 
 
-def start(rank, port, shape, cases):
+def start(rank, port, shape, cases, *form):
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", WORKER, str(rank), str(port), json.dumps(shape), json.dumps(cases)]
-    command.append(json.dumps([TOKENS, FEATURES, VOCAB]))
+    command += [json.dumps([TOKENS, FEATURES, VOCAB]), *form]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
@@ -107,6 +109,12 @@ CASES += [["entmax15", "tokens", "none"], ["focal", "tokens", "none"], ["squared
 def test_eight_devices_equal_one(shape):
     found = finish(start(-1, 0, shape, CASES))
     assert len(found) == len(CASES)
+    check(found)
+
+
+def test_the_form_for_other_chips_is_right_on_a_mesh():
+    found = finish(start(-1, 0, (2, 4), CASES[4:6], "gpu"))
+    assert len(found) == 2
     check(found)
 
 

@@ -19,9 +19,12 @@ def accumulator(dtype: Any) -> Any:
     return jnp.dtype(dtype if jnp.finfo(dtype).bits > 32 else jnp.float32)
 
 
-def product(a: jax.Array, b: jax.Array, along_a: int, along_b: int) -> jax.Array:
-    """A matrix product over one axis of each, accumulated and returned wide: upcasting afterwards would be too late."""
-    return lax.dot_general(a, b, (((along_a,), (along_b,)), ((), ())), preferred_element_type=accumulator(a.dtype))
+def product(a: jax.Array, b: jax.Array, along_a: int, along_b: int, dtype: Any = None) -> jax.Array:
+    """A matrix product over one axis of each, accumulated wide, and returned so: upcasting afterwards would be too late.
+
+    dtype: what is returned instead, by a chip, whose products round their wide sums once, at the end.
+    """
+    return lax.dot_general(a, b, (((along_a,), (along_b,)), ((), ())), preferred_element_type=dtype or accumulator(a.dtype))
 
 
 def turned(matrix: jax.Array) -> jax.Array:
@@ -35,6 +38,17 @@ def turned(matrix: jax.Array) -> jax.Array:
     (3, 2)
     """
     return made(matrix.T)
+
+
+def written(matrix: jax.Array) -> jax.Array:
+    """The matrix row by row in memory, where XLA may take a transpose for another way to read what is there.
+
+    A flat array can be read one way only.
+
+    >>> written(jnp.ones((2, 3)).T).shape
+    (3, 2)
+    """
+    return lax.optimization_barrier(matrix.reshape(-1)).reshape(matrix.shape)
 
 
 def made(array: jax.Array) -> jax.Array:

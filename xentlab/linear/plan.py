@@ -21,7 +21,7 @@ PLANS = ("auto", "stream", "tokens")
 class Sizes:
     """The tokens plan's chunk, in tokens and the bytes of its logits; a tile's classes, of that plan and of stream, and bytes.
 
-    None: as many as there are.
+    held_bytes: of the gradients by the logits that wait for the products with all of them. None: as many as there are.
     """
 
     chunk: int
@@ -29,13 +29,14 @@ class Sizes:
     kept_tile: int | None
     tile: int | None
     tile_bytes: int
+    held_bytes: int = 0
 
 
 # Tried on 2 CPU cores at the first two shapes of experiments/bench_linear_loss.py: the fastest, or near it and smaller.
 CPU = Sizes(chunk=512, chunk_bytes=None, kept_tile=1024, tile=512, tile_bytes=12 * 2**20)
 # Tried on a GPU (H200) at the shapes of experiments/bench_chip.py: a chip wants large products, and has no cache to stay in. Of
 # stream's tiles those of 256 MB are 3% faster, and hold twice as much.
-CHIP = Sizes(chunk=2048, chunk_bytes=2**31, kept_tile=None, tile=None, tile_bytes=96 * 2**20)
+CHIP = Sizes(chunk=1024, chunk_bytes=2**30, kept_tile=None, tile=None, tile_bytes=96 * 2**20, held_bytes=2**32)
 SHARE = 16  # of a chip's memory the part that a plan may take to be faster
 ROWS_BYTES = 2 * 2**20  # of logits, for a loss that sees whole rows: some ten passes over them then stay in a CPU's cache
 
@@ -146,6 +147,15 @@ def _tiles(name, tokens, vocab, wide):
     return max(chunk, 1), next(fitting, most)
 
 
+def tokens_held(tokens: int, chunk: int, vocab: int, dtype: Any) -> int:
+    """How many of a chip's tokens keep their logits' gradients for one product: all, or as many chunks as memory is given.
+
+    >>> tokens_held(8192, 512, 256_000, jnp.bfloat16), tokens_held(16_384, 512, 256_000, jnp.bfloat16)
+    (8192, 8192)
+    """
+    return min(tokens, max(1, CHIP.held_bytes // (vocab * jnp.dtype(dtype).itemsize) // chunk) * chunk)
+
+
 def rows_at_once(rows: int, vocab: int, itemsize: int) -> int:
     """How many rows of a chunk's logits go through a loss and its derivative at once; a divisor of their number.
 
@@ -168,7 +178,9 @@ def _temporary(name, streams, tokens, vocab, features, chunk, tile, dtype):
     if not on_cpu():  # logits, and their gradient as the products take it; of a loss that sees rows, wide before that
         each = wide + narrow + (0 if streams else wide)
         if name == "tokens":
-            return chunk * vocab * each + summed
+            held = tokens_held(tokens, chunk, vocab, dtype)
+            sums = features * vocab * wide * (tokens > held)
+            return chunk * vocab * (each - narrow) + held * (vocab * narrow + features * wide) + sums
         return tile * (tokens + features) * each + tokens * features * wide
     copied = together * features * narrow
     copied = copied if turns(copied) else 0

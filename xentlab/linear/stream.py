@@ -117,29 +117,15 @@ def _by_bits_forward(reductions, head, tile, arrays, tangents):
 def _pulled_back(
     reductions, head, tile, hidden, weight, bias, targets, found, asides, cotangents, kept=None, sums=None, bits=False
 ):
-    column = lambda values: {name: value[:, None] for name, value in values.items()}
-    to_target = cotangents["target"]
-    for name, reduction in reductions.items():
-        if reduction.by_target:
-            to_target = to_target + cotangents[name] * reduction.by_target(asides[name])
-    found, asides, cotangents = column(found), column(asides), column(cotangents)
     tokens, vocab = len(hidden), head.vocab(weight)
-    first = head.place(head.classes) * vocab
+    pull_of = pulling(reductions, head, vocab, targets, found, asides, cotangents)
     across = head.across(hidden)
 
     def step(state, start, fresh):
         to_hidden, to_weight, to_bias = state
         part = head.part(weight, start, tile)
-        if kept is None:
-            z = apart(head.logits(hidden, part, _part(bias, start, tile)))
-        else:
-            z = lax.dynamic_slice_in_dim(kept, _place(start, tile) * tokens, tokens * tile).reshape(tokens, tile)
-        row = Row(asides[SHIFT], found["target"], jnp.exp(z - asides[SHIFT]))
-        pull = jnp.zeros_like(z)
-        for name, reduction in reductions.items():
-            pull = pull + cotangents[name] * reduction.slope(found[name], asides.get(name), z, row)
-        pull = write_at(pull, targets - (first + start), to_target)
-        pull = head.before_softcap(pull, z)
+        made_anew = lambda part=part, start=start: apart(head.logits(hidden, part, _part(bias, start, tile)))
+        pull = pull_of(made_anew() if kept is None else kept_tile(kept, start, tokens, tile), start)
         new = pull if fresh is None else jnp.where(fresh[None], pull, 0)
         # What is written over may overlap; what is added to may not.
         pull = pull if sums is None else new
@@ -151,11 +137,40 @@ def _pulled_back(
         more = more.astype(weight.dtype).view(to_weight.dtype) if bits else more
         return to_hidden + head.to_hidden(new.astype(weight.dtype), part), head.put(to_weight, more, start), to_bias
 
-    to_weight, to_bias = sums or (jnp.zeros_like(weight), None if bias is None else jnp.zeros_like(bias))
+    to_weight, to_bias = sums or (lax.empty(weight.shape, weight.dtype), None if bias is None else jnp.zeros_like(bias))
     to_weight = to_weight.view(jnp.uint16) if bits else to_weight
     begun = jnp.zeros(hidden.shape, accumulator(hidden.dtype)), to_weight, to_bias
     to_hidden, to_weight, to_bias = over_tiles(step, begun, vocab, tile)
     return to_hidden, to_weight.view(weight.dtype) if bits else to_weight, to_bias
+
+
+def pulling(reductions, head: Head, vocab: int, targets, found: Found, asides: Found, cotangents: Found):
+    """pull(z, start): the gradient by what the softcap was given, from logits z [N, C] of the classes from `start` on.
+
+    vocab: one device's classes. The rest as `pull_back` has it.
+    """
+    column = lambda values: {name: value[:, None] for name, value in values.items()}
+    to_target = cotangents["target"]
+    for name, reduction in reductions.items():
+        if reduction.by_target:
+            to_target = to_target + cotangents[name] * reduction.by_target(asides[name])
+    found, asides, cotangents = column(found), column(asides), column(cotangents)
+    first = head.place(head.classes) * vocab
+
+    def pull_of(z, start):
+        row = Row(asides[SHIFT], found["target"], jnp.exp(z - asides[SHIFT]))
+        pull = jnp.zeros_like(z)
+        for name, reduction in reductions.items():
+            pull = pull + cotangents[name] * reduction.slope(found[name], asides.get(name), z, row)
+        pull = write_at(pull, targets - (first + start), to_target)
+        return head.before_softcap(pull, z)
+
+    return pull_of
+
+
+def kept_tile(kept: jax.Array, start: Any, tokens: int, tile: int) -> jax.Array:
+    """The logits [tokens, tile] that `reduce` kept of the classes from `start` on."""
+    return lax.dynamic_slice_in_dim(kept, _place(start, tile) * tokens, tokens * tile).reshape(tokens, tile)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from xentlab.linear.logits import over_tiles
-from xentlab.linear.plan import rows_at_once
-from xentlab.linear.stream import pull_back, reduce, room
-from xentlab.products import accumulator, moved_whole, sliced
+from xentlab.linear.plan import rows_at_once, tokens_held
+from xentlab.linear.stream import kept_tile, pull_back, pulling, reduce, room
+from xentlab.products import accumulator, moved_whole, on_cpu, sliced
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
@@ -97,8 +97,77 @@ def _gathered(head, each):
     return each if head.classes is None else lax.all_gather(each, head.classes, tiled=True)
 
 
-def _value_and_gradients(loss, stream, head, tiles, hidden, weight, bias, targets, weights):
+def _value_and_gradients(loss, stream, head, tiles, *arrays):
     """Each token's loss [N], and the gradients of their weighted sum by hidden, weight and bias."""
+    by = _chunk_by_chunk if on_cpu() else _by_kept_pulls
+    return by(loss, stream, head, tiles, *arrays)
+
+
+def _by_kept_pulls(loss, stream, head, tiles, *arrays):
+    """A chip's way: the chunks' gradients by the logits are kept in the weight's type, and two large products take them all.
+
+    Each chunk's own would read the weight, and the sum of its gradients, once more: memory is what a chip waits for.
+    """
+
+    def run(hidden, weight, bias, targets, weights):
+        dtype, vocab = accumulator(hidden.dtype), head.vocab(weight)
+        chunk, tile = tiles
+        group = tokens_held(len(hidden), chunk, vocab, weight.dtype)
+
+        def kept(state, start, hidden, targets, weights):
+            """One chunk's losses and pulls, written where they belong."""
+            pulls, losses = state
+            part = lambda array: lax.dynamic_slice_in_dim(array, start, chunk)
+            if stream is None:
+                z = head.logits(part(hidden), weight, bias)
+                each, pull = _pulled(loss, head, *_rows(head, z, part(targets), part(weights)))
+                pulls = lax.dynamic_update_slice_in_dim(pulls, _columns(head, pull).astype(pulls.dtype), start, 0)
+                return pulls, lax.dynamic_update_slice_in_dim(losses, _gathered(head, each), start, 0)
+            place = room(chunk, vocab, tile, dtype)
+            found, asides, z = reduce(stream.reductions, head, tile, part(hidden), weight, bias, part(targets), place)
+            each, back = jax.vjp(lambda found: stream(found, _vocab(head, weight)), found)
+            cotangents = back(part(weights).astype(each.dtype))[0]
+            pull_of = pulling(stream.reductions, head, vocab, part(targets), found, asides, cotangents)
+
+            def written(pulls, first, _):
+                pull = pull_of(kept_tile(z, first, chunk, tile), first)
+                return lax.dynamic_update_slice(pulls, pull.astype(pulls.dtype), (start, first))
+
+            pulls = over_tiles(written, pulls, vocab, tile)
+            return pulls, lax.dynamic_update_slice_in_dim(losses, each.astype(dtype), start, 0)
+
+        def step(state, start, fresh):
+            to_hidden, to_weight, to_bias, losses = state
+            part = lambda array: lax.dynamic_slice_in_dim(array, start, group)
+            put = lambda array, part: lax.dynamic_update_slice_in_dim(array, part.astype(array.dtype), start, 0)
+            # Tokens that come a second time weigh nothing.
+            counted = part(weights) if fresh is None else jnp.where(fresh, part(weights), 0)
+            mine = part(hidden), part(targets), counted
+            one = lambda state, start, _: kept(state, start, *mine)
+            pulls, each = over_tiles(one, (lax.empty((group, vocab), weight.dtype), jnp.zeros(group, dtype)), group, chunk)
+            more = head.to_hidden(pulls, weight)
+            to_hidden = put(to_hidden, more if fresh is None else part(to_hidden).astype(more.dtype) + more)
+            # The only one is rounded as it is made: a wide one beside it would be the largest thing here.
+            more = head.to_weight(mine[0], head.across(mine[0]), pulls, weight.dtype if to_weight is None else None)
+            to_weight = more if to_weight is None else to_weight + more
+            if bias is not None:
+                to_bias = to_bias + jnp.sum(pulls, axis=0, dtype=dtype)
+            return to_hidden, to_weight, to_bias, put(losses, each)
+
+        # Of one group the gradient is written, of more it is summed.
+        to_weight = None if group == len(hidden) else jnp.zeros(weight.shape, dtype)
+        to_bias = None if bias is None else jnp.zeros(bias.shape, dtype)
+        begun = jnp.zeros_like(hidden), to_weight, to_bias, jnp.zeros(len(hidden), dtype)
+        to_hidden, to_weight, to_bias, losses = over_tiles(step, begun, len(hidden), group)
+        to_weight, to_bias = head.summed((to_weight, to_bias), head.tokens)
+        to_bias = None if bias is None else to_bias.astype(bias.dtype)
+        return losses, head.summed(to_hidden, head.classes), to_weight.astype(weight.dtype), to_bias
+
+    return head.spread(run, *arrays, out="ttwb")
+
+
+def _chunk_by_chunk(loss, stream, head, tiles, *arrays):
+    """A CPU's way: all three products of a chunk, tile by tile, while its logits are in the cache."""
 
     def run(hidden, weight, bias, targets, weights):
         dtype = accumulator(hidden.dtype)
@@ -152,7 +221,7 @@ def _value_and_gradients(loss, stream, head, tiles, hidden, weight, bias, target
         to_weight = over_tiles(add, to_weight, head.vocab(weight), tile)
         return head.to_hidden(pull, weight), (to_weight, to_bias), _gathered(head, each), None
 
-    return head.spread(run, hidden, weight, bias, targets, weights, out="ttwb")
+    return head.spread(run, *arrays, out="ttwb")
 
 
 def _total_forward(loss, stream, head, tiles, hidden, weight, bias, targets, weights):
