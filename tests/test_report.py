@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+from importlib import metadata
 
 import pandas as pd
 import pytest
@@ -106,6 +107,16 @@ def test_looks_stay_apart_for_the_whole_catalogue():
     from xentlab import LOSSES as ALL
 
     assert len(set(charts.look(list(ALL)).values())) == len(ALL)
+
+
+def test_a_run_from_sources_keeps_its_record(monkeypatch):
+    """A benchmark of minutes must not end without one because no package of that name is installed."""
+
+    def unknown(package):
+        raise metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(metadata, "version", unknown)
+    assert runs.record({}, [], 0.0)["versions"]["xentlab"] == "not installed"
 
 
 def test_a_file_is_whole_or_absent(tmp_path, monkeypatch):

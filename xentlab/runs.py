@@ -95,14 +95,20 @@ def record(arguments: dict[str, Any], sources: list[dict[str, Any]], seconds: fl
         "seconds": round(seconds, 2),
         "versions": {
             "python": platform.python_version(),
-            "xentlab": metadata.version("xentlab"),
-            **{package: metadata.version(package) for package in PACKAGES},
+            **{package: _version(package) for package in ("xentlab", *PACKAGES)},
         },
         "commit": commit(),
         "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
         "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
         **more,
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # run from its sources, say: what it found is no less worth keeping
+        return "not installed"
 
 
 def write_record(folder: pathlib.Path, content: dict[str, Any]) -> pathlib.Path:

@@ -14,7 +14,8 @@ from jax.sharding import Mesh, PartitionSpec
 from xentlab.contract import is_at_target
 from xentlab.products import accumulator, made, moved_whole, on_cpu, product, sliced, turned, written
 
-TURNED_BYTES = 40 * 2**20  # of hidden states, the most that are copied
+TURNED_BYTES = 40 * 2**20  # of hidden states, the most that a CPU copies
+MANY = 2**20  # numbers, from which on a GPU's time goes into memory rather than into starting kernels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +84,8 @@ class Head:
         A CPU's product with it is faster (see `turned`): by it the whole head takes a tenth less, or somewhat less than that.
         So is a GPU's of float32, 1.0 ms for 1.6 on an H200: TF32's units want rows along what is summed over.
         """
-        if jax.default_backend() == "gpu" and hidden.dtype == jnp.float32:
-            return written(hidden.T)
+        if _on_gpu():
+            return written(hidden.T) if hidden.dtype == jnp.float32 and hidden.size >= MANY else None
         return turned(hidden) if turns(hidden.nbytes) else None
 
     def to_weight(self, hidden: jax.Array, across: jax.Array | None, pull: jax.Array, dtype: Any = None) -> jax.Array:
@@ -150,7 +151,8 @@ def over_tiles(step: Callable[[Any, Any, jax.Array | None], Any], state: Any, le
 
 def read_at(z: jax.Array, places: jax.Array) -> jax.Array:
     """z [N, C] at one place a row, [N]; 0 where `places` lies outside [0, C)."""
-    if jax.default_backend() != "tpu":  # a GPU would make a pass of it over all logits, by a profile on an H200
+    # Among many logits a GPU's comparison is a pass over them, by a profile on an H200; among few it is one kernel less.
+    if _scatters() or (_on_gpu() and z.size >= MANY):
         found = jnp.take_along_axis(z, jnp.clip(places, 0, z.shape[1] - 1)[:, None], axis=1)[:, 0]
         return jnp.where((places >= 0) & (places < z.shape[1]), found, 0)
     return jnp.sum(jnp.where(is_at_target(z, places), z, 0), axis=-1)
@@ -169,6 +171,10 @@ def rivals_of(z: jax.Array, places: jax.Array, own: jax.Array) -> jax.Array:
     """z [N, C] with -inf where the target is; own [N]: what `read_at` found there."""
     # On a CPU by way of `own`, so that reading comes first, and z is written into without a copy of it.
     return write_at(z, places, jnp.minimum(lax.stop_gradient(own), -jnp.inf) if _scatters() else -jnp.inf)
+
+
+def _on_gpu() -> bool:
+    return jax.default_backend() == "gpu"
 
 
 def _scatters() -> bool:
