@@ -27,6 +27,7 @@ from xentlab import LabError
 SHAPES = ((1024, 256, 32_768), (2048, 512, 50_304), (4096, 512, 128_256))  # tokens, features, vocabulary
 THREADS = 2
 LEVEL = 1.03  # times the fastest: as good
+HOPELESS = 2  # times the fastest in the round before: not tried again
 PACKAGES = ("torch", "jax-cce", "cut-cross-entropy")
 REMEDIES = {
     "torch": "pip install -e '.[bench]'",
@@ -183,11 +184,14 @@ def run(shapes=SHAPES, names=tuple(PEERS), rounds: int = 2) -> pd.DataFrame:
                 continue
             calls, seconds = {block: PEERS[name].build(*arrays, block) for block in blocks}, {block: [] for block in blocks}
             for _ in range(rounds + 1):  # the first one warms up
+                least = min((each[-1] for each in seconds.values() if each), default=math.inf)
                 for block, call in calls.items():
+                    if seconds[block] and seconds[block][-1] > HOPELESS * least:
+                        continue  # its time stays what it was
                     begun = time.perf_counter()
                     call()
                     seconds[block].append(time.perf_counter() - begun)
-            took = {block: 1e3 * min(each[1:]) for block, each in seconds.items()}
+            took = {block: 1e3 * min(each[1:] or each) for block, each in seconds.items()}
             level = [block for block in blocks if took[block] <= LEVEL * min(took.values())]
             outputs_mb = (arrays[0].nbytes + arrays[1].nbytes) / 2**20
             held = {block: peak_mb(calls[block], outputs_mb) for block in level}

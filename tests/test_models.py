@@ -83,6 +83,19 @@ def test_attention_equals_jax_own():
     np.testing.assert_allclose(eqx.filter_jit(block)(x), plain(x), atol=1e-5)
 
 
+def test_gelu_is_jax_own_to_rounding():
+    """And its derivatives, also where an exponential overflows; against float64, for jax.nn.gelu rounds what is near 0 to it."""
+    from xentlab.models import _gelu
+
+    x = jnp.concatenate([jnp.linspace(-6, 6, 97), jnp.array([-1e6, -60.0, -11.0, 11.0, 60.0, 1e6])])
+    derivatives = lambda f: jax.jit(jax.vmap(lambda x: (f(x), jax.grad(f)(x), jax.grad(jax.grad(f))(x), jax.jacfwd(f)(x))))
+    found = derivatives(_gelu)(x)
+    with jax.enable_x64(True):
+        exact = derivatives(jax.nn.gelu)(np.asarray(x, np.float64))
+        for ours, right in zip(found, exact, strict=True):
+            np.testing.assert_allclose(ours, right, rtol=1e-5, atol=2e-5)
+
+
 @pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 3, 4), (0, 4)], ids=str)
 def test_dense_has_the_plain_products_derivatives(shape):
     """By both operands, over seeds, twice, and forward over reverse."""
