@@ -84,7 +84,7 @@ def test_attention_equals_jax_own():
 
 
 def test_gelu_is_jax_own_to_rounding():
-    """And its derivatives, also where an exponential overflows; against float64, for jax.nn.gelu rounds what is near 0 to it."""
+    """And its derivatives, also where an exponential overflows. Against float64: jax.nn.gelu rounds what is near 0 to it."""
     from xentlab.models import _gelu
 
     x = jnp.concatenate([jnp.linspace(-6, 6, 97), jnp.array([-1e6, -60.0, -11.0, 11.0, 60.0, 1e6])])

@@ -114,28 +114,6 @@ def _by_kept_pulls(loss, stream, head, tiles, *arrays):
         chunk, tile = tiles
         group = tokens_held(len(hidden), chunk, vocab, weight.dtype)
 
-        def kept(state, start, hidden, targets, weights):
-            """One chunk's losses and pulls, written where they belong."""
-            pulls, losses = state
-            part = lambda array: lax.dynamic_slice_in_dim(array, start, chunk)
-            if stream is None:
-                z = head.logits(part(hidden), weight, bias)
-                each, pull = _pulled(loss, head, *_rows(head, z, part(targets), part(weights)))
-                pulls = lax.dynamic_update_slice_in_dim(pulls, _columns(head, pull).astype(pulls.dtype), start, 0)
-                return pulls, lax.dynamic_update_slice_in_dim(losses, _gathered(head, each), start, 0)
-            place = room(chunk, vocab, tile, dtype)
-            found, asides, z = reduce(stream.reductions, head, tile, part(hidden), weight, bias, part(targets), place)
-            each, back = jax.vjp(lambda found: stream(found, _vocab(head, weight)), found)
-            cotangents = back(part(weights).astype(each.dtype))[0]
-            pull_of = pulling(stream.reductions, head, vocab, part(targets), found, asides, cotangents)
-
-            def written(pulls, first, _):
-                pull = pull_of(kept_tile(z, first, chunk, tile), first)
-                return lax.dynamic_update_slice(pulls, pull.astype(pulls.dtype), (start, first))
-
-            pulls = over_tiles(written, pulls, vocab, tile)
-            return pulls, lax.dynamic_update_slice_in_dim(losses, each.astype(dtype), start, 0)
-
         def step(state, start, fresh):
             to_hidden, to_weight, to_bias, losses = state
             part = lambda array: lax.dynamic_slice_in_dim(array, start, group)
@@ -143,7 +121,13 @@ def _by_kept_pulls(loss, stream, head, tiles, *arrays):
             # Tokens that come a second time weigh nothing.
             counted = part(weights) if fresh is None else jnp.where(fresh, part(weights), 0)
             mine = part(hidden), part(targets), counted
-            one = lambda state, start, _: kept(state, start, *mine)
+
+            def one(state, start, _):
+                pulls, losses = state
+                rows, *own = (lax.dynamic_slice_in_dim(array, start, chunk) for array in mine)
+                pulls, each = _with_pull(pulls, start, loss, stream, head, tile, rows, weight, bias, *own)
+                return pulls, lax.dynamic_update_slice_in_dim(losses, each.astype(dtype), start, 0)
+
             pulls, each = over_tiles(one, (lax.empty((group, vocab), weight.dtype), jnp.zeros(group, dtype)), group, chunk)
             more = head.to_hidden(pulls, weight)
             to_hidden = put(to_hidden, more if fresh is None else part(to_hidden).astype(more.dtype) + more)
@@ -164,6 +148,25 @@ def _by_kept_pulls(loss, stream, head, tiles, *arrays):
         return losses, head.summed(to_hidden, head.classes), to_weight.astype(weight.dtype), to_bias
 
     return head.spread(run, *arrays, out="ttwb")
+
+
+def _with_pull(pulls, start, loss, stream, head, tile, hidden, weight, bias, targets, weights):
+    """The pulls [N, V] with one chunk's from row `start` on, and that chunk's losses."""
+    if stream is None:
+        z = head.logits(hidden, weight, bias)
+        each, pull = _pulled(loss, head, *_rows(head, z, targets, weights))
+        return lax.dynamic_update_slice_in_dim(pulls, _columns(head, pull).astype(pulls.dtype), start, 0), _gathered(head, each)
+    chunk, vocab = len(hidden), head.vocab(weight)
+    place = room(chunk, vocab, tile, accumulator(hidden.dtype))
+    found, asides, z = reduce(stream.reductions, head, tile, hidden, weight, bias, targets, place)
+    each, back = jax.vjp(lambda found: stream(found, _vocab(head, weight)), found)
+    pull_of = pulling(stream.reductions, head, vocab, targets, found, asides, back(weights.astype(each.dtype))[0])
+
+    def put(pulls, first, _):
+        pull = pull_of(kept_tile(z, first, chunk, tile), first)
+        return lax.dynamic_update_slice(pulls, pull.astype(pulls.dtype), (start, first))
+
+    return over_tiles(put, pulls, vocab, tile), each
 
 
 def _chunk_by_chunk(loss, stream, head, tiles, *arrays):
