@@ -35,7 +35,8 @@ class Sizes:
 # Tried on 2 CPU cores at the first two shapes of experiments/bench_linear_loss.py: the fastest, or near it and smaller.
 CPU = Sizes(chunk=512, chunk_bytes=None, kept_tile=1024, tile=512, tile_bytes=12 * 2**20)
 # Tried on a GPU (H200) at the shapes of experiments/bench_chip.py: a chip wants large products, and has no cache to stay in. Of
-# stream's tiles those of 256 MB are 3% faster, and hold twice as much.
+# stream's tiles those of 256 MB are 3% faster, and hold twice as much. Chunks of 512 tokens take a slower kernel, of 2048 they save
+# another 3%, for half as much again.
 CHIP = Sizes(chunk=1024, chunk_bytes=2**30, kept_tile=None, tile=None, tile_bytes=96 * 2**20, held_bytes=2**32)
 SHARE = 16  # of a chip's memory the part that a plan may take to be faster
 ROWS_BYTES = 2 * 2**20  # of logits, for a loss that sees whole rows: some ten passes over them then stay in a CPU's cache
@@ -111,7 +112,7 @@ def _chosen(loss, streams, per_token, held):
     """The plan that auto takes, and why; held: bytes that the tokens plan would."""
     if not streams:
         return "tokens", f"{name_of(loss)} has no stream form"
-    # Measured: on a GPU (experiments/bench_chip.py) a quarter less time or better, for several times the memory; on a CPU
+    # Measured: on a GPU (experiments/bench_chip.py) a third less time, for several times the memory; on a CPU
     # (experiments/bench_linear_loss.py) at most a fifth less. Per-token results take four products either way.
     if not per_token and held <= _room():
         return "tokens", f"it takes three products where stream takes four, and what it holds is under 1/{SHARE} of the device"
