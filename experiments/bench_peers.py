@@ -184,14 +184,14 @@ def run(shapes=SHAPES, names=tuple(PEERS), rounds: int = 2) -> pd.DataFrame:
                 continue
             calls, seconds = {block: PEERS[name].build(*arrays, block) for block in blocks}, {block: [] for block in blocks}
             for _ in range(rounds + 1):  # the first one warms up
-                least = min((each[-1] for each in seconds.values() if each), default=math.inf)
+                least = min((each[-1] for each in seconds.values() if len(each) > 1), default=math.inf)
                 for block, call in calls.items():
-                    if seconds[block] and seconds[block][-1] > HOPELESS * least:
+                    if len(seconds[block]) > 1 and seconds[block][-1] > HOPELESS * least:
                         continue  # its time stays what it was
                     begun = time.perf_counter()
                     call()
                     seconds[block].append(time.perf_counter() - begun)
-            took = {block: 1e3 * min(each[1:] or each) for block, each in seconds.items()}
+            took = {block: 1e3 * min(each[1:]) for block, each in seconds.items()}
             level = [block for block in blocks if took[block] <= LEVEL * min(took.values())]
             outputs_mb = (arrays[0].nbytes + arrays[1].nbytes) / 2**20
             held = {block: peak_mb(calls[block], outputs_mb) for block in level}

@@ -161,6 +161,22 @@ def test_the_form_for_other_chips_is_right_too(backend, plan, held, monkeypatch)
     assert np.isnan([value for value, _ in run(arrays, targets.at[5].set(VOCAB))]).all()
 
 
+def test_a_chips_bias_gradient_is_summed_before_it_is_rounded(monkeypatch):
+    """Of a large vocabulary a gradient by the logits is below what float16 has; its sum over tokens is not."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    hidden, weight, targets = batch(512, 4, 16_384, scale=0.02, dtype=np.float16)
+    bias = jnp.zeros(16_384, jnp.float32)
+    more = {"plan": "tokens", "tiles": (200, 5000)}
+
+    def gradients(of):
+        return jax.jit(jax.grad(of))(bias)
+
+    for each in (NLL, LOSSES["entmax15"]):  # by its stream form, and by rows
+        found = gradients(lambda bias, each=each: linear_loss(hidden, weight, targets, loss=each, bias=bias, **more))
+        wide = hidden.astype(jnp.float32), weight.astype(jnp.float32)
+        close(found, np.asarray(gradients(lambda bias, each=each, wide=wide: naive(each, targets, *wide, bias))), 1e-4)
+
+
 @both
 def test_no_tokens_cost_nothing(plan):
     hidden, weight, targets = batch(0)

@@ -122,20 +122,20 @@ def _by_kept_pulls(loss, stream, head, tiles, *arrays):
             counted = part(weights) if fresh is None else jnp.where(fresh, part(weights), 0)
             mine = part(hidden), part(targets), counted
 
-            def one(state, start, _):
-                pulls, losses = state
+            def one(state, start, fresh):
+                pulls, losses, to_bias = state
                 rows, *own = (lax.dynamic_slice_in_dim(array, start, chunk) for array in mine)
-                pulls, each = _with_pull(pulls, start, loss, stream, head, tile, rows, weight, bias, *own)
-                return pulls, lax.dynamic_update_slice_in_dim(losses, each.astype(dtype), start, 0)
+                pulls, each, more = _with_pull(pulls, start, fresh, loss, stream, head, tile, rows, weight, bias, *own)
+                losses = lax.dynamic_update_slice_in_dim(losses, each.astype(dtype), start, 0)
+                return pulls, losses, None if bias is None else to_bias + more
 
-            pulls, each = over_tiles(one, (lax.empty((group, vocab), weight.dtype), jnp.zeros(group, dtype)), group, chunk)
+            begun = lax.empty((group, vocab), weight.dtype), jnp.zeros(group, dtype), to_bias
+            pulls, each, to_bias = over_tiles(one, begun, group, chunk)
             more = head.to_hidden(pulls, weight)
             to_hidden = put(to_hidden, more if fresh is None else part(to_hidden).astype(more.dtype) + more)
             # The only one is rounded as it is made: a wide one beside it would be the largest thing here.
             more = head.to_weight(mine[0], head.across(mine[0]), pulls, weight.dtype if to_weight is None else None)
             to_weight = more if to_weight is None else to_weight + more
-            if bias is not None:
-                to_bias = to_bias + jnp.sum(pulls, axis=0, dtype=dtype)
             return to_hidden, to_weight, to_bias, put(losses, each)
 
         # Of one group the gradient is written, of more it is summed.
@@ -150,23 +150,31 @@ def _by_kept_pulls(loss, stream, head, tiles, *arrays):
     return head.spread(run, *arrays, out="ttwb")
 
 
-def _with_pull(pulls, start, loss, stream, head, tile, hidden, weight, bias, targets, weights):
-    """The pulls [N, V] with one chunk's from row `start` on, and that chunk's losses."""
+def _with_pull(pulls, start, fresh, loss, stream, head, tile, hidden, weight, bias, targets, weights):
+    """The pulls [N, V] with a chunk's from row `start` on, the chunk's losses, and the sum of its fresh rows if a bias asks."""
+    counted = lambda pull: pull if fresh is None else jnp.where(fresh[:, None], pull, 0)
     if stream is None:
         z = head.logits(hidden, weight, bias)
         each, pull = _pulled(loss, head, *_rows(head, z, targets, weights))
-        return lax.dynamic_update_slice_in_dim(pulls, _columns(head, pull).astype(pulls.dtype), start, 0), _gathered(head, each)
-    chunk, vocab = len(hidden), head.vocab(weight)
-    place = room(chunk, vocab, tile, accumulator(hidden.dtype))
+        pull = _columns(head, pull)
+        # Before it is rounded: of a large vocabulary float16 would keep nothing of it.
+        to_bias = None if bias is None else jnp.sum(counted(pull), axis=0)
+        return lax.dynamic_update_slice_in_dim(pulls, pull.astype(pulls.dtype), start, 0), _gathered(head, each), to_bias
+    chunk, vocab, dtype = len(hidden), head.vocab(weight), accumulator(hidden.dtype)
+    place = room(chunk, vocab, tile, dtype)
     found, asides, z = reduce(stream.reductions, head, tile, hidden, weight, bias, targets, place)
     each, back = jax.vjp(lambda found: stream(found, _vocab(head, weight)), found)
     pull_of = pulling(stream.reductions, head, vocab, targets, found, asides, back(weights.astype(each.dtype))[0])
 
-    def put(pulls, first, _):
+    def put(state, first, _):
+        pulls, to_bias = state
         pull = pull_of(kept_tile(z, first, chunk, tile), first)
-        return lax.dynamic_update_slice(pulls, pull.astype(pulls.dtype), (start, first))
+        if bias is not None:
+            to_bias = lax.dynamic_update_slice_in_dim(to_bias, jnp.sum(counted(pull), axis=0).astype(dtype), first, 0)
+        return lax.dynamic_update_slice(pulls, pull.astype(pulls.dtype), (start, first)), to_bias
 
-    return over_tiles(put, pulls, vocab, tile), each
+    pulls, to_bias = over_tiles(put, (pulls, None if bias is None else jnp.zeros(vocab, dtype)), vocab, tile)
+    return pulls, each, to_bias
 
 
 def _chunk_by_chunk(loss, stream, head, tiles, *arrays):
