@@ -28,7 +28,7 @@ Logits = Float[Array, "*batch time vocab"]
 
 # The scale of a fresh head: logits begin near 0, a uniform prediction, for every loss alike.
 HEAD_SCALE = 0.02
-GELU = math.sqrt(8 / math.pi)
+GELU, CUBE = math.sqrt(8 / math.pi), 0.044715
 
 
 def _normals(key, *shapes):
@@ -68,11 +68,11 @@ def _gelu_forward(primals, tangents):
     (x,), (tangent,) = primals, tangents
     y = _gelu(x)
     share = jax.nn.sigmoid(_gelu_odds(x))  # whose own derivative is finite where the exponential is not
-    return y, tangent * (share + y * (1 - share) * GELU * (1 + 3 * 0.044715 * x**2))
+    return y, tangent * (share + y * (1 - share) * GELU * (1 + 3 * CUBE * x**2))
 
 
 def _gelu_odds(x):
-    return GELU * (1 + 0.044715 * x**2) * x
+    return GELU * (1 + CUBE * x**2) * x
 
 
 class Bigram(eqx.Module):

@@ -62,7 +62,7 @@ def apart(product: jax.Array) -> jax.Array:
     XLA would fold an exponential of it into it, by a kernel that takes a third longer for a head's logits than cuBLAS does (a
     profile on an H200).
     """
-    return lax.optimization_barrier(product) if jax.default_backend() == "gpu" else product
+    return lax.optimization_barrier(product) if on_gpu() else product
 
 
 def sliced(array: jax.Array, start: Any, size: int, axis: int = 0) -> jax.Array:
@@ -100,6 +100,11 @@ def _widens_bfloat16() -> bool:
 def on_cpu() -> bool:
     """Whether programs are compiled for a CPU."""
     return jax.default_backend() == "cpu"
+
+
+def on_gpu() -> bool:
+    """Whether programs are compiled for a GPU."""
+    return jax.default_backend() == "gpu"
 
 
 def quickly(level: int) -> dict[str, int] | None:

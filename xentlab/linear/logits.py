@@ -12,7 +12,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from xentlab.contract import is_at_target
-from xentlab.products import accumulator, made, moved_whole, on_cpu, product, sliced, turned, written
+from xentlab.products import accumulator, made, moved_whole, on_cpu, on_gpu, product, sliced, turned, written
 
 TURNED_BYTES = 40 * 2**20  # of hidden states, the most that a CPU copies
 MANY = 2**20  # numbers, from which on a GPU's time goes into memory rather than into starting kernels
@@ -84,18 +84,18 @@ class Head:
         A CPU's product with it is faster (see `turned`): by it the whole head takes a tenth less, or somewhat less than that.
         So is a GPU's of float32, 1.0 ms for 1.6 on an H200: TF32's units want rows along what is summed over.
         """
-        if _on_gpu():
+        if on_gpu():
             return written(hidden.T) if hidden.dtype == jnp.float32 and hidden.size >= MANY else None
         return turned(hidden) if turns(hidden.nbytes) else None
 
     def to_weight(self, hidden: jax.Array, across: jax.Array | None, pull: jax.Array, dtype: Any = None) -> jax.Array:
         """The gradient of the weight's part from the logits' [N, C]; dtype: what a chip rounds its wide sums to, if to any."""
-        if across is None:
-            return product(pull, hidden, 0, 0, dtype) if self.vocab_first else product(hidden, pull, 0, 0, dtype)
-        if self.vocab_first and not on_cpu():
-            return product(pull, across, 0, 1, dtype)
-        found = product(across, pull, 1, 0, dtype)
-        return made(found).T if self.vocab_first else found
+        rows, along = (hidden, 0) if across is None else (across, 1)
+        if not self.vocab_first:
+            return product(rows, pull, along, 0, dtype)
+        if across is None or not on_cpu():
+            return product(pull, rows, 0, along, dtype)
+        return made(product(rows, pull, along, 0, dtype)).T
 
     def count(self, axis: str | None) -> int:
         """Devices along one of the two axes."""
@@ -152,7 +152,7 @@ def over_tiles(step: Callable[[Any, Any, jax.Array | None], Any], state: Any, le
 def read_at(z: jax.Array, places: jax.Array) -> jax.Array:
     """z [N, C] at one place a row, [N]; 0 where `places` lies outside [0, C)."""
     # Among many logits a GPU's comparison is a pass over them, by a profile on an H200; among few it is one kernel less.
-    if _scatters() or (_on_gpu() and z.size >= MANY):
+    if _scatters() or (on_gpu() and z.size >= MANY):
         found = jnp.take_along_axis(z, jnp.clip(places, 0, z.shape[1] - 1)[:, None], axis=1)[:, 0]
         return jnp.where((places >= 0) & (places < z.shape[1]), found, 0)
     return jnp.sum(jnp.where(is_at_target(z, places), z, 0), axis=-1)
@@ -171,10 +171,6 @@ def rivals_of(z: jax.Array, places: jax.Array, own: jax.Array) -> jax.Array:
     """z [N, C] with -inf where the target is; own [N]: what `read_at` found there."""
     # On a CPU by way of `own`, so that reading comes first, and z is written into without a copy of it.
     return write_at(z, places, jnp.minimum(lax.stop_gradient(own), -jnp.inf) if _scatters() else -jnp.inf)
-
-
-def _on_gpu() -> bool:
-    return jax.default_backend() == "gpu"
 
 
 def _scatters() -> bool:

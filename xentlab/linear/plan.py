@@ -175,14 +175,14 @@ def _temporary(name, streams, tokens, vocab, features, chunk, tile, dtype):
     narrow, wide = jnp.dtype(dtype).itemsize, accumulator(dtype).itemsize
     cast, by_bits = narrow < wide, moved_whole(dtype)
     together = min(tokens, chunk)
-    summed = features * vocab * wide * (cast and (by_bits or tokens > chunk))
-    if not on_cpu():  # logits, and their gradient as the products take it; of a loss that sees rows, wide before that
-        each = wide + narrow + (0 if streams else wide)
+    if not on_cpu():  # logits, and of a loss that sees rows their gradient; and that as the products take it
+        logits = wide if streams else 2 * wide
         if name == "tokens":
             held = tokens_held(tokens, chunk, vocab, dtype)
-            sums = features * vocab * wide * (tokens > held)
-            return chunk * vocab * (each - narrow) + held * (vocab * narrow + features * wide) + sums
-        return tile * (tokens + features) * each + tokens * features * wide
+            summed = features * vocab * wide * (tokens > held)
+            return chunk * vocab * logits + held * (vocab * narrow + features * wide) + summed
+        return tile * (tokens + features) * (logits + narrow) + tokens * features * wide
+    summed = features * vocab * wide * (cast and (by_bits or tokens > chunk))
     copied = together * features * narrow
     copied = copied if turns(copied) else 0
     pulled = wide if by_bits else narrow

@@ -124,8 +124,8 @@ def _pulled_back(
     def step(state, start, fresh):
         to_hidden, to_weight, to_bias = state
         part = head.part(weight, start, tile)
-        made_anew = lambda part=part, start=start: apart(head.logits(hidden, part, _part(bias, start, tile)))
-        pull = pull_of(made_anew() if kept is None else kept_tile(kept, start, tokens, tile), start)
+        z = apart(head.logits(hidden, part, _part(bias, start, tile))) if kept is None else kept_tile(kept, start, tokens, tile)
+        pull = pull_of(z, start)
         new = pull if fresh is None else jnp.where(fresh[None], pull, 0)
         # What is written over may overlap; what is added to may not.
         pull = pull if sums is None else new

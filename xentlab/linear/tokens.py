@@ -97,127 +97,54 @@ def _gathered(head, each):
     return each if head.classes is None else lax.all_gather(each, head.classes, tiled=True)
 
 
-def _value_and_gradients(loss, stream, head, tiles, *arrays):
+def _value_and_gradients(loss, stream, head, tiles, hidden, weight, bias, targets, weights):
     """Each token's loss [N], and the gradients of their weighted sum by hidden, weight and bias."""
-    by = _chunk_by_chunk if on_cpu() else _by_kept_pulls
-    return by(loss, stream, head, tiles, *arrays)
-
-
-def _by_kept_pulls(loss, stream, head, tiles, *arrays):
-    """A chip's way: the chunks' gradients by the logits are kept in the weight's type, and two large products take them all.
-
-    Each chunk's own would read the weight, and the sum of its gradients, once more: memory is what a chip waits for.
-    """
+    chunk, tile = tiles
 
     def run(hidden, weight, bias, targets, weights):
         dtype, vocab = accumulator(hidden.dtype), head.vocab(weight)
-        chunk, tile = tiles
-        group = tokens_held(len(hidden), chunk, vocab, weight.dtype)
+        if on_cpu():
+            group, through = chunk, _through_rows if stream is None else _through_reductions
+            # One chunk writes the weight's gradient once; more than one sum it, wide.
+            summed = dtype if len(hidden) > chunk or moved_whole(weight.dtype) else weight.dtype
+            # All chunks keep their logits in one place, which is filled once.
+            kept = None if stream is None else room(chunk, vocab, tile, dtype)
+        else:
+            group, through, kept = tokens_held(len(hidden), chunk, vocab, weight.dtype), _through_kept_pulls, None
+            summed = dtype if len(hidden) > group else None  # of one group nothing is
 
         def step(state, start, fresh):
-            to_hidden, to_weight, to_bias, losses = state
+            to_hidden, sums, losses, kept = state
             part = lambda array: lax.dynamic_slice_in_dim(array, start, group)
             put = lambda array, part: lax.dynamic_update_slice_in_dim(array, part.astype(array.dtype), start, 0)
             # Tokens that come a second time weigh nothing.
             counted = part(weights) if fresh is None else jnp.where(fresh, part(weights), 0)
-            mine = part(hidden), part(targets), counted
-
-            def one(state, start, fresh):
-                pulls, losses, to_bias = state
-                rows, *own = (lax.dynamic_slice_in_dim(array, start, chunk) for array in mine)
-                pulls, each, more = _with_pull(pulls, start, fresh, loss, stream, head, tile, rows, weight, bias, *own)
-                losses = lax.dynamic_update_slice_in_dim(losses, each.astype(dtype), start, 0)
-                return pulls, losses, None if bias is None else to_bias + more
-
-            begun = lax.empty((group, vocab), weight.dtype), jnp.zeros(group, dtype), to_bias
-            pulls, each, to_bias = over_tiles(one, begun, group, chunk)
-            more = head.to_hidden(pulls, weight)
-            to_hidden = put(to_hidden, more if fresh is None else part(to_hidden).astype(more.dtype) + more)
-            # The only one is rounded as it is made: a wide one beside it would be the largest thing here.
-            more = head.to_weight(mine[0], head.across(mine[0]), pulls, weight.dtype if to_weight is None else None)
-            to_weight = more if to_weight is None else to_weight + more
-            return to_hidden, to_weight, to_bias, put(losses, each)
-
-        # Of one group the gradient is written, of more it is summed.
-        to_weight = None if group == len(hidden) else jnp.zeros(weight.shape, dtype)
-        to_bias = None if bias is None else jnp.zeros(bias.shape, dtype)
-        begun = jnp.zeros_like(hidden), to_weight, to_bias, jnp.zeros(len(hidden), dtype)
-        to_hidden, to_weight, to_bias, losses = over_tiles(step, begun, len(hidden), group)
-        to_weight, to_bias = head.summed((to_weight, to_bias), head.tokens)
-        to_bias = None if bias is None else to_bias.astype(bias.dtype)
-        return losses, head.summed(to_hidden, head.classes), to_weight.astype(weight.dtype), to_bias
-
-    return head.spread(run, *arrays, out="ttwb")
-
-
-def _with_pull(pulls, start, fresh, loss, stream, head, tile, hidden, weight, bias, targets, weights):
-    """The pulls [N, V] with a chunk's from row `start` on, the chunk's losses, and the sum of its fresh rows if a bias asks."""
-    counted = lambda pull: pull if fresh is None else jnp.where(fresh[:, None], pull, 0)
-    if stream is None:
-        z = head.logits(hidden, weight, bias)
-        each, pull = _pulled(loss, head, *_rows(head, z, targets, weights))
-        pull = _columns(head, pull)
-        # Before it is rounded: of a large vocabulary float16 would keep nothing of it.
-        to_bias = None if bias is None else jnp.sum(counted(pull), axis=0)
-        return lax.dynamic_update_slice_in_dim(pulls, pull.astype(pulls.dtype), start, 0), _gathered(head, each), to_bias
-    chunk, vocab, dtype = len(hidden), head.vocab(weight), accumulator(hidden.dtype)
-    place = room(chunk, vocab, tile, dtype)
-    found, asides, z = reduce(stream.reductions, head, tile, hidden, weight, bias, targets, place)
-    each, back = jax.vjp(lambda found: stream(found, _vocab(head, weight)), found)
-    pull_of = pulling(stream.reductions, head, vocab, targets, found, asides, back(weights.astype(each.dtype))[0])
-
-    def put(state, first, _):
-        pulls, to_bias = state
-        pull = pull_of(kept_tile(z, first, chunk, tile), first)
-        if bias is not None:
-            to_bias = lax.dynamic_update_slice_in_dim(to_bias, jnp.sum(counted(pull), axis=0).astype(dtype), first, 0)
-        return lax.dynamic_update_slice(pulls, pull.astype(pulls.dtype), (start, first)), to_bias
-
-    pulls, to_bias = over_tiles(put, (pulls, None if bias is None else jnp.zeros(vocab, dtype)), vocab, tile)
-    return pulls, each, to_bias
-
-
-def _chunk_by_chunk(loss, stream, head, tiles, *arrays):
-    """A CPU's way: all three products of a chunk, tile by tile, while its logits are in the cache."""
-
-    def run(hidden, weight, bias, targets, weights):
-        dtype = accumulator(hidden.dtype)
-        chunk, tile = tiles
-
-        def step(state, start, fresh):
-            to_hidden, sums, losses, kept = state
-            part = lambda array: lax.dynamic_slice_in_dim(array, start, chunk)
-            put = lambda array, part: lax.dynamic_update_slice_in_dim(array, part.astype(array.dtype), start, 0)
-            # Tokens that come a second time weigh nothing.
-            counted = part(weights) if fresh is None else jnp.where(fresh, part(weights), 0)
-            arrays = (part(hidden), weight, bias, part(targets), counted, sums, tile)
-            more, sums, each, kept = _through_rows(*arrays) if stream is None else _through_reductions(*arrays, kept)
+            more, sums, each, kept = through(part(hidden), weight, bias, part(targets), counted, sums, kept)
             return put(to_hidden, part(to_hidden).astype(more.dtype) + more), sums, put(losses, each), kept
 
-        # One chunk writes the weight's gradient once; more than one sum it, wide.
-        summed = dtype if len(hidden) > chunk or moved_whole(weight.dtype) else weight.dtype
-        sums = jnp.zeros(weight.shape, summed), None if bias is None else jnp.zeros(bias.shape, dtype)
-        # All chunks keep their logits in one place, which is filled once.
-        kept = None if stream is None else room(chunk, head.vocab(weight), tile, dtype)
+        to_weight = None if summed is None else jnp.zeros(weight.shape, summed)
+        sums = to_weight, None if bias is None else jnp.zeros(bias.shape, dtype)
         begun = (jnp.zeros_like(hidden), sums, jnp.zeros(len(hidden), dtype), kept)
-        to_hidden, sums, losses, _ = over_tiles(step, begun, len(hidden), chunk)
+        to_hidden, sums, losses, _ = over_tiles(step, begun, len(hidden), group)
         to_weight, to_bias = head.summed(sums, head.tokens)
         to_bias = None if bias is None else to_bias.astype(bias.dtype)
         return losses, head.summed(to_hidden, head.classes), to_weight.astype(weight.dtype), to_bias
 
-    def _through_reductions(hidden, weight, bias, targets, weights, sums, tile, kept):
-        found, asides, kept = reduce(stream.reductions, head, tile, hidden, weight, bias, targets, kept)
-        each, back = jax.vjp(lambda found: stream(found, _vocab(head, weight)), found)
-        cotangents = back(weights.astype(each.dtype))[0]
-        arrays = (hidden, weight, bias, targets, found, asides, cotangents)
-        to_hidden, *sums = pull_back(stream.reductions, head, tile, *arrays, kept=kept, sums=sums)
+    def _through_reductions(hidden, weight, bias, targets, weights, sums, kept):
+        """A CPU's way: all three products of a chunk, tile by tile, while its logits are in the cache."""
+        each, found, kept = _reduced(hidden, weight, bias, targets, weights, kept)
+        to_hidden, *sums = pull_back(stream.reductions, head, tile, hidden, weight, bias, targets, *found, kept=kept, sums=sums)
         return to_hidden, tuple(sums), each, kept
 
-    def _through_rows(hidden, weight, bias, targets, weights, sums, tile):
-        z = head.logits(hidden, weight, bias)
-        rows, targets, weights = _rows(head, z, targets, weights)
-        each, pull = _pulled(loss, head, rows, targets, weights)
-        pull = _columns(head, pull)
+    def _reduced(hidden, weight, bias, targets, weights, kept):
+        """Each token's loss; the reductions' values, asides and cotangents; and the logits, where `kept` was."""
+        found, asides, kept = reduce(stream.reductions, head, tile, hidden, weight, bias, targets, kept)
+        each, back = jax.vjp(lambda found: stream(found, _vocab(head, weight)), found)
+        return each, (found, asides, back(weights.astype(each.dtype))[0]), kept
+
+    def _through_rows(hidden, weight, bias, targets, weights, sums, kept):
+        """A CPU's way for a loss that sees rows."""
+        each, pull = _of_rows(hidden, weight, bias, targets, weights)
         to_weight, to_bias = sums
         to_bias = None if bias is None else to_bias + jnp.sum(pull, axis=0)
         pull, across = pull.astype(weight.dtype), head.across(hidden)
@@ -230,9 +157,61 @@ def _chunk_by_chunk(loss, stream, head, tiles, *arrays):
             return head.put(to_weight, more + head.part(to_weight, start, tile).astype(more.dtype), start)
 
         to_weight = over_tiles(add, to_weight, head.vocab(weight), tile)
-        return head.to_hidden(pull, weight), (to_weight, to_bias), _gathered(head, each), None
+        return head.to_hidden(pull, weight), (to_weight, to_bias), each, kept
 
-    return head.spread(run, *arrays, out="ttwb")
+    def _of_rows(hidden, weight, bias, targets, weights):
+        """Each token's loss, and this device's columns of the gradient by the logits."""
+        each, pull = _pulled(loss, head, *_rows(head, head.logits(hidden, weight, bias), targets, weights))
+        return _gathered(head, each), _columns(head, pull)
+
+    def _through_kept_pulls(hidden, weight, bias, targets, weights, sums, kept):
+        """A chip's way: chunks' gradients by the logits are kept, in the weight's type, and two large products take them all.
+
+        Each chunk's own would read the weight, and the sum of its gradients, once more: memory is what a chip waits for.
+        """
+        dtype, group = accumulator(hidden.dtype), len(hidden)
+        to_weight, to_bias = sums
+
+        def step(state, start, fresh):
+            pulls, losses, to_bias = state
+            rows, *own = (lax.dynamic_slice_in_dim(array, start, chunk) for array in (hidden, targets, weights))
+            pulls, each, more = _with_pull(pulls, start, fresh, rows, weight, bias, *own)
+            losses = lax.dynamic_update_slice_in_dim(losses, each.astype(dtype), start, 0)
+            return pulls, losses, None if bias is None else to_bias + more
+
+        begun = lax.empty((group, head.vocab(weight)), weight.dtype), jnp.zeros(group, dtype), to_bias
+        pulls, losses, to_bias = over_tiles(step, begun, group, chunk)
+        to_hidden = head.to_hidden(pulls, weight)
+        # The only one is rounded as it is made: a wide one beside it would be the largest thing here.
+        more = head.to_weight(hidden, head.across(hidden), pulls, weight.dtype if to_weight is None else None)
+        to_weight = more if to_weight is None else to_weight + more
+        return to_hidden, (to_weight, to_bias), losses, kept
+
+    def _with_pull(pulls, start, fresh, hidden, weight, bias, targets, weights):
+        """The pulls with a chunk's from row `start` on, its losses, and, if there is a bias, the sum [V] of its fresh rows.
+
+        Summed before they are rounded: of a large vocabulary's float16 would keep nothing.
+        """
+        summed = lambda pull: jnp.sum(pull if fresh is None else jnp.where(fresh[:, None], pull, 0), axis=0)
+        if stream is None:
+            each, pull = _of_rows(hidden, weight, bias, targets, weights)
+            pulls = lax.dynamic_update_slice_in_dim(pulls, pull.astype(pulls.dtype), start, 0)
+            return pulls, each, None if bias is None else summed(pull)
+        vocab, dtype = head.vocab(weight), accumulator(hidden.dtype)
+        each, found, z = _reduced(hidden, weight, bias, targets, weights, room(chunk, vocab, tile, dtype))
+        pull_of = pulling(stream.reductions, head, vocab, targets, *found)
+
+        def put(state, first, _):
+            pulls, to_bias = state
+            pull = pull_of(kept_tile(z, first, chunk, tile), first)
+            if bias is not None:
+                to_bias = lax.dynamic_update_slice_in_dim(to_bias, summed(pull).astype(dtype), first, 0)
+            return lax.dynamic_update_slice(pulls, pull.astype(pulls.dtype), (start, first)), to_bias
+
+        pulls, to_bias = over_tiles(put, (pulls, None if bias is None else jnp.zeros(vocab, dtype)), vocab, tile)
+        return pulls, each, to_bias
+
+    return head.spread(run, hidden, weight, bias, targets, weights, out="ttwb")
 
 
 def _total_forward(loss, stream, head, tiles, hidden, weight, bias, targets, weights):
