@@ -1,6 +1,5 @@
 """The head against the naive one in float64: every loss, both plans, awkward shapes, derivatives."""
 
-import dataclasses
 import functools
 
 import jax
@@ -9,106 +8,28 @@ import jaxtyping
 import numpy as np
 import optax
 import pytest
+from naive_heads import (
+    BRIER,
+    CASES,
+    NLL,
+    TOKENS,
+    VOCAB,
+    batch,
+    close,
+    every_head,
+    every_naive_head,
+    every_plan,
+    naive,
+    reference,
+    weighted_batch,
+)
 
-from xentlab import LOSSES, LabError, at_target, facts_of, loss, name_of, resolve
-from xentlab.catalogue import with_settings
+from xentlab import LOSSES, LabError, at_target, loss, name_of, resolve
 from xentlab.contract import off_target
 from xentlab.linear import explain_plan, linear_log_probs, linear_loss
-from xentlab.linear import logits as logits_module
-from xentlab.linear import plan as plan_module
-from xentlab.linear.reductions import stream_of
 
 TRAINS = True  # the losses are tested strictly elsewhere; here NumPy's float64 meets float32 in the references
-TOKENS, FEATURES, VOCAB = 23, 5, 97
-CASES = [
-    with_settings(loss, setting) for loss in LOSSES.values() for setting in facts_of(loss).settings if "prior" not in setting
-]
-# Every setting through its stream form; through tokens, which asks the loss itself or the same form, each loss once.
-PLANNED = [(loss, "tokens") for loss in CASES if not isinstance(loss, functools.partial)]
-PLANNED += [(loss, "stream") for loss in CASES if stream_of(loss)]
-every_plan = pytest.mark.parametrize(
-    ("loss", "plan"), PLANNED, ids=lambda each: each if isinstance(each, str) else name_of(each)
-)
 both = pytest.mark.parametrize("plan", ["tokens", "stream"])
-NLL, BRIER = LOSSES["nll"], LOSSES["brier"]
-
-
-def batch(tokens=TOKENS, features=FEATURES, vocab=VOCAB, scale=1.0, seed=0, dtype=np.float32):
-    rng = np.random.default_rng(seed)
-    hidden, weight = scale * rng.normal(size=(tokens, features)), rng.normal(size=(features, vocab))
-    return jnp.asarray(hidden, dtype), jnp.asarray(weight, dtype), jnp.asarray(rng.integers(0, vocab, tokens), jnp.int32)
-
-
-def naive(loss, targets, hidden, weight, bias=None, token_weights=None, softcap=None):
-    """The head as anyone would write it; called with float64 arrays under x64."""
-    z = hidden @ weight
-    z = z if bias is None else z + bias[None]
-    z = z if softcap is None else softcap * jnp.tanh(z / softcap)
-    return jnp.average(loss(z, targets), weights=token_weights)
-
-
-KEPT = {}  # references that both plans are held to
-
-
-def reference(loss, targets, *arrays, **more):
-    """Value and gradients of the naive head in float64."""
-    key = (name_of(loss), repr(more), *(np.asarray(each).tobytes() for each in (targets, *arrays)))
-    if key not in KEPT:
-        KEPT[key] = _reference(loss, targets, *arrays, **more)
-    return KEPT[key]
-
-
-def _reference(loss, targets, *arrays, **more):
-    with jax.enable_x64(True):
-        wide = [jnp.asarray(np.asarray(array), jnp.float64) for array in arrays]
-        run = jax.jit(
-            jax.value_and_grad(functools.partial(naive, loss, jnp.asarray(np.asarray(targets)), **more), range(len(arrays)))
-        )
-        value, gradients = run(*wide)
-        return np.asarray(value), [np.asarray(each) for each in gradients]
-
-
-def close(found, expected, rtol=1e-5):
-    """Within rtol of the array's own size: an entry that cancels is not asked for more."""
-    for each, right in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(np.asarray(each, np.float64), right, rtol=0, atol=rtol * max(np.abs(right).max(), 1e-30))
-
-
-def weighted_batch():
-    """A batch with a bias and token weights: what a head is differentiated by, and the targets."""
-    hidden, weight, targets = batch()
-    rng = np.random.default_rng(1)
-    bias, token_weights = jnp.asarray(rng.normal(size=VOCAB), jnp.float32), jnp.asarray(rng.random(TOKENS) + 0.1, jnp.float32)
-    return (hidden, weight, bias, token_weights), targets
-
-
-def heads(planned):
-    """Values and gradients of each loss by its plan: one program, as XLA takes several times as long for one a loss."""
-
-    def one(loss, plan, arrays, targets):
-        head = lambda hidden, weight, bias, token_weights: linear_loss(
-            hidden, weight, targets, loss=loss, plan=plan, tiles=(7, 13), bias=bias, token_weights=token_weights
-        )
-        return jax.value_and_grad(head, range(4))(*arrays)
-
-    return jax.jit(lambda arrays, targets: [one(*each, arrays, targets) for each in planned])
-
-
-@functools.cache
-def every_head(plan):
-    """All losses of a plan, and their heads."""
-    planned = [each for each in PLANNED if each[1] == plan]
-    return [loss for loss, _ in planned], heads(planned)
-
-
-@functools.cache
-def every_naive_head():
-    """The same in float64 by the naive head, all at once."""
-    arrays, targets = weighted_batch()
-    with jax.enable_x64(True):
-        wide = [np.asarray(each, np.float64) for each in arrays]
-        one = lambda loss, arrays: jax.value_and_grad(functools.partial(naive, loss, targets), range(4))(*arrays)
-        return jax.device_get(jax.jit(lambda arrays: [one(loss, arrays) for loss in CASES])(wide))
 
 
 @every_plan
@@ -143,38 +64,6 @@ def test_awkward_shapes(plan, shape):
     hidden, weight, targets = batch(*shape)
     head = lambda hidden, weight: linear_loss(hidden, weight, targets, loss=BRIER, plan=plan, tiles=(7, 13))
     close(jax.jit(jax.value_and_grad(head, (0, 1)))(hidden, weight), reference(BRIER, targets, hidden, weight))
-
-
-@pytest.mark.parametrize(("backend", "plan", "held"), [("gpu", "stream", 0), ("gpu", "tokens", 10**9), ("tpu", "tokens", 0)])
-def test_the_form_for_other_chips_is_right_too(backend, plan, held, monkeypatch):
-    """Comparisons where a CPU scatters, all rows at once: run here, with a last tile that overlaps.
-
-    held: bytes of gradients by logits that wait for one product; of none the chunks go one by one, and the last one overlaps.
-    """
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    monkeypatch.setattr(plan_module, "CHIP", dataclasses.replace(plan_module.CHIP, held_bytes=held))
-    monkeypatch.setattr(logits_module, "MANY", 0)  # as of a large head
-    names = ("nll", "brier", "hinge", "squared_hinge", "confidence_penalty", "squentropy", "entmax15")
-    planned = [(loss, plan if plan == "tokens" or stream_of(loss) else "auto") for loss in map(LOSSES.get, names)]
-    (arrays, targets), run = weighted_batch(), heads(planned)
-    close(run(arrays, targets), [every_naive_head()[CASES.index(loss)] for loss, _ in planned])
-    assert np.isnan([value for value, _ in run(arrays, targets.at[5].set(VOCAB))]).all()
-
-
-def test_a_chips_bias_gradient_is_summed_before_it_is_rounded(monkeypatch):
-    """Of a large vocabulary a gradient by the logits is below what float16 has; its sum over tokens is not."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    hidden, weight, targets = batch(512, 4, 16_384, scale=0.02, dtype=np.float16)
-    bias = jnp.zeros(16_384, jnp.float32)
-    more = {"plan": "tokens", "tiles": (200, 5000)}
-
-    def gradients(of):
-        return jax.jit(jax.grad(of))(bias)
-
-    for each in (NLL, LOSSES["entmax15"]):  # by its stream form, and by rows
-        found = gradients(lambda bias, each=each: linear_loss(hidden, weight, targets, loss=each, bias=bias, **more))
-        wide = hidden.astype(jnp.float32), weight.astype(jnp.float32)
-        close(found, np.asarray(gradients(lambda bias, each=each, wide=wide: naive(each, targets, *wide, bias))), 1e-4)
 
 
 @both
@@ -349,16 +238,6 @@ def test_against_optax_and_torch(plan):
     close((value, *gradients), (theirs.detach().numpy(), *[each.grad.numpy() for each in tensors]))
 
 
-@every_plan
-def test_lowers_for_other_chips(loss, plan, monkeypatch):
-    """Every loss by every plan, in the form that it has there, for both; not run there."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    head = lambda h, w, y: linear_loss(h, w, y, loss=loss, plan=plan, tiles=(8, 128))
-    shapes = [jax.ShapeDtypeStruct(s, d) for s, d in (((40, 16), jnp.bfloat16), ((16, 300), jnp.bfloat16), ((40,), jnp.int32))]
-    exported = jax.export.export(jax.jit(jax.value_and_grad(head, (0, 1))), platforms=["cuda", "tpu"])(*shapes)
-    assert exported.platforms == ("cuda", "tpu")
-
-
 def test_auto_takes_what_explain_plan_says(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")  # these tests run on a GPU too, which may have the room
     big = explain_plan(8192, 2304, 256_000, NLL, jnp.bfloat16)
@@ -369,29 +248,6 @@ def test_auto_takes_what_explain_plan_says(monkeypatch):
     hidden, weight, targets = batch()
     run = lambda plan: jax.jit(lambda w: linear_loss(hidden, w, targets, plan=plan)).lower(weight).as_text()
     assert run("auto") == run("stream") != run("tokens")
-
-
-def test_on_a_chip_auto_takes_what_the_device_has_room_for(monkeypatch):
-    class Chip:
-        def __init__(self, size):
-            self.size = size
-
-        def memory_stats(self):
-            return self.size and {"bytes_limit": self.size}
-
-    shape = (8192, 2304, 256_000)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    for size, taken in ((100e9, "tokens"), (20e9, "stream"), (None, "stream")):
-        monkeypatch.setattr(jax, "local_devices", lambda size=size: [Chip(size and int(size))])
-        assert explain_plan(*shape, NLL, jnp.bfloat16).name == taken
-        assert explain_plan(*shape, LOSSES["entmax15"], jnp.bfloat16).name == "tokens"
-    monkeypatch.setattr(jax, "local_devices", lambda: [Chip(int(100e9))])
-    large = explain_plan(*shape, NLL, jnp.bfloat16)
-    assert large.tiles == (1024, 256_000)
-    assert "1/16 of the device" in large.why
-    assert explain_plan(*shape, NLL, jnp.bfloat16, per_token=True).name == "stream"  # four products either way
-    assert explain_plan(*shape, NLL, jnp.bfloat16, "stream").tiles == (8192, 2560)  # divides the vocabulary
-    assert explain_plan(64, 8, 300, NLL).tiles == (64, 300)
 
 
 def test_a_loss_of_ones_own_goes_through_either_way():
