@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import tyro
-from bench_memory import peak_mb
+from bench_memory import measured
 from bench_peers import PACKAGES, PEERS, SHAPES, THREADS, Call, jitted, numbers, settle
 from bench_peers import run as sweep
+from bench_race import clocked
 
 from xentlab import LOSSES, LabError, charts, linear_loss
 from xentlab.linear.reductions import stream_of
@@ -88,72 +89,92 @@ def heads_of(name: str, hidden, weight, targets, tiles=(None,)) -> list[Contesta
     return found
 
 
-def others(peers, shape, arrays) -> list[Contestant]:
-    """Others' heads for nll, each at the block size that is the fastest here, or at none of its own."""
+def others(peers, shape, arrays, tries: int) -> list[Contestant]:
+    """Others' heads for nll, each at the block size that is the fastest here in so many tries, or at none of its own."""
     found = []
     for name in peers:
-        block, call, note = None, None, ""
+        group = "others" if PEERS[name].loss else "bare"
+        peer = Contestant(name, group, PEERS[name].loss, None, vocab_first=True)
         try:
             block, *more = PEERS[name].blocks(*shape)
             if more:
-                block = int(sweep([shape], [name]).query("best").block.iloc[0])
-            call = PEERS[name].build(*arrays, block)
-            call()
+                block = int(sweep([shape], [name], tries).query("best").block.iloc[0])
+            found.append(dataclasses.replace(peer, call=PEERS[name].build(*arrays, block), block=block))
         except LabError:
             raise
-        except Exception as error:  # a peer that does not run here is a row that says so, not the end of the benchmark
-            call, block, note = (
-                None,
-                None,
-                f"does not run here: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}",
-            )
-        if note:
-            print(f"{name} {note}", file=sys.stderr, flush=True)
-        group = "others" if PEERS[name].loss else "bare"
-        found.append(Contestant(name, group, PEERS[name].loss, call, block, vocab_first=True, note=note))
+        except Exception as error:
+            found.append(unable(peer, error))
     return found
+
+
+def unable(peer: Contestant, error: Exception) -> Contestant:
+    """A peer that does not run here: a row that says so, not the end of the benchmark."""
+    first_line = (str(error).splitlines() or [""])[0][:200]
+    note = f"does not run here: {type(error).__name__}: {first_line}"
+    print(f"{peer.what} {note}", file=sys.stderr, flush=True)
+    return dataclasses.replace(peer, call=None, block=None, note=note)
+
+
+@jax.jit
+def off_by(found: jax.Array, wanted: jax.Array) -> jax.Array:
+    """The greatest difference, as a part of the greatest wanted; NaN, which a maximum of XLA's may lose on a CPU, if one is."""
+    difference = found.astype(jnp.float32) - wanted
+    off = jnp.max(jnp.abs(difference)) / jnp.max(jnp.abs(wanted))
+    return jnp.where(jnp.all(jnp.isfinite(difference)), off, jnp.nan)
 
 
 def check(each: Contestant, result: Any, expected: Any, allowed: float) -> None:
     """Raises `LabError` if value or gradients are off from those expected by more than is allowed of the greatest entry."""
     (value, (by_hidden, by_weight)), (right, gradients) = result, expected
-    by_weight = jnp.asarray(by_weight).T if each.vocab_first else by_weight
     parts = {
         "value": (value, right),
         "hidden gradient": (by_hidden, gradients[0]),
-        "weight gradient": (by_weight, gradients[1]),
+        "weight gradient": (by_weight, gradients[1].T if each.vocab_first else gradients[1]),
     }
     for part, (found, wanted) in parts.items():
-        difference = jnp.asarray(found, jnp.float32) - wanted
-        off = float(jnp.max(jnp.abs(difference)) / jnp.max(jnp.abs(wanted)))
-        off = off if jnp.all(jnp.isfinite(difference)) else float("nan")  # which a maximum of XLA's may lose on a CPU
+        off = float(off_by(jnp.asarray(found), wanted))
         if not off <= allowed:
             raise LabError(f"{each.what} is wrong: its {part} is off by {off:.1e} of the naive head's; {allowed} is allowed.")
 
 
-def timed(contestants, rounds: int, say) -> dict[str, list[float]]:
-    """Seconds of each call, a round after the other; the one before the first warms up and is where numbers are checked.
+def checked(contestants, outputs_mb: float) -> tuple[list[Contestant], dict[str, float], dict[str, float]]:
+    """A first call of each, whose numbers must be right: the contestants, which of them run; the seconds; the MB held."""
+    found, seconds, held, expected = [], {}, {}, {}
+    for each in contestants:
+        try:
+            if each.call:
+                result, seconds[each.what], held[each.what] = measured(each.call, outputs_mb)
+        except Exception as error:
+            if isinstance(error, LabError) or each.what not in PEERS:
+                raise
+            each = unable(each, error)
+        found.append(each)
+        if each.group == "naive JAX":
+            expected[each.loss] = result
+        elif each.call and each.loss:
+            check(each, result, expected[each.loss], TOLERANCES.get(each.loss, LOOSE))
+    return found, seconds, held
 
-    What takes more than SLOW times the bare products is timed in the first round alone: one is enough to see that it is slow.
+
+def ratios(contestants, first: dict[str, float], rounds: int, say) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Each one's times to the bare products of the same round, and its median seconds; all are called in turn.
+
+    What took more than SLOW times the bare products in the round that checked is not called again: one time is enough to see
+    that it is slow, and it is the one that is told.
     """
-    seconds, expected = {each.what: [] for each in contestants}, {}
-    for turn in range(rounds + 1):
-        say(f"round {turn} of {rounds}" if turn else "checking values and gradients")
-        for each in contestants:
-            if turn > 1 and seconds[each.what][1] > SLOW * seconds[BARE][1]:
-                continue
-            begun = time.perf_counter()
-            result = each.call()
-            seconds[each.what].append(time.perf_counter() - begun)
-            if turn == 0 and each.group == "naive JAX":
-                expected[each.loss] = result
-            elif turn == 0 and each.loss:
-                check(each, result, expected[each.loss], TOLERANCES.get(each.loss, LOOSE))
-            del result
-    return {what: each[1:] for what, each in seconds.items()}
+    quick = [each for each in contestants if first[each.what] <= SLOW * first[BARE]]
+    seconds = {each.what: [] for each in quick}
+    for turn in range(1, rounds + 1):
+        say(f"round {turn} of {rounds}")
+        for each in quick:
+            seconds[each.what].append(clocked(each.call))
+    told = {each.what: seconds.get(each.what, [first[each.what]]) for each in contestants}
+    beside = {what: seconds[BARE] if what in seconds else [first[BARE]] for what in told}
+    ratio = {what: np.divide(took, beside[what]) for what, took in told.items()}
+    return ratio, {what: float(np.median(took)) for what, took in told.items()}
 
 
-def run(losses=("nll", "brier", "hinge"), shapes=SHAPES, rounds: int = 7, peers=tuple(PEERS)) -> pd.DataFrame:
+def run(losses=("nll", "brier", "hinge"), shapes=SHAPES, rounds: int = 7, peers=tuple(PEERS), tries: int = 2) -> pd.DataFrame:
     """A row a shape and contestant: ratio to the bare products (median, quartiles), milliseconds, MB by XLA and as measured.
 
     Peers have nll alone, and are there if it is among the losses. Raises `LabError` where a number is wrong or a peer is not
@@ -166,19 +187,18 @@ def run(losses=("nll", "brier", "hinge"), shapes=SHAPES, rounds: int = 7, peers=
         hidden, weight, targets = numbers(*shape)
         say("compiling, trying the peers' block sizes")
         contestants = own(losses, jnp.asarray(hidden), jnp.asarray(weight.T.copy()), jnp.asarray(targets, jnp.int32))
-        contestants += others(peers if "nll" in losses else (), shape, (hidden, weight, targets))
+        contestants += others(peers if "nll" in losses else (), shape, (hidden, weight, targets), tries)
         contestants.sort(key=lambda each: ("", *losses).index(each.loss))
-        running = [each for each in contestants if each.call]
-        seconds = timed(running, rounds, say)
-        say("measuring memory")
-        outputs_mb = (hidden.nbytes + weight.nbytes) / 2**20
+        say("checking values and gradients, measuring memory")
+        contestants, first, held = checked(contestants, (hidden.nbytes + weight.nbytes) / 2**20)
+        ratio, seconds = ratios([each for each in contestants if each.call], first, rounds, say)
         for each in contestants:
             row = {"shape": written, "what": each.what, "group": each.group, "loss": each.loss, "block": each.block}
             if each.call:
-                ratio = np.array(seconds[each.what]) / seconds[BARE][: len(seconds[each.what])]
-                row |= dict(zip(("ratio_q1", "ratio", "ratio_q3"), np.quantile(ratio, [0.25, 0.5, 0.75]), strict=True))
-                row |= {"milliseconds": 1e3 * np.median(seconds[each.what]), "temporary_mb": each.call.temporary_mb}
-                row |= {"peak_mb": peak_mb(each.call, outputs_mb)}
+                quartiles = np.quantile(ratio[each.what], [0.25, 0.5, 0.75])
+                row |= dict(zip(("ratio_q1", "ratio", "ratio_q3"), quartiles, strict=True))
+                row |= {"milliseconds": 1e3 * seconds[each.what], "temporary_mb": each.call.temporary_mb}
+                row |= {"peak_mb": held[each.what]}
             rows.append(row | {"note": each.note})
         print(
             pd.DataFrame(rows[-len(contestants) :]).drop(columns=["shape", "note"]).round(2).to_string(index=False), flush=True
@@ -189,11 +209,14 @@ def run(losses=("nll", "brier", "hinge"), shapes=SHAPES, rounds: int = 7, peers=
 def main(
     losses: tuple[str, ...] = ("nll", "brier", "hinge"), rounds: int = 7, quick: bool = False, out: pathlib.Path | None = None
 ) -> None:
-    """See the top of the file. quick: the first shape and 3 rounds. Writes heads.csv, heads.png and run.json."""
+    """See the top of the file. Writes heads.csv, heads.png and run.json.
+
+    quick: the first shape, 2 rounds, and each block size tried once.
+    """
     settle()
-    begun, shapes, rounds = time.perf_counter(), SHAPES[:1] if quick else SHAPES, 3 if quick else rounds
+    begun, shapes, rounds = time.perf_counter(), SHAPES[:1] if quick else SHAPES, 2 if quick else rounds
     folder = new_folder("bench", out or "runs/bench_linear_loss")
-    frame = run(losses, shapes, rounds)
+    frame = run(losses, shapes, rounds, tries=1 if quick else 2)
     write_frame(folder, "heads", frame)
     charts.write_png(charts.heads(frame), folder / "heads.png", scale=2)
     arguments = {"losses": losses, "rounds": rounds, "quick": quick, "shapes": shapes, "threads": THREADS}

@@ -1,6 +1,6 @@
 """Does the peak that Linux keeps of a process tell what one call held?
 
-`peak_mb` measures every contestant of `bench_linear_loss.py`, JAX's or torch's: by the kernel's high-water mark of resident
+`measured` looks at every contestant of `bench_linear_loss.py`, JAX's or torch's: by the kernel's high-water mark of resident
 memory, set back before the call. Here it measures NumPy arrays of a known size, and heads whose bytes XLA counts itself.
 """
 
@@ -9,7 +9,9 @@ import gc
 import math
 import pathlib
 import sys
+import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,22 +31,21 @@ def _resident_mb(which: str) -> float:
     return int(line.split()[1]) / 1024
 
 
-def peak_mb(call: Callable[[], object], outputs_mb: float = 0.0) -> float:
-    """What the process held at the height of a call above what it held before, less its outputs, in MB; NaN but on Linux.
+def measured(call: Callable[[], Any], outputs_mb: float = 0.0) -> tuple[Any, float, float]:
+    """What a call gives, its seconds, and the MB that the process held at its height above what it held before and its outputs.
 
-    The call should have been made before: what is compiled or pooled at first is not its own.
+    What is compiled or pooled at first is not its own: call it before, unless it is compiled ahead. NaN MB but on Linux.
     """
-    if not RESET.exists():
-        return math.nan
-    gc.collect()
-    # What the allocator keeps of memory that was freed is resident: used again, it would be no rise.
-    getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
-    RESET.write_text("5")
-    before = _resident_mb("VmRSS")
-    held = call()
-    height = _resident_mb("VmHWM")
-    del held
-    return max(0.0, height - before - outputs_mb)
+    if there := RESET.exists():
+        gc.collect()
+        # What the allocator keeps of memory that was freed is resident: used again, it would be no rise.
+        getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
+        RESET.write_text("5")
+        before = _resident_mb("VmRSS")
+    begun = time.perf_counter()
+    result = call()
+    seconds = time.perf_counter() - begun
+    return result, seconds, max(0.0, _resident_mb("VmHWM") - before - outputs_mb) if there else math.nan
 
 
 def one_arena() -> None:
@@ -56,8 +57,8 @@ def run(arrays_mb=(4, 16, 64, 256), tokens: int = 1024, features: int = 64, voca
     """A row an allocation: what was asked for or counted, and what was measured, in MB."""
     rows = []
     for size in arrays_mb:
-        measured = peak_mb(lambda size=size: np.ones(size * 2**17).sum())
-        rows.append({"what": f"a NumPy array of {size} MB", "expected_mb": float(size), "measured_mb": measured})
+        *_, held = measured(lambda size=size: np.ones(size * 2**17).sum())
+        rows.append({"what": f"a NumPy array of {size} MB", "expected_mb": float(size), "measured_mb": held})
     rng = np.random.default_rng(0)
     hidden, weight = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((tokens, features), (features, vocab)))
     targets, loss = jnp.asarray(rng.integers(0, vocab, tokens), jnp.int32), LOSSES["nll"]
@@ -71,8 +72,8 @@ def run(arrays_mb=(4, 16, 64, 256), tokens: int = 1024, features: int = 64, voca
         call = lambda made=made: jax.block_until_ready(made(hidden, weight))
         call()
         counted = made.memory_analysis().temp_size_in_bytes / 2**20
-        measured = peak_mb(call, (hidden.nbytes + weight.nbytes) / 2**20)
-        rows.append({"what": f"{name} nll, by XLA's count", "expected_mb": counted, "measured_mb": measured})
+        *_, held = measured(call, (hidden.nbytes + weight.nbytes) / 2**20)
+        rows.append({"what": f"{name} nll, by XLA's count", "expected_mb": counted, "measured_mb": held})
     return pd.DataFrame(rows)
 
 

@@ -1,8 +1,8 @@
 """Which block sizes are the peers' best?
 
 Others' heads for `bench_linear_loss.py`, as their authors give them; all take a weight [V, D] and know cross entropy alone.
-Where one leaves a size to its user, several are timed in turn, value and gradients. Best is what holds least memory of those
-within 3% of the fastest: a smaller lead than that is noise.
+Where one leaves a size to its user, several are timed in turn, value and gradients. Best is the smallest of those within 3% of
+the fastest: a smaller lead than that is noise, and a smaller block holds less memory.
 """
 
 import dataclasses
@@ -20,14 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import tyro
-from bench_memory import one_arena, peak_mb
+from bench_memory import one_arena
 
 from xentlab import LabError
 
 SHAPES = ((1024, 256, 32_768), (2048, 512, 50_304), (4096, 512, 128_256))  # tokens, features, vocabulary
 THREADS = 2
 LEVEL = 1.03  # times the fastest: as good
-HOPELESS = 2  # times the fastest in the round before: not tried again
 PACKAGES = ("torch", "jax-cce", "cut-cross-entropy")
 REMEDIES = {
     "torch": "pip install -e '.[bench]'",
@@ -128,7 +127,9 @@ def cut_cross_entropy(hidden: np.ndarray, weight: np.ndarray, targets: np.ndarra
         # It imports its triton kernels everywhere but on a Mac, where torch_compile, which needs none, is what it offers.
         with mock.patch("platform.system", return_value="Darwin"):
             head = package("cut_cross_entropy").linear_cross_entropy
-    return _torched(functools.partial(head, impl="torch_compile"), hidden, weight, targets)
+    call = _torched(functools.partial(head, impl="torch_compile"), hidden, weight, targets)
+    call()  # compiles
+    return call
 
 
 def token_blocks(tokens: int, features: int, vocab: int) -> list[int]:
@@ -174,7 +175,7 @@ def numbers(tokens: int, features: int, vocab: int, seed: int = 0) -> tuple[np.n
 
 
 def run(shapes=SHAPES, names=tuple(PEERS), rounds: int = 2) -> pd.DataFrame:
-    """A row a shape, peer and block size to try: milliseconds, the least of the rounds; MB, if it is level; whether best."""
+    """A row a shape, peer and block size to try: milliseconds, the least of the rounds; whether best."""
     rows = []
     for shape in shapes:
         arrays = numbers(*shape)
@@ -182,23 +183,17 @@ def run(shapes=SHAPES, names=tuple(PEERS), rounds: int = 2) -> pd.DataFrame:
             blocks = PEERS[name].blocks(*shape)
             if len(blocks) < 2:
                 continue
-            calls, seconds = {block: PEERS[name].build(*arrays, block) for block in blocks}, {block: [] for block in blocks}
-            for _ in range(rounds + 1):  # the first one warms up
-                least = min((each[-1] for each in seconds.values() if len(each) > 1), default=math.inf)
+            calls = {block: PEERS[name].build(*arrays, block) for block in blocks}
+            took = dict.fromkeys(blocks, math.inf)
+            for _ in range(rounds):
                 for block, call in calls.items():
-                    if len(seconds[block]) > 1 and seconds[block][-1] > HOPELESS * least:
-                        continue  # its time stays what it was
                     begun = time.perf_counter()
                     call()
-                    seconds[block].append(time.perf_counter() - begun)
-            took = {block: 1e3 * min(each[1:]) for block, each in seconds.items()}
-            level = [block for block in blocks if took[block] <= LEVEL * min(took.values())]
-            outputs_mb = (arrays[0].nbytes + arrays[1].nbytes) / 2**20
-            held = {block: peak_mb(calls[block], outputs_mb) for block in level}
-            best = min(level, key=held.get)  # the smallest, where memory is not known
+                    took[block] = min(took[block], 1e3 * (time.perf_counter() - begun))
+            best = min(block for block in blocks if took[block] <= LEVEL * min(took.values()))
             for block in blocks:
                 row = {"shape": " x ".join(map(str, shape)), "what": name, "block": block, "milliseconds": took[block]}
-                rows.append(row | {"peak_mb": held.get(block, math.nan), "best": block == best})
+                rows.append(row | {"best": block == best})
     return pd.DataFrame(rows)
 
 
