@@ -21,7 +21,8 @@ PLANS = ("auto", "stream", "tokens")
 class Sizes:
     """The tokens plan's chunk, in tokens and the bytes of its logits; a tile's classes, of that plan and of stream, and bytes.
 
-    held_bytes: of the gradients by the logits that wait for the products with all of them. None: as many as there are.
+    lanes: classes of which a tile is a multiple, or products are slow. held_bytes: of the gradients by the logits that wait for
+    the products with all of them. None: as many as there are.
     """
 
     chunk: int
@@ -29,15 +30,18 @@ class Sizes:
     kept_tile: int | None
     tile: int | None
     tile_bytes: int
+    lanes: int
     held_bytes: int = 0
 
 
-# Tried on 2 CPU cores at the first two shapes of experiments/bench_linear_loss.py: the fastest, or near it and smaller.
-CPU = Sizes(chunk=512, chunk_bytes=None, kept_tile=1024, tile=512, tile_bytes=12 * 2**20)
+# Tried on 2 CPU cores at the shapes of experiments/bench_linear_loss.py: the fastest, or near it and smaller. Of the tokens
+# plan's tiles those of some 4000 classes took a seventh less than of 1000 on one machine, where its products did; on another
+# no more.
+CPU = Sizes(chunk=512, chunk_bytes=None, kept_tile=4096, tile=512, tile_bytes=12 * 2**20, lanes=8)
 # Tried on a GPU (H200) at the shapes of experiments/bench_chip.py: a chip wants large products, and has no cache to stay in. Of
 # stream's tiles those of 256 MB are 3% faster, and hold twice as much. Chunks of 512 tokens take a slower kernel, of 2048
 # save 3% for half as much again.
-CHIP = Sizes(chunk=1024, chunk_bytes=2**30, kept_tile=None, tile=None, tile_bytes=96 * 2**20, held_bytes=2**32)
+CHIP = Sizes(chunk=1024, chunk_bytes=2**30, kept_tile=None, tile=None, tile_bytes=96 * 2**20, lanes=128, held_bytes=2**32)
 SHARE = 16  # of a chip's memory the part that a plan may take to be faster
 ROWS_BYTES = 2 * 2**20  # of logits, for a loss that sees whole rows: some ten passes over them then stay in a CPU's cache
 
@@ -131,8 +135,8 @@ def _room() -> int:
 def _tiles(name, tokens, vocab, wide):
     """Tokens a chunk and classes a tile, of this backend's sizes; no fewer than 128 classes.
 
-    A tile that divides the vocabulary is taken if one over a third as wide does, for an overlap costs a mask; always a multiple
-    of 128, for products of odd places are slow on every chip.
+    A tile that divides the vocabulary is taken if it is nearly the widest, for an overlap costs a mask; else as few tiles as
+    there must be, all as wide as another, so that the last one overlaps by little.
     """
     sizes = CPU if on_cpu() else CHIP
     if name == "stream":
@@ -144,8 +148,9 @@ def _tiles(name, tokens, vocab, wide):
         if widest is None:
             return chunk, vocab
     most = max(128, min(widest or vocab, sizes.tile_bytes // (wide * max(1, chunk))) // 128 * 128)
-    fitting = (tile for tile in range(most, most // 3, -128) if vocab % tile == 0)
-    return max(chunk, 1), next(fitting, most)
+    fitting = (tile for tile in range(most, most * 4 // 5, -sizes.lanes) if vocab % tile == 0)
+    even = -(-vocab // -(-vocab // most))
+    return max(chunk, 1), next(fitting, -(-even // sizes.lanes) * sizes.lanes)
 
 
 def tokens_held(tokens: int, chunk: int, vocab: int, dtype: Any) -> int:
@@ -187,12 +192,13 @@ def _temporary(name, streams, tokens, vocab, features, chunk, tile, dtype):
     copied = copied if turns(copied) else 0
     pulled = wide if by_bits else narrow
     # A tile's product for the hidden states' gradient stands beside their sum.
-    tiled = tile * (together + features) * (wide + pulled) + together * features * wide + copied
+    tiled = lambda pulled: tile * (together + features) * (wide + pulled) + together * features * wide + copied
     if name == "stream":
         # Sums; and the hidden states, of which an XLA that widens nothing else has a kernel only if they are turned.
         widened = cast * (1 if by_bits or copied else 2)
-        return tiled + tokens * features * wide * widened + features * vocab * narrow * by_bits
+        return tiled(pulled) + tokens * features * wide * widened + features * vocab * narrow * by_bits
     wanted = chunk * vocab * wide
-    if not streams:  # some rows at a time are copied, and their gradient is written in their place
-        wanted += chunk * vocab * narrow * cast + 2 * min(ROWS_BYTES, wanted)
-    return tiled + wanted + summed
+    if streams:
+        return wanted + tiled(pulled) + summed
+    # Some rows at a time are copied, and their gradient is written in their place; of which tiles are parts.
+    return wanted + chunk * vocab * narrow * cast + max(2 * min(ROWS_BYTES, wanted), tiled(0)) + summed
