@@ -34,9 +34,8 @@ class Sizes:
     held_bytes: int = 0
 
 
-# Tried on 2 CPU cores at the shapes of experiments/bench_linear_loss.py: the fastest, or near it and smaller. Of the tokens
-# plan's tiles those of some 4000 classes took a seventh less than of 1000 on one machine, where its products did; on another
-# no more.
+# Tried on 2 CPU cores at the shapes of experiments/bench_linear_loss.py: the fastest, or near it and smaller. At the second of
+# them the tokens plan took a seventh less with tiles of some 4000 classes than of some 400, most of it in its products.
 CPU = Sizes(chunk=512, chunk_bytes=None, kept_tile=4096, tile=512, tile_bytes=12 * 2**20, lanes=8)
 # Tried on a GPU (H200) at the shapes of experiments/bench_chip.py: a chip wants large products, and has no cache to stay in. Of
 # stream's tiles those of 256 MB are 3% faster, and hold twice as much. Chunks of 512 tokens take a slower kernel, of 2048
