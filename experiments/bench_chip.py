@@ -26,8 +26,8 @@ import numpy as np
 import pandas as pd
 import tyro
 from bench_linear_loss import BARE, Contestant, check, heads_of
-from bench_peers import Call, jitted, package
-from bench_race import ONE_BY_ONE, OURS, clocked, scans, spread, timed
+from bench_peers import Call, clocked, jitted, package
+from bench_race import ONE_BY_ONE, OURS, scans, spread, timed
 from bench_race_peers import LOOP, MLP, TRANSFORMER, python_loop, work_of
 
 from xentlab import LabError

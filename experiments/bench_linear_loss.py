@@ -20,9 +20,8 @@ import numpy as np
 import pandas as pd
 import tyro
 from bench_memory import measured
-from bench_peers import PACKAGES, PEERS, SHAPES, THREADS, Call, jitted, numbers, settle
+from bench_peers import PACKAGES, PEERS, SHAPES, THREADS, Call, clocked, jitted, numbers, settle
 from bench_peers import run as sweep
-from bench_race import clocked
 
 from xentlab import LOSSES, LabError, charts, linear_loss
 from xentlab.linear.reductions import stream_of
@@ -162,16 +161,16 @@ def ratios(contestants, first: dict[str, float], rounds: int, say) -> tuple[dict
     What took more than SLOW times the bare products in the round that checked is not called again: one time is enough to see
     that it is slow, and it is the one that is told.
     """
-    quick = [each for each in contestants if first[each.what] <= SLOW * first[BARE]]
-    seconds = {each.what: [] for each in quick}
+    again = [each for each in contestants if first[each.what] <= SLOW * first[BARE]]
+    seconds = {each.what: [] for each in again}
     for turn in range(1, rounds + 1):
         say(f"round {turn} of {rounds}")
-        for each in quick:
+        for each in again:
             seconds[each.what].append(clocked(each.call))
-    told = {each.what: seconds.get(each.what, [first[each.what]]) for each in contestants}
-    beside = {what: seconds[BARE] if what in seconds else [first[BARE]] for what in told}
-    ratio = {what: np.divide(took, beside[what]) for what, took in told.items()}
-    return ratio, {what: float(np.median(took)) for what, took in told.items()}
+    once = {what: ([took], [first[BARE]]) for what, took in first.items()}
+    told = once | {what: (took, seconds[BARE]) for what, took in seconds.items()}
+    ratio = {what: np.divide(took, bare) for what, (took, bare) in told.items()}
+    return ratio, {what: float(np.median(took)) for what, (took, _) in told.items()}
 
 
 def run(losses=("nll", "brier", "hinge"), shapes=SHAPES, rounds: int = 7, peers=tuple(PEERS), tries: int = 2) -> pd.DataFrame:

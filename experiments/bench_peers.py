@@ -56,6 +56,13 @@ def jitted(function: Callable, *arrays: jax.Array) -> Call:
     return Call(lambda: jax.block_until_ready(made(*arrays)), made.memory_analysis().temp_size_in_bytes / 2**20)
 
 
+def clocked(call: Callable[[], Any]) -> float:
+    """The seconds of a call."""
+    begun = time.perf_counter()
+    call()
+    return time.perf_counter() - begun
+
+
 def package(name: str) -> Any:
     """The imported package. Raises `LabError` that says how to install it."""
     try:
@@ -187,9 +194,7 @@ def run(shapes=SHAPES, names=tuple(PEERS), rounds: int = 2) -> pd.DataFrame:
             took = dict.fromkeys(blocks, math.inf)
             for _ in range(rounds):
                 for block, call in calls.items():
-                    begun = time.perf_counter()
-                    call()
-                    took[block] = min(took[block], 1e3 * (time.perf_counter() - begun))
+                    took[block] = min(took[block], 1e3 * clocked(call))
             best = min(block for block in blocks if took[block] <= LEVEL * min(took.values()))
             for block in blocks:
                 row = {"shape": " x ".join(map(str, shape)), "what": name, "block": block, "milliseconds": took[block]}

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import tyro
-from bench_peers import THREADS, on_two_cores
+from bench_peers import THREADS, clocked, on_two_cores
 from bench_race_peers import (
     LOOP,
     MLP,
@@ -106,13 +106,6 @@ def scans(grid: Grid, compiled: Program, width: int) -> Callable[[], Any]:
         return losses
 
     return call
-
-
-def clocked(call: Callable[[], Any]) -> float:
-    """The seconds of a call."""
-    begun = time.perf_counter()
-    call()
-    return time.perf_counter() - begun
 
 
 def compiling(grid: Grid, cache: str) -> float:

@@ -116,7 +116,7 @@ def _chosen(loss, streams, per_token, held):
     if not streams:
         return "tokens", f"{name_of(loss)} has no stream form"
     # Measured: on a GPU (experiments/bench_chip.py) a third less time, for several times the memory; on a CPU
-    # (experiments/bench_linear_loss.py) at most a fifth less. Per-token results take four products either way.
+    # (experiments/bench_linear_loss.py) at most a quarter less. Per-token results take four products either way.
     if not per_token and held <= _room():
         return "tokens", f"it takes three products where stream takes four, and what it holds is under 1/{SHARE} of the device"
     return (
@@ -132,10 +132,10 @@ def _room() -> int:
 
 
 def _tiles(name, tokens, vocab, wide):
-    """Tokens a chunk and classes a tile, of this backend's sizes; no fewer than 128 classes.
+    """Tokens a chunk and classes a tile, of this backend's sizes; 128 classes are always allowed.
 
     A tile that divides the vocabulary is taken if it is nearly the widest, for an overlap costs a mask; else as few tiles as
-    there must be, all as wide as another, so that the last one overlaps by little.
+    there must be, evenly wide, so that the last one overlaps by little.
     """
     sizes = CPU if on_cpu() else CHIP
     if name == "stream":
@@ -189,15 +189,16 @@ def _temporary(name, streams, tokens, vocab, features, chunk, tile, dtype):
     summed = features * vocab * wide * (cast and (by_bits or tokens > chunk))
     copied = together * features * narrow
     copied = copied if turns(copied) else 0
-    pulled = wide if by_bits else narrow
+    # Of rows that a loss sees the gradient is written in their place, and a tile is a part of that.
+    pulled = 0 if name == "tokens" and not streams else wide if by_bits else narrow
     # A tile's product for the hidden states' gradient stands beside their sum.
-    tiled = lambda pulled: tile * (together + features) * (wide + pulled) + together * features * wide + copied
+    tiled = tile * (together + features) * (wide + pulled) + together * features * wide + copied
     if name == "stream":
         # Sums; and the hidden states, of which an XLA that widens nothing else has a kernel only if they are turned.
         widened = cast * (1 if by_bits or copied else 2)
-        return tiled(pulled) + tokens * features * wide * widened + features * vocab * narrow * by_bits
+        return tiled + tokens * features * wide * widened + features * vocab * narrow * by_bits
     wanted = chunk * vocab * wide
-    if streams:
-        return wanted + tiled(pulled) + summed
-    # Some rows at a time are copied, and their gradient is written in their place; of which tiles are parts.
-    return wanted + chunk * vocab * narrow * cast + max(2 * min(ROWS_BYTES, wanted), tiled(0)) + summed
+    if not streams:  # some rows at a time are copied, before there are tiles
+        tiled = max(2 * min(ROWS_BYTES, wanted), tiled)
+        wanted += chunk * vocab * narrow * cast
+    return wanted + tiled + summed
