@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pathlib
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -229,6 +230,34 @@ def test_where_all_are_damaged_it_says_what_to_delete(copy, whole):
     subprocess.run(["rm", "-r", place], check=True)
     assert finish(start(copy, "race", "--resume", str(copy))) == 0, said(copy)
     assert_same(copy, whole)
+
+
+READING = """
+import pathlib, sys
+import jax.numpy as jnp
+from xentlab import LabError
+from xentlab.checkpoints import Checkpoints
+
+tree, grid = {str(n): jnp.arange(200) + n for n in range(30)}, Checkpoints(pathlib.Path(sys.argv[1])).grid("nll", 0)
+grid.after(1, True, lambda: tree)
+for each in grid.folder.glob("*/tree/**/d/*"):
+    content = bytearray(each.read_bytes())
+    content[len(content) // 2] ^= 1
+    each.write_bytes(content)
+for _ in range(5):  # which arrays are read before the first one ends the reading is chance
+    try:
+        grid.load(tree)
+    except LabError as error:
+        print(error)
+"""
+
+
+def test_of_many_arrays_that_cannot_be_read_one_line_is_said(tmp_path):
+    """The others' errors, which nobody awaits, asyncio tells when they go: at the latest as the process ends."""
+    ended = subprocess.run([sys.executable, "-c", READING, tmp_path], capture_output=True, text=True, check=True)
+    line = r"no checkpoint of nll .* block 1 \(.*checksum verification failed: expected=\d+, actual=\d+\)\. Delete .*"
+    assert re.fullmatch(f"({line}\n){{5}}", ended.stdout), ended.stdout
+    assert ended.stderr == ""
 
 
 def test_a_full_disk_loses_nothing(whole, tmp_path):

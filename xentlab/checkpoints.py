@@ -13,6 +13,7 @@ import re
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -150,10 +151,13 @@ class Grid:
 def _hush() -> None:
     """Orbax logs a failed write with its whole stack before it raises, and its threads afterwards; who calls says it in a line.
 
-    For good, and once: a thread may come when the process is at its end.
+    So do asyncio and Python of arrays that were read, or still to be read, beside the first that could not be. For good, and
+    once: a thread may come when the process is at its end.
     """
     logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
-    logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())
+    theirs = re.compile("orbax|tensorstore")
+    logging.getLogger("asyncio").addFilter(lambda record: not theirs.search(record.getMessage()))
+    warnings.filterwarnings("ignore", r"coroutine 'Store\..*' was never awaited", RuntimeWarning)
     hook = sys.unraisablehook
     # Of a write that was under way when another one failed.
     sys.unraisablehook = lambda raised: None if "Event loop is closed" in str(raised.exc_value) else hook(raised)
@@ -193,6 +197,6 @@ def _sum_leaves(leaves):
 
 
 def _short(error: BaseException) -> str:
-    """An error in a line: of a long one the end, where the cause is."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """An error in a line: of a long one the end, where the cause is, but for what tensorstore was asked to open."""
+    text = " ".join(str(error).split()).split(" [tensorstore_spec")[0] or type(error).__name__
     return text if len(text) < 160 else f"… {text[-150:]}"
