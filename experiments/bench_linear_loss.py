@@ -1,9 +1,10 @@
 """What does a head cost, xentlab's and others', beside the matrix products that none can do without?
 
 Value and gradients by hidden states and weight, float32, two threads for everyone. All contestants run in turn, round after
-round; the table has medians of their ratio to three bare products in the same round, with the quartiles, and the most that the
-process held meanwhile. None is timed before its numbers agree with the naive head's. `--quick` takes the first shape. Needs
-`pip install -e '.[bench]'` and `pip install --no-deps 'cut-cross-entropy>=25.1'` (bench_peers.py says why), and a C++ compiler.
+round, each in another order; the table has medians of their ratio to three bare products in the same round, with the quartiles,
+and the most that the process held meanwhile. None is timed before its numbers agree with the naive head's. `--quick` takes the
+first shape. Needs `pip install -e '.[bench]'` and `pip install --no-deps 'cut-cross-entropy>=25.1'` (bench_peers.py says why),
+and a C++ compiler.
 """
 
 import dataclasses
@@ -156,17 +157,22 @@ def checked(contestants, outputs_mb: float) -> tuple[list[Contestant], dict[str,
 
 
 def ratios(contestants, first: dict[str, float], rounds: int, say) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Each one's times to the bare products of the same round, and its median seconds; all are called in turn.
+    """Each one's times to the bare products' in the same round, and its median seconds; all are called in turn.
 
-    What took more than SLOW times the bare products in the round that checked is not called again: one time is enough to see
-    that it is slow, and it is the one that is told.
+    A round has an order of its own, drawn, with the bare products first, in the middle and last, whose mean is taken: what the
+    machine does meanwhile, and what one call leaves behind for the next, is nobody's lot in every round. What took more than
+    SLOW times the bare products in the round that checked is not called again: one time is enough to see that it is slow, and
+    it is the one that is told.
     """
-    again = [each for each in contestants if first[each.what] <= SLOW * first[BARE]]
-    seconds = {each.what: [] for each in again}
+    calls = {each.what: each.call for each in contestants if first[each.what] <= SLOW * first[BARE]}
+    seconds, drawn = {what: [] for what in calls}, np.random.default_rng(0)
     for turn in range(1, rounds + 1):
         say(f"round {turn} of {rounds}")
-        for each in again:
-            seconds[each.what].append(clocked(each.call))
+        order = list(drawn.permutation([what for what in calls if what != BARE]))
+        middle, bare = len(order) // 2, []
+        for what in (BARE, *order[:middle], BARE, *order[middle:], BARE):
+            (bare if what == BARE else seconds[what]).append(clocked(calls[what]))
+        seconds[BARE].append(np.mean(bare))
     once = {what: ([took], [first[BARE]]) for what, took in first.items()}
     told = once | {what: (took, seconds[BARE]) for what, took in seconds.items()}
     ratio = {what: np.divide(took, bare) for what, (took, bare) in told.items()}
