@@ -168,9 +168,10 @@ ENTRY %main (p: f32[4]) -> f32[4] {
   %w = f32[4]{0} while(%p), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"5"}}
   %g = bf16[8]{0} all-gather(%w), replica_groups=mesh['x'=2,'y'=4] {'x'}, dimensions={0}
   %t = (f32[2]{0}, f32[2]{0}) all-to-all(%w, %w), replica_groups={{0,1},{2,3}}
+  %s = (bf16[2]{0}, bf16[8]{0}) all-gather-start(%w), replica_groups={{0,1,2,3}}, dimensions={0}
 }
 """
-    assert collectives(module) == {"all-reduce": 5 * 24, "all-gather": 8, "all-to-all": 8}
+    assert collectives(module) == {"all-reduce": 5 * 24, "all-gather": 8 + 12, "all-to-all": 8}
 
 
 @pytest.mark.parametrize("text", ["data", "data=0", "rows=3", "data=2,data=2", "data=2;model=2", "model=x"])
@@ -183,8 +184,12 @@ def test_meshes_that_do_not_fit_are_told():
     devices = np.array(jax.devices()[:1])
     auto = jax.sharding.Mesh(devices, ("rows",))
     explicit = jax.sharding.Mesh(devices, ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
-    head = lambda mesh: linear_loss(jnp.ones((2, 3)), jnp.ones((3, 5)), jnp.array([0, 1]), mesh=mesh)
-    with pytest.raises(LabError, match="Name yours by token_axis="):
+    head = lambda mesh, **axes: linear_loss(jnp.ones((2, 3)), jnp.ones((3, 5)), jnp.array([0, 1]), mesh=mesh, **axes)
+    with pytest.raises(LabError, match="axes are rows; token_axis is 'data', vocab_axis 'model'"):
         head(auto)
-    with pytest.raises(LabError, match="has explicit axes"):
+    with pytest.raises(LabError, match=r"has explicit axes.*AxisType.Auto,\) \* 1"):
         head(explicit)
+    with pytest.raises(LabError, match="Name one axis of yours"):
+        head(jax.sharding.Mesh(devices, ("data",)), token_axis="rows")
+    with pytest.raises(LabError, match="split over two axes; both are 'data'"):
+        head(jax.sharding.Mesh(devices, ("data",)), vocab_axis="data")

@@ -98,8 +98,14 @@ def unwrapped(loss: Loss) -> tuple[Loss, dict[str, Any]]:
 
 
 def facts_of(loss: Loss) -> Facts:
-    """The facts of a loss, or empty ones."""
-    return getattr(unwrapped(loss)[0], "facts", Facts())
+    """The facts of a loss, or empty ones.
+
+    A function around a loss may be another loss: what `functools.wraps` copied is not true of it. Compiled it is the same one.
+    """
+    function = unwrapped(loss)[0]
+    facts = getattr(function, "facts", Facts())
+    inherited = facts is getattr(getattr(function, "__wrapped__", None), "facts", None)
+    return Facts() if inherited and not isinstance(function, jax.stages.Wrapped) else facts
 
 
 def settings_of(loss: Loss) -> dict[str, Any]:
@@ -144,6 +150,11 @@ def low_p_claim(loss: Loss, rivals: Literal["even", "one"], vocab: int) -> float
     return claim(vocab, **{key: value for key, value in settings_of(loss).items() if key in known})
 
 
+def is_known(setting: Any) -> bool:
+    """Whether a loss's setting is a number that can be judged: one that is traced cannot be, and is taken as it is."""
+    return not isinstance(setting, jax.core.Tracer)
+
+
 def is_at_target(values: Float[AnyArray, "... vocab"], targets: Integer[AnyArray, "..."]) -> Bool[Array, "... vocab"]:
     """Where each token's target lies, as a mask [..., V]; all False for a target outside [0, V)."""
     if values.shape[:-1] != targets.shape:
@@ -151,17 +162,21 @@ def is_at_target(values: Float[AnyArray, "... vocab"], targets: Integer[AnyArray
             f"logits of shape {values.shape} need targets of shape {values.shape[:-1]}; got {targets.shape}. "
             "The vocabulary is the last axis of the logits, and targets are class indices, not one-hot."
         )
-    targets = _index(targets)
+    targets = as_index(targets)
     classes = jax.lax.broadcasted_iota(targets.dtype, values.shape, values.ndim - 1)
     return classes == targets[..., None]
 
 
-def _index(targets: Integer[AnyArray, "..."]) -> Integer[Array, "..."]:
-    """Targets in a type that counts to V."""
-    if isinstance(targets, np.ndarray):
-        targets = np.clip(targets, -1, 2**31 - 1)  # JAX would wrap a 64-bit index, and 2^32 + 3 would score class 3
-    targets = jnp.asarray(targets)
-    return targets.astype(jnp.int32) if targets.dtype.itemsize < 4 else targets
+def as_index(targets: Integer[AnyArray, "..."]) -> Integer[Array, "..."]:
+    """Targets as 32-bit integers; one that these cannot hold is a bad one still.
+
+    >>> as_index(np.array([5, 2**32 + 3]))
+    Array([         5, 2147483647], dtype=int32)
+    """
+    if targets.dtype.itemsize > 4:  # it would wrap, and 2^32 + 3 would score class 3
+        clip = jnp.clip if isinstance(targets, jax.Array) else np.clip
+        targets = clip(targets, 0 if targets.dtype.kind == "u" else -1, 2**31 - 1)
+    return jnp.asarray(targets).astype(jnp.int32)
 
 
 def nan_outside(targets: Integer[AnyArray, "..."], vocab: int, dtype: Any) -> Float[Array, "..."]:
@@ -173,7 +188,7 @@ def nan_outside(targets: Integer[AnyArray, "..."], vocab: int, dtype: Any) -> Fl
     >>> nan_outside(jnp.array([0, 3]), 3, jnp.float32)
     Array([ 0., nan], dtype=float32)
     """
-    targets = _index(targets)
+    targets = as_index(targets)
     return jnp.sqrt(((targets >= 0) & (targets < vocab)).astype(dtype) - 1)
 
 

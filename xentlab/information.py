@@ -101,9 +101,9 @@ def weighted_mean(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The mean of values [...] under weights [...], and the sum of the weights: (mean, weight), two scalars.
 
-    A value of weight 0 is out, even if it is NaN or infinite. Where every weight is 0 the mean is 0 and so is its
-    gradient: a batch with nothing in it teaches nothing. Means of parts combine by their weights, never as a mean of
-    means: (m1 w1 + m2 w2) / (w1 + w2). Raises `LabError` where the shapes differ.
+    A value of weight 0 is out, even if it is NaN or infinite, and its weight has no gradient. Where every weight is 0 the mean
+    is 0 and so is its gradient: a batch with nothing in it teaches nothing. Means of parts combine by their weights, never as a
+    mean of means: (m1 w1 + m2 w2) / (w1 + w2). Raises `LabError` where the shapes differ.
 
     >>> weighted_mean(jnp.array([1.0, 5.0, jnp.nan]), jnp.array([3.0, 1.0, 0.0]))
     (Array(2., dtype=float32), Array(4., dtype=float32))
@@ -112,11 +112,29 @@ def weighted_mean(
         weights = jnp.ones_like(values)
     if weights.shape != values.shape:
         raise LabError(f"weighted_mean needs one weight a value: values are {values.shape}, weights {weights.shape}.")
+    total = counted(weights)
+    # Weights that cancel have a mean without bounds, and are not a batch with nothing in it.
+    return weighted_sum(values, weights) / jnp.where(jnp.any(weights != 0), total, 1), total
+
+
+def weighted_sum(values: Float[Array, "..."], weights: Float[Array, "..."]) -> Float[Array, ""]:
+    """The sum of weights times values, both [...]: a value of weight 0 is out, as in `weighted_mean`.
+
+    >>> weighted_sum(jnp.array([1.0, 5.0, jnp.nan]), jnp.array([1.0, -1.0, 0.0]))
+    Array(-4., dtype=float32)
+    """
     counts = weights != 0
-    total = jnp.sum(weights)
     # Both wheres: the inner one keeps a NaN of weight 0 out of the gradient as well.
-    inner = jnp.sum(jnp.where(counts, weights * jnp.where(counts, values, 0), 0))
-    return inner / jnp.where(total == 0, 1, total), total
+    return jnp.sum(jnp.where(counts, weights * jnp.where(counts, values, 0), 0))
+
+
+def counted(weights: Float[Array, "..."]) -> Float[Array, ""]:
+    """The sum of weights [...], of which one that is 0 has no gradient: what it weighs is out.
+
+    >>> jax.grad(counted)(jnp.array([2.0, 0.0]))
+    Array([1., 0.], dtype=float32)
+    """
+    return jnp.sum(jnp.where(weights != 0, weights, 0))
 
 
 def _same_shape(p: jax.Array, q: jax.Array) -> None:

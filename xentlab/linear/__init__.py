@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import jax
@@ -10,11 +11,11 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 from jaxtyping import Array, Float, Integer
 
-from xentlab.contract import AnyArray, LabError, Loss, name_of
-from xentlab.information import weighted_mean
+from xentlab.contract import AnyArray, LabError, Loss, as_index, name_of
+from xentlab.information import counted, weighted_mean, weighted_sum
 from xentlab.linear.logits import Head
 from xentlab.linear.plan import Plan, explain_plan
-from xentlab.linear.reductions import reductions_of, stream_of
+from xentlab.linear.reductions import or_nan_outside, reductions_of, stream_of
 from xentlab.linear.stream import streamed
 from xentlab.linear.tokens import per_token, weighted_total
 from xentlab.losses.likelihood import nll
@@ -42,21 +43,24 @@ def linear_loss(
     tiles: tuple[int, int] | None = None,
     vocab_first: bool = False,
     mesh: Mesh | None = None,
-    token_axis: str = "data",
-    vocab_axis: str = "model",
+    token_axis: str | None = "data",
+    vocab_axis: str | None = "model",
 ) -> Float[Array, ...]:
     """loss(hidden @ weight + bias, targets), averaged, in tiles: hidden [..., D], weight [D, V], targets [...] -> [] or [...].
 
     loss: any function of logits [..., V] and targets [...], unreduced. token_weights [...]: the mean is weighted by them; a
-    token of weight 0 is out, whatever its target. softcap c: logits are c tanh(z / c), as Gemma 2 has them. reduction: "none"
-    gives each token's loss, times its weight. plan: `explain_plan` tells what "auto" takes; tiles: (tokens a chunk, classes a
-    tile). vocab_first: the weight is [V, D], as embeddings lie; nothing is transposed. mesh: of devices, tokens split over
-    its token_axis and the vocabulary over its vocab_axis, either of which it may lack; shapes stay those of the whole.
+    token of weight 0 is out, whatever its target and hidden state, and its weight has no gradient. softcap c: logits are
+    c tanh(z / c), as Gemma 2 has them. reduction: "none" gives each token's loss, times its weight. plan: `explain_plan` tells
+    what "auto" takes; tiles: (tokens a chunk, classes a tile). vocab_first: the weight is [V, D], as embeddings lie; nothing is
+    transposed. mesh: of devices, tokens split over its token_axis and the vocabulary over its vocab_axis, either of which it
+    may lack; shapes stay those of the whole.
 
-    Sums and reductions are held in float32 whatever the input (float64 for float64), and the result is. Differentiable by
-    hidden, weight, bias and token_weights, and a second time, forward over reverse (jax.jvp of jax.grad). To be called under
-    jax.jit: an eager call compiles its loops anew each time. Bad targets raise `LabError` in eager calls; under jit such a loss
-    is NaN. Also raises it for shapes that do not fit and a loss that is not one value a token.
+    What a loss closes over has no gradient under plan "tokens", and JAX says so (UnexpectedTracerError): divide hidden by a
+    temperature that is learned. Sums and reductions are held in float32 whatever the input (float64 for float64), and the
+    result is; devices' shares of the weight's gradient are added in its own type. Differentiable by hidden, weight, bias and
+    token_weights, and a second time, forward over reverse (jax.jvp of jax.grad). To be called under jax.jit: an eager call
+    compiles its loops anew each time. Bad targets raise `LabError` in eager calls; under jit such a loss is NaN, and so are
+    gradients to which it counts. Also raises it for shapes and types that do not fit and a loss that is not one value a token.
 
     >>> hidden, weight = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 0.0, 0.0], [5.0, 5.0, 5.0]])
     >>> linear_loss(hidden, weight, jnp.array([2]))  # logits 0: log 3
@@ -71,29 +75,30 @@ def linear_loss(
     if weights.shape != shape:
         raise LabError(f"token_weights are one a token: targets are {list(shape)}, they are {list(weights.shape)}.")
     _refuse_bad_targets(targets, weights, vocab)
-    _try(loss, vocab, wide)
     tokens = targets.size
-    hidden, flat, flat_weights = _level(head, hidden, targets, weights)
+    hidden, flat, flat_weights = _level(head, hidden, as_index(targets), weights)
     flat = jnp.where(flat_weights == 0, 0, flat)  # a token that is out has a target that exists
+    if token_weights is not None:  # and numbers that do no harm: 0 times NaN would be in every gradient
+        hidden = jnp.where(flat_weights[:, None] == 0, jnp.zeros((), hidden.dtype), hidden)
     layout = (head.count(head.tokens), head.count(head.classes))
     chosen = explain_plan(tokens, hidden.shape[-1], vocab, loss, hidden.dtype, plan, tiles, reduction == "none", layout)
+    _try(loss, vocab, wide)
     stream = stream_of(loss)
     if not tokens:
         each = jnp.zeros(0, wide)
     elif chosen.name == "stream":
         each = stream(streamed(stream.reductions, head, chosen.tiles[1], hidden, weight, bias, flat), vocab)
+        each = or_nan_outside(each, flat, vocab)
     elif reduction == "none":
         each = per_token(loss, stream, head, chosen.tiles, hidden, weight, bias, flat)
     else:
-        weight_sum = jnp.sum(flat_weights)
-        scale = jnp.where(weight_sum == 0, 1, weight_sum) if reduction == "mean" else jnp.ones((), wide)
+        scale = jnp.where(jnp.any(flat_weights != 0), counted(flat_weights), 1) if reduction == "mean" else jnp.ones((), wide)
         total = weighted_total(loss, stream, head, chosen.tiles, hidden, weight, bias, flat, flat_weights / scale)
         return total.astype(wide)
     each = each.astype(wide)
     if reduction == "none":
         return jnp.where(flat_weights == 0, 0, each * flat_weights)[:tokens].reshape(shape)
-    mean, weight_sum = weighted_mean(each, flat_weights)
-    return mean if reduction == "mean" else mean * weight_sum
+    return weighted_mean(each, flat_weights)[0] if reduction == "mean" else weighted_sum(each, flat_weights)
 
 
 def linear_log_probs(
@@ -106,8 +111,8 @@ def linear_log_probs(
     tiles: tuple[int, int] | None = None,
     vocab_first: bool = False,
     mesh: Mesh | None = None,
-    token_axis: str = "data",
-    vocab_axis: str = "model",
+    token_axis: str | None = "data",
+    vocab_axis: str | None = "model",
 ) -> tuple[Float[Array, "*tokens"], Float[Array, "*tokens"]]:
     """Each token's log-probability and its prediction's entropy, in nats: hidden [..., D], weight [D, V] -> [...], [...].
 
@@ -121,16 +126,17 @@ def linear_log_probs(
     spread = (mesh, token_axis, vocab_axis)
     hidden, weight, targets, bias, head, vocab = _checked(hidden, weight, targets, bias, softcap, vocab_first, spread)
     _refuse_bad_targets(targets, jnp.ones(targets.shape), vocab)
-    flat, flat_targets = _level(head, hidden, targets)
+    flat, flat_targets = _level(head, hidden, as_index(targets))
     layout = (head.count(head.tokens), head.count(head.classes))
     tile = explain_plan(targets.size, flat.shape[-1], vocab, nll, flat.dtype, "stream", tiles, layout=layout).tiles[1]
     found = streamed(reductions_of(("rivals", "entropy"), {}), head, tile, flat, weight, bias, flat_targets)
     found = {name: value[: targets.size].reshape(targets.shape) for name, value in found.items()}
-    rivals, target = found["rivals"], found["target"]
+    rivals, target = found["rivals"], or_nan_outside(found["target"], as_index(targets), vocab)
     log_p, log_miss = log_p_target(rivals, target), log_p_target(target, rivals)
     missed = one_minus_exp(log_p)
     # Whether it is the target, and, where it is not, the rivals' own entropy.
-    entropy = missed * (found["entropy"] - jnp.where(missed > 0, log_miss, 0)) - jnp.exp(log_p) * log_p
+    own = jnp.exp(log_p) * jnp.where(log_p == -jnp.inf, 0, log_p)
+    entropy = missed * (found["entropy"] - jnp.where(missed > 0, log_miss, 0)) - own
     return log_p, entropy
 
 
@@ -144,9 +150,15 @@ def _level(head, hidden, *per_token):
 def _checked(hidden, weight, targets, bias, softcap, vocab_first, spread):
     """The arguments as arrays that fit, the head and V, or a `LabError`."""
     hidden, weight = jnp.asarray(hidden), jnp.asarray(weight)
-    if isinstance(targets, np.ndarray):
-        targets = np.clip(targets, -1, 2**31 - 1)  # JAX would wrap a 64-bit index
-    targets = jnp.asarray(targets)
+    targets = targets if isinstance(targets, jax.Array) else np.asarray(targets)
+    if not hidden.ndim or weight.ndim != 2:
+        raise LabError(f"hidden is [..., D] and a weight [D, V] or [V, D]; got {list(hidden.shape)} and {list(weight.shape)}.")
+    if not jnp.issubdtype(hidden.dtype, jnp.floating):
+        raise LabError(f"hidden is of floating point; got {hidden.dtype}. Cast it, as hidden.astype(jnp.float32).")
+    if not jnp.issubdtype(targets.dtype, jnp.integer):
+        raise LabError(f"targets are class indices, integers; got {targets.dtype}. Of one-hot ones take the argmax.")
+    if softcap is not None and not 0 < (softcap := float(softcap)) < math.inf:
+        raise LabError(f"softcap is a positive number or None; got {softcap}.")
     head = Head(softcap, vocab_first, *_axes(*spread))
     features, vocab = weight.shape[1 - head.vocab_axis], weight.shape[head.vocab_axis]
     if hidden.shape[-1] != features:
@@ -159,20 +171,19 @@ def _checked(hidden, weight, targets, bias, softcap, vocab_first, spread):
         raise LabError(f"hidden [..., D] goes with targets [...]; got {list(hidden.shape)} and {list(targets.shape)}.")
     if bias is not None and np.shape(bias) != (vocab,):
         raise LabError(f"a bias is one number a class, [{vocab}]; got {list(np.shape(bias))}.")
-    if softcap is not None and not softcap > 0:
-        raise LabError(f"softcap is a positive number or None; got {softcap}.")
     if vocab == 0:
         raise LabError("the vocabulary is empty.")
     if vocab % head.count(head.classes):
         raise LabError(
-            f"{head.count(head.classes)} devices cannot share {vocab} classes evenly, and JAX shards no other way. Add columns "
-            "to the weight, with a bias of -1e30: no softmax gives those any share."
+            f"{head.count(head.classes)} devices cannot share {vocab} classes evenly, and JAX shards no other way. Give "
+            "vocab_axis=None to leave the vocabulary whole; or add columns to the weight with a bias of -1e30: a softmax gives "
+            "them no share (but under a softcap, and in losses that ask all classes, they would count)."
         )
     if hidden.dtype != weight.dtype:
         raise LabError(
             f"hidden is {hidden.dtype} and the weight {weight.dtype}; cast one of them, so that no one is surprised."
         )
-    return hidden, weight, targets.astype(jnp.int32), None if bias is None else jnp.asarray(bias), head, vocab
+    return hidden, weight, targets, None if bias is None else jnp.asarray(bias), head, vocab
 
 
 def _axes(mesh, token_axis, vocab_axis):
@@ -180,15 +191,20 @@ def _axes(mesh, token_axis, vocab_axis):
     if mesh is None:
         return None, None, None
     axes = [axis if axis in mesh.axis_names else None for axis in (token_axis, vocab_axis)]
-    if axes == [None, None]:
+    lacking = [axis for axis in (token_axis, vocab_axis) if axis not in (*mesh.axis_names, "data", "model", None)]
+    if axes == [None, None] or lacking:
         raise LabError(
-            f"the mesh's axes are {', '.join(mesh.axis_names)}; none is {token_axis!r} (tokens) or {vocab_axis!r} "
-            "(vocabulary). Name yours by token_axis= and vocab_axis=."
+            f"the mesh's axes are {', '.join(mesh.axis_names)}; token_axis is {token_axis!r}, vocab_axis {vocab_axis!r}. Name "
+            "one axis of yours by each; None leaves tokens or vocabulary whole."
+        )
+    if token_axis == vocab_axis:
+        raise LabError(
+            f"tokens and vocabulary are split over two axes; both are {token_axis!r}. Give vocab_axis=None to leave it whole."
         )
     if AxisType.Explicit in mesh.axis_types:
         raise LabError(
             "the mesh has explicit axes, by which JAX wants every array's place told; make it with axis_types=(jax.sharding."
-            "AxisType.Auto,) * 2."
+            f"AxisType.Auto,) * {len(mesh.axis_names)}."
         )
     return mesh, *axes
 

@@ -112,9 +112,14 @@ def collectives(module: str) -> dict[str, int]:
             operation = re.search(r" = (.*?) ([a-z\-]+)\(", line)
             if not operation:
                 continue
-            shape, kind = operation[1], operation[2].removesuffix("-start")
+            kind = operation[2].removesuffix("-start")
             if kind in COLLECTIVES:
-                total[kind] = total.get(kind, 0) + times * _sent(kind, shape, line)
+                sizes = _sizes(operation[1])
+                if operation[2] == "all-gather-start":  # of operands, then of results
+                    sizes = sizes[len(sizes) // 2 :]
+                elif operation[2] == "collective-permute-start":  # and what it waits by
+                    sizes = sizes[1:2]
+                total[kind] = total.get(kind, 0) + times * _sent(kind, sum(sizes), line)
             trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', line) if kind == "while" else None
             for called in re.findall(r"(?:body|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)", line):
                 count(called, times * (int(trips[1]) if trips else 1))
@@ -123,11 +128,16 @@ def collectives(module: str) -> dict[str, int]:
     return total
 
 
-def _sent(kind, shape, line):
-    size = 0
+def _sizes(shape):
+    """The bytes of each array of a shape."""
+    sizes = []
     for dtype, dims in re.findall(r"([a-z]+\d*)\[([\d,]*)\]", shape):
         bits = int(re.search(r"\d+$", dtype)[0]) if dtype != "pred" else 8
-        size += math.prod(map(int, filter(None, dims.split(",")))) * bits // 8
+        sizes.append(math.prod(map(int, filter(None, dims.split(",")))) * bits // 8)
+    return sizes
+
+
+def _sent(kind, size, line):
     devices = _group(line)
     share = {"all-reduce": 2 * (devices - 1) / devices, "reduce-scatter": devices - 1, "collective-permute": 1}
     return round(size * share.get(kind, (devices - 1) / devices))

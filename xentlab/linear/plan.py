@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from typing import Any, Literal
 
 import jax
@@ -87,8 +88,9 @@ def explain_plan(
     """
     if plan not in PLANS:
         raise LabError(f"a plan is one of {', '.join(PLANS)}; got {plan!r}.")
-    if tiles is not None and (len(tiles) != 2 or not all(isinstance(each, int) and each > 0 for each in tiles)):
-        raise LabError(f"tiles are two counts, tokens a chunk and classes a tile; got {tiles!r}.")
+    if not callable(loss):
+        raise LabError(f"a loss is a function of logits and targets; got {loss!r}. Of a name xentlab.resolve makes one.")
+    tiles = None if tiles is None else _counts(tiles)
     streams, wide = stream_of(loss) is not None, accumulator(dtype).itemsize
     if plan == "stream" and not streams:
         raise LabError(
@@ -109,6 +111,16 @@ def explain_plan(
     products = 4 if name == "stream" or per_token else 3
     flops = products * 2 * per_device[0] * features * per_device[1]
     return Plan(name, why, tiles, products, flops, temporary, 2 * per_device[0] * per_device[1] * wide)
+
+
+def _counts(tiles):
+    try:
+        chunk, tile = map(operator.index, tiles)
+    except (TypeError, ValueError):
+        chunk = tile = 0
+    if min(chunk, tile) < 1:
+        raise LabError(f"tiles are two counts, tokens a chunk and classes a tile; got {tiles!r}.")
+    return chunk, tile
 
 
 def _chosen(loss, streams, per_token, held):
@@ -177,16 +189,16 @@ def rows_at_once(rows: int, vocab: int, itemsize: int) -> int:
 def _temporary(name, streams, tokens, vocab, features, chunk, tile, dtype):
     """Bytes beside arguments and gradients: tiles or chunks of logits, copies, and what sums hold wide of a narrow type."""
     narrow, wide = jnp.dtype(dtype).itemsize, accumulator(dtype).itemsize
-    cast, by_bits = narrow < wide, moved_whole(dtype)
+    cast, by_bits, kept_wide = narrow < wide, moved_whole(dtype), dtype == jnp.float16  # see tokens.kept_type
     together = min(tokens, chunk)
     if not on_cpu():  # logits, and of a loss that sees rows their gradient; and that as the products take it
         logits = wide if streams else 2 * wide
         if name == "tokens":
             held = tokens_held(tokens, chunk, vocab, dtype)
-            summed = features * vocab * wide * (tokens > held)
+            summed = features * vocab * wide * (kept_wide or tokens > held)
             return chunk * vocab * logits + held * (vocab * narrow + features * wide) + summed
         return tile * (tokens + features) * (logits + narrow) + tokens * features * wide
-    summed = features * vocab * wide * (cast and (by_bits or tokens > chunk))
+    summed = features * vocab * wide * (kept_wide or (cast and (by_bits or tokens > chunk)))
     copied = together * features * narrow
     copied = copied if turns(copied) else 0
     # Of rows that a loss sees the gradient is written in their place, and a tile is a part of that.

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from xentlab.contract import LabError, Loss, facts_of, or_nan, settings_of, unwrapped
+from xentlab.contract import LabError, Loss, facts_of, is_known, nan_outside, or_nan, settings_of, unwrapped
 
 LOWEST = float(np.finfo(np.float32).min)  # the running maximum of nothing: finite, so that no -inf - -inf arises
 
@@ -135,8 +135,13 @@ def _logsumexp(multiple: float) -> Reduction:
         add=lambda mass, tile: shrunk(mass, tile.fallen) + jnp.sum(raised(tile.below, jnp.exp(tile.below)), axis=-1),
         merge=lambda mass, fallen, axis: lax.psum(shrunk(mass, fallen), axis),
         finish=lambda mass, shift: (_log_mass(multiple * shift, mass), None),
-        slope=lambda value, aside, z, row: multiple * jnp.exp(multiple * row.shift - value) * raised(z - row.shift, row.share),
+        slope=lambda value, aside, z, row: multiple * _scale(multiple * row.shift, value) * raised(z - row.shift, row.share),
     )
+
+
+def _scale(shift: jax.Array, log_mass: jax.Array) -> jax.Array:
+    """What a share of the greatest is to be multiplied by, to be one of the mass; 0 where no rival has any."""
+    return jnp.where(log_mass == -jnp.inf, 0, jnp.exp(shift - log_mass))
 
 
 def _log_mass(shift: jax.Array, mass: jax.Array) -> jax.Array:
@@ -162,7 +167,7 @@ def _entropy() -> Reduction:
         return jnp.log(safe) - moment / safe, _log_mass(shift, mass)
 
     def slope(value, log_mass, z, row):
-        share = row.share * jnp.exp(row.shift - log_mass)
+        share = row.share * _scale(row.shift, log_mass)
         return -share * (jnp.where(share > 0, z - log_mass, 0) + value)
 
     return Reduction(
@@ -230,6 +235,27 @@ class Stream:
         return each
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def or_nan_outside(each: jax.Array, targets: jax.Array, vocab: int) -> jax.Array:
+    """Each token's value [N], and NaN where its target lies outside [0, vocab).
+
+    So is what flows back to such a token, but where nothing does: one that is masked afterwards spoils no gradient.
+    """
+    return each + nan_outside(targets, vocab, each.dtype)
+
+
+def _nan_outside_forward(each, targets, vocab):
+    bad = nan_outside(targets, vocab, each.dtype)
+    return each + bad, bad
+
+
+def _nan_outside_backward(vocab, bad, cotangent):
+    return jnp.where(cotangent == 0, 0, cotangent + bad), None
+
+
+or_nan_outside.defvjp(_nan_outside_forward, _nan_outside_backward)
+
+
 def reductions_of(names: tuple[str, ...], settings: Mapping[str, Any]) -> dict[str, Reduction]:
     """The reductions of these names. Raises `LabError` for a name that is none."""
     found: dict[str, Reduction] = {}
@@ -240,7 +266,10 @@ def reductions_of(names: tuple[str, ...], settings: Mapping[str, Any]) -> dict[s
         if name in REDUCTIONS:
             found[name] = REDUCTIONS[name]
         elif stem == "rivals" and (multiple.isdigit() or multiple in settings):
-            times = float(settings.get(multiple, multiple))
+            times = settings.get(multiple, multiple)
+            if not is_known(times):
+                raise LabError(f"{name} needs a number that is known when JAX compiles; {multiple} is traced. Make it static.")
+            times = float(times)
             if not times > 0:
                 raise LabError(f"{name} is the logsumexp of a positive multiple of the rivals' logits; got {times:g}.")
             found[name] = _logsumexp(times)
@@ -264,6 +293,7 @@ def stream_of(loss: Loss) -> Stream | None:
     parameters = inspect.signature(function).parameters.values()
     settings = {p.name: p.default for p in parameters if p.default is not p.empty} | settings_of(loss)
     kinds = inspect.signature(form).parameters.values()
+    settings = {p.name: p.default for p in kinds if p.kind is p.KEYWORD_ONLY and p.default is not p.empty} | settings
     names = tuple(p.name for p in kinds if p.kind is not p.KEYWORD_ONLY)
     bound = {p.name: settings[p.name] for p in kinds if p.kind is p.KEYWORD_ONLY}
     return Stream(reductions_of(names, settings), names, functools.partial(form, **bound))

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from xentlab.contract import is_at_target, nan_outside
+from xentlab.contract import is_at_target
 from xentlab.linear.logits import Head, over_tiles, read_at, rivals_of, write_at
 from xentlab.linear.reductions import Reduction, Row, greatest, lowest, risen
 from xentlab.products import accumulator, apart, moved_whole
@@ -28,7 +28,10 @@ SHIFT = ""  # the name, no reduction's, under which the asides hold the greatest
 def streamed(
     reductions: Mapping[str, Reduction], head: Head, tile: int, hidden: jax.Array, weight: jax.Array, bias, targets: jax.Array
 ) -> Found:
-    """The reductions' values and `target` [N], each differentiable by hidden [N, D], weight and bias; NaN for a bad target."""
+    """The reductions' values and `target` [N], each differentiable by hidden [N, D], weight and bias.
+
+    A bad target has a logit of 0 and all classes for rivals: its loss is to be made NaN, by `reductions.or_nan_outside`.
+    """
     return _streamed(tuple(reductions.items()), head, tile, hidden, weight, bias, targets)
 
 
@@ -44,12 +47,11 @@ def reduce(
     dtype = accumulator(hidden.dtype)
     tokens, vocab = len(hidden), head.vocab(weight)
     first = head.place(head.classes) * vocab
-    bad = nan_outside(targets, vocab * head.count(head.classes), dtype)
     ahead = None
     if any(reduction.by_target for reduction in reductions.values()):
         here = (targets >= first) & (targets - first < vocab)
         own = head.logits_at(hidden, weight, bias, jnp.clip(targets - first, 0, vocab - 1))
-        ahead = head.summed(jnp.where(here, own, 0), head.classes) + bad
+        ahead = head.summed(jnp.where(here, own, 0), head.classes)
 
     def step(state, start, fresh):
         states, shift, target, kept = state
@@ -78,7 +80,7 @@ def reduce(
     finished = {name: reduction.finish(states[name], shift) for name, reduction in reductions.items()}
     asides = {name: aside for name, (_, aside) in finished.items() if aside is not None} | {SHIFT: shift}
     # Found ahead it is that one, so that slopes see the margins that were summed.
-    found = {name: value for name, (value, _) in finished.items()} | {"target": target + bad if ahead is None else ahead}
+    found = {name: value for name, (value, _) in finished.items()} | {"target": target if ahead is None else ahead}
     return found, asides, kept
 
 

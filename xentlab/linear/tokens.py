@@ -16,6 +16,7 @@ from jax import lax
 
 from xentlab.linear.logits import over_tiles
 from xentlab.linear.plan import rows_at_once, tokens_held
+from xentlab.linear.reductions import or_nan_outside
 from xentlab.linear.stream import kept_tile, pull_back, pulling, reduce, room
 from xentlab.products import accumulator, moved_whole, on_cpu, sliced
 
@@ -46,7 +47,7 @@ def _losses(loss, stream, head, tiles, hidden, weight, bias, targets):
                 each = _gathered(head, loss(rows, own))
             else:
                 found, _, _ = reduce(stream.reductions, head, tile, part(hidden), weight, bias, part(targets))
-                each = stream(found, _vocab(head, weight))
+                each = or_nan_outside(stream(found, _vocab(head, weight)), part(targets), _vocab(head, weight))
             return lax.dynamic_update_slice_in_dim(losses, each.astype(losses.dtype), start, 0)
 
         return over_tiles(step, jnp.zeros(len(hidden), accumulator(hidden.dtype)), len(hidden), chunk)
@@ -98,7 +99,7 @@ def _gathered(head, each):
 
 
 def _value_and_gradients(loss, stream, head, tiles, hidden, weight, bias, targets, weights):
-    """Each token's loss [N], and the gradients of their weighted sum by hidden, weight and bias."""
+    """Each token's loss [N], and the gradients of their weighted sum by hidden, weight and bias, in `kept_type` of theirs."""
     chunk, tile = tiles
 
     def run(hidden, weight, bias, targets, weights):
@@ -106,7 +107,7 @@ def _value_and_gradients(loss, stream, head, tiles, hidden, weight, bias, target
         if on_cpu():
             group, through = chunk, _through_rows if stream is None else _through_reductions
             # One chunk writes the weight's gradient once; more than one sum it, wide.
-            summed = dtype if len(hidden) > chunk or moved_whole(weight.dtype) else weight.dtype
+            summed = dtype if len(hidden) > chunk or moved_whole(weight.dtype) else kept_type(weight.dtype)
             # All chunks keep their logits in one place, which is filled once.
             kept = None if stream is None else room(chunk, vocab, tile, dtype)
         else:
@@ -124,11 +125,11 @@ def _value_and_gradients(loss, stream, head, tiles, hidden, weight, bias, target
 
         to_weight = None if summed is None else jnp.zeros(weight.shape, summed)
         sums = to_weight, None if bias is None else jnp.zeros(bias.shape, dtype)
-        begun = (jnp.zeros_like(hidden), sums, jnp.zeros(len(hidden), dtype), kept)
+        begun = (jnp.zeros(hidden.shape, kept_type(hidden.dtype)), sums, jnp.zeros(len(hidden), dtype), kept)
         to_hidden, sums, losses, _ = over_tiles(step, begun, len(hidden), group)
         to_weight, to_bias = head.summed(sums, head.tokens)
-        to_bias = None if bias is None else to_bias.astype(bias.dtype)
-        return losses, head.summed(to_hidden, head.classes), to_weight.astype(weight.dtype), to_bias
+        to_bias = None if bias is None else to_bias.astype(kept_type(bias.dtype))
+        return losses, head.summed(to_hidden, head.classes), to_weight.astype(kept_type(weight.dtype)), to_bias
 
     def _through_reductions(hidden, weight, bias, targets, weights, sums, kept):
         """A CPU's way: all three products of a chunk, tile by tile, while its logits are in the cache."""
@@ -139,7 +140,8 @@ def _value_and_gradients(loss, stream, head, tiles, hidden, weight, bias, target
     def _reduced(hidden, weight, bias, targets, weights, kept):
         """Each token's loss; the reductions' values, asides and cotangents; and the logits, where `kept` was."""
         found, asides, kept = reduce(stream.reductions, head, tile, hidden, weight, bias, targets, kept)
-        each, back = jax.vjp(lambda found: stream(found, _vocab(head, weight)), found)
+        vocab = _vocab(head, weight)
+        each, back = jax.vjp(lambda found: or_nan_outside(stream(found, vocab), targets, vocab), found)
         return each, (found, asides, back(weights.astype(each.dtype))[0]), kept
 
     def _through_rows(hidden, weight, bias, targets, weights, sums, kept):
@@ -183,7 +185,7 @@ def _value_and_gradients(loss, stream, head, tiles, hidden, weight, bias, target
         pulls, losses, to_bias = over_tiles(step, begun, group, chunk)
         to_hidden = head.to_hidden(pulls, weight)
         # The only one is rounded as it is made: a wide one beside it would be the largest thing here.
-        more = head.to_weight(hidden, head.across(hidden), pulls, weight.dtype if to_weight is None else None)
+        more = head.to_weight(hidden, head.across(hidden), pulls, kept_type(weight.dtype) if to_weight is None else None)
         to_weight = more if to_weight is None else to_weight + more
         return to_hidden, (to_weight, to_bias), losses, kept
 
@@ -211,18 +213,31 @@ def _value_and_gradients(loss, stream, head, tiles, hidden, weight, bias, target
         pulls, to_bias = over_tiles(put, (pulls, None if bias is None else jnp.zeros(vocab, dtype)), vocab, tile)
         return pulls, each, to_bias
 
-    return head.spread(run, hidden, weight, bias, targets, weights, out="ttwb")
+    if weight.dtype != jnp.float16:
+        return head.spread(run, hidden, weight, bias, targets, weights, out="ttwb")
+    # The greatest weight is made 1: a mean's 1 / N would leave most shares of a vocabulary below float16's least number.
+    size = lax.stop_gradient(jnp.max(jnp.abs(weights)))
+    lift = jnp.exp2(-jnp.round(jnp.log2(jnp.where(size > 0, size, 1))))
+    losses, *gradients = head.spread(run, hidden, weight, bias, targets, weights * lift, out="ttwb")
+    return losses, *(None if each is None else each / lift for each in gradients)
+
+
+def kept_type(dtype):
+    """What a gradient waits in for what it is to be multiplied by: float16 would lose, or not hold, what a scale saves."""
+    return accumulator(dtype) if dtype == jnp.float16 else dtype
 
 
 def _total_forward(loss, stream, head, tiles, hidden, weight, bias, targets, weights):
     losses, *gradients = _value_and_gradients(loss, stream, head, tiles, hidden, weight, bias, targets, weights)
     losses = jnp.where(weights == 0, 0, losses).astype(weights.dtype)
-    return _weighted_sum(losses, weights), (*gradients, losses)
+    like = [None if each is None else each[:0] for each in (hidden, weight, bias, losses)]  # their types
+    return _weighted_sum(losses, weights), ((*gradients, losses), like)
 
 
 def _total_backward(loss, stream, head, tiles, kept, cotangent):
-    scaled = lambda array: None if array is None else array * cotangent.astype(array.dtype)
-    to_hidden, to_weight, to_bias, losses = map(scaled, kept)
+    # In the wider of both types: as float16 the usual scale of a loss, 2^16, is infinite.
+    scaled = lambda array, like: None if array is None else (array.astype(cotangent.dtype) * cotangent).astype(like.dtype)
+    to_hidden, to_weight, to_bias, losses = map(scaled, *kept)
     return to_hidden, to_weight, to_bias, None, losses
 
 
@@ -231,7 +246,9 @@ def _each_forward(loss, stream, head, tiles, *arrays):
 
 
 def _each_backward(loss, stream, head, tiles, kept, cotangents):
-    return *_value_and_gradients(loss, stream, head, tiles, *kept, cotangents)[1:], None
+    gradients = _value_and_gradients(loss, stream, head, tiles, *kept, cotangents)[1:]
+    cast = lambda array, like: None if array is None else array.astype(like.dtype)
+    return *map(cast, gradients, kept[:3]), None
 
 
 weighted_total.defvjp(_total_forward, _total_backward)

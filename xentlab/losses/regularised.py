@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from xentlab.contract import LabError, Logits, PerToken, Targets, at_target, loss, off_target
+from xentlab.contract import LabError, Logits, PerToken, Targets, at_target, is_known, loss, off_target
 from xentlab.losses.likelihood import nll
 from xentlab.losses.numerics import log_p_target, log_softmax, one_minus_exp
 
@@ -58,7 +58,7 @@ def label_smoothing(logits: Logits, targets: Targets, *, epsilon: float = 0.1) -
     >>> print(f"{value:.5f}")  # .75 log 1.25 + .25 log 5 = .16736 + .40236
     0.56972
     """
-    if not 0 <= epsilon < 1:
+    if is_known(epsilon) and not 0 <= epsilon < 1:
         raise LabError(f"label_smoothing needs epsilon in [0, 1); got {epsilon}.")
     log_p = log_softmax(logits)
     return -(1 - epsilon) * at_target(log_p, targets) - epsilon * jnp.mean(log_p, axis=-1)

@@ -6,7 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from xentlab.contract import LabError, Logits, PerToken, Targets, at_target, loss
+from xentlab.contract import LabError, Logits, PerToken, Targets, at_target, is_known, loss
 from xentlab.losses.numerics import log_p_target, log_softmax, one_minus_exp
 
 
@@ -118,7 +118,7 @@ def generalized_cross_entropy(logits: Logits, targets: Targets, *, q: float = 0.
     >>> generalized_cross_entropy(jnp.log(jnp.array([0.25, 0.75])), jnp.array(0), q=0.5)  # (1 - 1/2) / (1/2)
     Array(1., dtype=float32)
     """
-    if not 0 < q <= 1:
+    if is_known(q) and not 0 < q <= 1:
         raise LabError(f"generalized_cross_entropy needs q in (0, 1]; got {q}. For q = 0 use nll, its limit.")
     return _gce(at_target(log_softmax(logits), targets), q=q)
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from xentlab.contract import LabError, Logits, PerToken, Targets, at_target, loss, off_target
+from xentlab.contract import LabError, Logits, PerToken, Targets, at_target, is_known, loss, off_target
 from xentlab.losses.numerics import log_p_target, log_softmax, softmax
 
 
@@ -105,7 +105,7 @@ def tsallis(logits: Logits, targets: Targets, *, alpha: float = 1.5) -> PerToken
     >>> float(tsallis(jnp.zeros(4), jnp.array(0)))  # 1 - 1.5 * 1/2 + 0.5 * 4 * 1/8
     0.5
     """
-    if not alpha > 1:
+    if is_known(alpha) and not alpha > 1:
         raise LabError(f"tsallis needs alpha above 1; got {alpha}. At 1 it is constant; use nll, its limit.")
     log_p = log_softmax(logits)
     powers = jnp.sum(jnp.exp(alpha * log_p), axis=-1)

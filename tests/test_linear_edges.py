@@ -1,0 +1,201 @@
+"""What a head is given in practice: weights that cancel or are 0, masks, padding, scaled losses, targets of every type."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+from naive_heads import BRIER, NLL, TOKENS, VOCAB, batch, close, reference
+
+from xentlab import LOSSES, LabError, at_target, loss
+from xentlab.contract import facts_of
+from xentlab.linear import explain_plan, linear_log_probs, linear_loss
+
+TRAINS = True  # NumPy's float64 meets float32 in the references
+both = pytest.mark.parametrize("plan", ["tokens", "stream"])
+TILES = (7, 13)
+
+
+@both
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_weights_that_cancel_are_no_empty_batch(plan, reduction):
+    """Advantages less their mean, say: their sum is 0, and the loss is not."""
+    hidden, weight, targets = batch(6)
+    token_weights = jnp.array([1.0, -1.0, 2.0, -2.0, 0.5, -0.5])
+    head = lambda w: linear_loss(hidden, w, targets, token_weights=token_weights, reduction=reduction, plan=plan, tiles=TILES)
+    value, slope = jax.jit(jax.value_and_grad(head))(weight)
+    if reduction == "mean":
+        assert not np.isfinite(value)
+        return
+    right, exact = jax.value_and_grad(lambda w: jnp.sum(NLL(hidden @ w, targets) * token_weights))(weight)
+    close((value, slope), (np.asarray(right, np.float64), np.asarray(exact, np.float64)))
+
+
+@both
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_the_weights_own_gradient(plan, reduction):
+    """The naive head's, and 0 for a token that is out, whose loss nobody has asked for."""
+    hidden, weight, targets = batch(6)
+    token_weights = jnp.array([1.0, 0.0, 2.0, 0.5, 0.0, 3.0])
+    head = lambda weights: linear_loss(hidden, weight, targets, token_weights=weights, reduction=reduction, plan=plan)
+    each = np.asarray(NLL(hidden @ weight, targets), np.float64)
+    total = 1.0 if reduction == "sum" else float(token_weights.sum())
+    mean = 0.0 if reduction == "sum" else np.average(each, weights=np.asarray(token_weights))
+    close(jax.jit(jax.grad(head))(token_weights), np.where(token_weights == 0, 0, (each - mean) / total))
+
+
+@both
+@pytest.mark.parametrize("name", ["nll", "exponential", "hinge"])
+def test_a_token_of_weight_0_spoils_no_gradient(plan, name):
+    """Neither by a hidden state that is not a number nor by one whose loss overflows."""
+    hidden, weight, targets = batch(6)
+    spoilt = hidden.at[2].set(jnp.nan).at[4].set(1e6)
+    token_weights = jnp.array([1.0, 1.0, 0.0, 1.0, 0.0, 1.0])
+    head = functools.partial(linear_loss, targets=targets, token_weights=token_weights, loss=LOSSES[name], plan=plan)
+    run = jax.jit(jax.value_and_grad(lambda h, w: head(h, w, tiles=TILES), (0, 1)))
+    value, (to_hidden, to_weight) = run(spoilt, weight)
+    right, (_, exact) = run(hidden, weight)
+    close((value, to_weight), (np.asarray(right), np.asarray(exact)))
+    assert not np.asarray(to_hidden)[[2, 4]].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "plan"),
+    [(name, plan) for name in ("nll", "spherical") for plan in ("tokens", "stream")]
+    + [("entmax15", "tokens"), ("hinge", "stream")],
+)
+def test_a_mask_put_over_per_token_results(name, plan):
+    """Padding as torch has it, -100, masked afterwards: the gradient is that of the tokens that are left."""
+    hidden, weight, targets = batch(6)
+    padded = targets.at[2].set(-100)
+    run = functools.partial(linear_loss, loss=LOSSES[name], plan=plan, tiles=TILES, reduction="none")
+    masked = lambda w: jnp.where(padded >= 0, run(hidden, w, padded), 0).sum()
+    kept = jnp.array([0, 1, 3, 4, 5])
+    left = lambda w: run(hidden[kept], w, targets[kept]).sum()
+    found, right = jax.jit(lambda w: (jax.grad(masked)(w), jax.grad(left)(w)))(weight)
+    close(found, np.asarray(right))
+
+
+@both
+@pytest.mark.parametrize("name", ["nll", "brier", "focal", "mae", "hinge", "spherical"])
+def test_classes_that_a_bias_forbids(plan, name):
+    """All rivals at -inf: certain, and no gradient."""
+    hidden, weight = jnp.ones((1, 2)), jnp.ones((2, 3))
+    head = lambda bias: linear_loss(hidden, weight, jnp.array([0]), bias=bias, loss=LOSSES[name], plan=plan)
+    value, slope = jax.jit(jax.value_and_grad(head))(jnp.array([0.0, -jnp.inf, -jnp.inf]))
+    right, exact = jax.value_and_grad(lambda bias: jnp.mean(LOSSES[name](hidden @ weight + bias[None], jnp.array([0]))))(
+        jnp.array([0.0, -jnp.inf, -jnp.inf])
+    )
+    assert float(value) == pytest.approx(float(right), abs=1e-6)
+    np.testing.assert_allclose(slope, exact, atol=1e-6)
+
+
+def test_log_probs_of_a_target_that_a_bias_forbids():
+    bias = jnp.array([-jnp.inf, 0.0, 0.0])
+    log_p, entropy = jax.jit(linear_log_probs)(jnp.ones((1, 2)), jnp.ones((2, 3)), jnp.array([0]), bias=bias)
+    assert float(log_p[0]) == -np.inf
+    assert float(entropy[0]) == pytest.approx(np.log(2), rel=1e-6)
+
+
+@both
+@pytest.mark.parametrize(("dtype", "scales"), [(jnp.float16, (2.0**10, 2.0**16)), (jnp.bfloat16, (1.0, 1 / 3))])
+def test_a_loss_that_is_scaled(plan, dtype, scales):
+    """By what float16 needs, and by a third: the gradient is as many times as large, to the type's own rounding.
+
+    Without a scale a share of this vocabulary in a mean is 1e-7: float16 has two numbers below that.
+    """
+    hidden, weight, targets = batch(2048, 8, 4096, scale=0.1, dtype=dtype)
+    run = jax.jit(jax.grad(lambda h, w, scale: scale * linear_loss(h, w, targets, plan=plan), (0, 1)))
+    exact = reference(NLL, targets, hidden, weight)[1]
+    for scale in scales:
+        for found, right in zip(run(hidden, weight, jnp.float32(scale)), exact, strict=True):
+            assert np.linalg.norm(np.asarray(found, np.float64) / scale - right) < 4e-3 * np.linalg.norm(right)
+
+
+@both
+def test_a_function_around_a_loss_is_another_loss(plan):
+    """functools.wraps copies a loss's facts, and with them its stream form."""
+
+    @functools.wraps(NLL)
+    def doubled(logits, targets):
+        return 2 * NLL(logits, targets)
+
+    hidden, weight, targets = batch()
+    assert facts_of(doubled).stream is None
+    found = linear_loss(hidden, weight, targets, loss=doubled, plan="auto" if plan == "stream" else plan)
+    close(found, 2 * reference(NLL, targets, hidden, weight)[0])
+    compiled = jax.jit(NLL)  # the same one
+    assert facts_of(compiled) is facts_of(NLL)
+    close(linear_loss(hidden, weight, targets, loss=compiled, plan=plan), reference(NLL, targets, hidden, weight)[0])
+    assert facts_of(loss(source="here")(doubled)).source == "here"
+
+
+@both
+def test_wide_targets_are_not_wrapped(plan):
+    with jax.enable_x64(True):
+        hidden, weight, targets = batch()
+        for dtype in (jnp.int64, jnp.uint64, jnp.int8):
+            given = targets.astype(dtype)
+            given = given if dtype == jnp.int8 else given.at[5].set(2**32 + 3)
+            run = jax.jit(lambda y: (linear_loss(hidden, weight, y, plan=plan, reduction="none"), NLL(hidden @ weight, y)))
+            bad = [] if dtype == jnp.int8 else [5]
+            assert [np.flatnonzero(np.isnan(each)).tolist() for each in run(given)] == [bad, bad]
+
+
+def test_a_stream_form_with_a_setting_of_its_own():
+    @loss(stream=lambda rivals, target, *, factor=2.0: factor * jax.nn.softplus(rivals - target))
+    def twice(logits, targets):
+        return 2 * NLL(logits, targets)
+
+    hidden, weight, targets = batch()
+    close(linear_loss(hidden, weight, targets, loss=twice, plan="stream"), 2 * reference(NLL, targets, hidden, weight)[0])
+
+
+def test_mistakes_are_told(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # a user's run has no such checks
+    hidden, weight, targets = batch()
+    head = functools.partial(linear_loss, hidden, weight)
+    for mistake, said in (
+        (lambda: head(targets.at[3].set(-100)), "got -100 at token 3"),
+        (lambda: head(np.full(TOKENS, 2**40)), f"got {2**40} at token 0"),
+        (lambda: head(targets.astype(jnp.float32)), "targets are class indices, integers; got float32"),
+        (lambda: head(targets > 3), "integers; got bool"),
+        (lambda: jax.jit(head)(jnp.full(TOKENS, jnp.nan)), "integers; got float32"),
+        (lambda: head(targets, loss="nll"), "xentlab.resolve makes one"),
+        (lambda: head(targets, softcap=float("inf")), "softcap is a positive number"),
+        (lambda: head(targets, softcap=float("nan")), "softcap is a positive number"),
+        (lambda: head(targets, tiles=3), "tiles are two counts"),
+        (lambda: head(targets, tiles=(3.0, 4)), "tiles are two counts"),
+        (lambda: linear_loss(hidden, weight[0], targets), "hidden is .*, D. and a weight"),
+        (lambda: linear_loss(hidden, weight[None], targets), "hidden is .*, D. and a weight"),
+        (lambda: linear_loss(jnp.float32(1), weight, targets), "hidden is .*, D. and a weight"),
+        (lambda: linear_loss(hidden.astype(int), weight.astype(int), targets), "of floating point; got int"),
+        (lambda: explain_plan(8, 8, 8, "nll"), "xentlab.resolve makes one"),
+    ):
+        with pytest.raises(LabError, match=said):
+            mistake()
+    assert explain_plan(8, 8, VOCAB, BRIER, tiles=(np.int64(3), np.int64(4))).tiles == (3, 4)
+    close(head(targets, softcap=np.float64(3.0)), np.asarray(head(targets, softcap=3.0)))
+    close(head(targets, loss=lambda z, y: at_target(z, y)), reference(lambda z, y: at_target(z, y), targets, hidden, weight)[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"), [("label_smoothing", "epsilon"), ("generalized_cross_entropy", "q"), ("poly1", "epsilon")]
+)
+def test_a_setting_may_be_traced(monkeypatch, name, setting):
+    """Annealed, say: compiled once, right at every value."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # annotated as the number that it mostly is
+    hidden, weight, targets = batch()
+    run = jax.jit(lambda value: linear_loss(hidden, weight, targets, loss=functools.partial(LOSSES[name], **{setting: value})))
+    for value in (0.25, 0.5):
+        right = reference(functools.partial(LOSSES[name], **{setting: value}), targets, hidden, weight)[0]
+        close(run(jnp.float32(value)), right)
+
+
+def test_a_multiple_that_is_traced_is_refused():
+    hidden, weight, targets = batch()
+    head = lambda alpha: linear_loss(hidden, weight, targets, loss=functools.partial(LOSSES["tsallis"], alpha=alpha))
+    with pytest.raises(LabError, match="alpha is traced"):
+        jax.jit(head)(1.5)
