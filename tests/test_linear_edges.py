@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 from naive_heads import BRIER, NLL, TOKENS, VOCAB, batch, close, reference
 
 from xentlab import LOSSES, LabError, at_target, loss
@@ -199,3 +200,25 @@ def test_a_multiple_that_is_traced_is_refused():
     head = lambda alpha: linear_loss(hidden, weight, targets, loss=functools.partial(LOSSES["tsallis"], alpha=alpha))
     with pytest.raises(LabError, match="alpha is traced"):
         jax.jit(head)(1.5)
+
+
+@pytest.mark.parametrize(("name", "plan"), [("nll", "tokens"), ("nll", "stream"), ("hinge", "stream"), ("entmax15", "tokens")])
+def test_within_a_shard_map_of_the_callers(name, plan):
+    """JAX keeps account there of what varies over the mesh, in loops and derivatives; one device is enough for that."""
+    mesh, split, whole = jax.sharding.Mesh(jax.devices()[:1], ("data",)), P("data"), P()
+    hidden, weight, targets = batch()
+
+    def head(h, w, y):
+        more = {"loss": LOSSES[name], "plan": plan, "tiles": TILES}
+        mean, each = linear_loss(h, w, y, **more), linear_loss(h, w, y, reduction="none", **more)
+        return jax.lax.pmean(mean + jnp.mean(each) + jnp.mean(LOSSES[name](h @ w, y)), "data")
+
+    spread = lambda w: jax.shard_map(head, mesh=mesh, in_specs=(split, whole, split), out_specs=whole)(hidden, w, targets)
+    value, slope = jax.jit(jax.value_and_grad(spread))(weight)
+    inside = jax.shard_map(
+        lambda h, w, y: jax.grad(head, 1)(h, w, y), mesh=mesh, in_specs=(split, whole, split), out_specs=whole
+    )
+    right, (_, exact) = reference(LOSSES[name], targets, hidden, weight)
+    close((value, slope, jax.jit(inside)(hidden, weight, targets)), (3 * right, 3 * exact, 3 * exact))
+    log_p = jax.shard_map(linear_log_probs, mesh=mesh, in_specs=(split, whole, split), out_specs=(split, split))
+    assert jax.jit(log_p)(hidden, weight, targets)[0].shape == (TOKENS,)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Integer
 
 from xentlab.contract import AnyArray, LabError, Loss, as_index, name_of
 from xentlab.information import counted, weighted_mean, weighted_sum
-from xentlab.linear.logits import Head
+from xentlab.linear.logits import Head, together
 from xentlab.linear.plan import Plan, explain_plan
 from xentlab.linear.reductions import or_nan_outside, reductions_of, stream_of
 from xentlab.linear.stream import streamed
@@ -76,7 +76,8 @@ def linear_loss(
         raise LabError(f"token_weights are one a token: targets are {list(shape)}, they are {list(weights.shape)}.")
     _refuse_bad_targets(targets, weights, vocab)
     tokens = targets.size
-    hidden, flat, flat_weights = _level(head, hidden, as_index(targets), weights)
+    hidden, weight, bias, targets, weights = together(hidden, weight, bias, as_index(targets), weights)
+    hidden, flat, flat_weights = _level(head, hidden, targets, weights)
     flat = jnp.where(flat_weights == 0, 0, flat)  # a token that is out has a target that exists
     if token_weights is not None:  # and numbers that do no harm: 0 times NaN would be in every gradient
         hidden = jnp.where(flat_weights[:, None] == 0, jnp.zeros((), hidden.dtype), hidden)
@@ -126,12 +127,13 @@ def linear_log_probs(
     spread = (mesh, token_axis, vocab_axis)
     hidden, weight, targets, bias, head, vocab = _checked(hidden, weight, targets, bias, softcap, vocab_first, spread)
     _refuse_bad_targets(targets, jnp.ones(targets.shape), vocab)
-    flat, flat_targets = _level(head, hidden, as_index(targets))
+    hidden, weight, bias, targets = together(hidden, weight, bias, as_index(targets))
+    flat, flat_targets = _level(head, hidden, targets)
     layout = (head.count(head.tokens), head.count(head.classes))
     tile = explain_plan(targets.size, flat.shape[-1], vocab, nll, flat.dtype, "stream", tiles, layout=layout).tiles[1]
     found = streamed(reductions_of(("rivals", "entropy"), {}), head, tile, flat, weight, bias, flat_targets)
     found = {name: value[: targets.size].reshape(targets.shape) for name, value in found.items()}
-    rivals, target = found["rivals"], or_nan_outside(found["target"], as_index(targets), vocab)
+    rivals, target = found["rivals"], or_nan_outside(found["target"], targets, vocab)
     log_p, log_miss = log_p_target(rivals, target), log_p_target(target, rivals)
     missed = one_minus_exp(log_p)
     # Whether it is the target, and, where it is not, the rivals' own entropy.

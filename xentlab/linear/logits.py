@@ -146,7 +146,30 @@ def over_tiles(step: Callable[[Any, Any, jax.Array | None], Any], state: Any, le
         fresh = None if length % tile == 0 else start + jnp.arange(tile) >= i * tile
         return step(state, start, fresh)
 
-    return lax.fori_loop(0, count, one, state)
+    return lax.fori_loop(0, count, one, _as_varied(one, state))
+
+
+def _as_varied(one, state):
+    """A loop's start, varying over as many of a mesh's axes as what a step makes of it: in the caller's own `jax.shard_map`."""
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return state
+    return jax.tree.map(lambda leaf, wanted: _varied(leaf, _axes_of(wanted)), state, jax.eval_shape(one, 0, state))
+
+
+def together(*arrays: Any) -> list[Any]:
+    """Arrays that vary over the same axes of a `jax.shard_map` of the caller's, all those over which one of them does."""
+    axes = frozenset().union(*(_axes_of(jax.typeof(array)) for array in arrays if array is not None))
+    return [None if array is None else _varied(array, axes) for array in arrays]
+
+
+def _varied(array, axes):
+    more = tuple(axes - _axes_of(jax.typeof(array)))
+    return lax.pcast(array, more, to="varying") if more else array
+
+
+def _axes_of(kind):
+    """The mesh axes over which an array of this kind varies; JAX keeps them here or there, by its version."""
+    return kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying
 
 
 def read_at(z: jax.Array, places: jax.Array) -> jax.Array:

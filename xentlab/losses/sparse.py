@@ -23,7 +23,7 @@ def _threshold(x, excess_and_slope):
     root at or below that of all, so a large vocabulary is asked last: the search begins where the greatest of each group of
     classes leave it, and a few sweeps over the vocabulary do where a sort would make log^2 V.
     """
-    start = jnp.full((*x.shape[:-1], 1), -1, x.dtype)  # the maximum of x is 0
+    start = jnp.full_like(x[..., :1], -1)  # the maximum of x is 0
     size = x.shape[-1] // GROUPS
     if size >= 8:
         grouped = x[..., : size * GROUPS].reshape(*x.shape[:-1], size, GROUPS)
@@ -48,7 +48,7 @@ def _risen(x, start, excess_and_slope):
         higher = tau + excess / slope
         return jnp.maximum(tau, higher), higher > tau + least, sweep + 1
 
-    return jax.lax.while_loop(rising, newton, (start, jnp.ones(start.shape, bool), 0))[0]
+    return jax.lax.while_loop(rising, newton, (start, jnp.ones_like(start, bool), 0))[0]
 
 
 def _linear_excess(above):
