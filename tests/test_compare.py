@@ -88,6 +88,28 @@ def test_rows_that_one_run_lacks_are_there():
     assert len(differences(one, Run(pathlib.Path(), {}, {}))) == 3
 
 
+def test_a_frame_may_call_its_columns_what_the_comparison_calls_its_own():
+    names = ["where", "metric", "value", "first", "second", "frame", "difference"]
+    frame = pd.DataFrame({"loss": ["nll", "brier"]} | {name: [1.0, 2.0] for name in names})
+    one = Run(pathlib.Path(), {}, {"table": frame})
+    found = differences(one, dataclasses.replace(one, frames={"table": frame.assign(value=[1.0, 2.5])}))
+    assert found.metric.tolist() == [name for name in names for _ in range(2)]
+    assert found["where"].tolist() == ["nll", "brier"] * len(names)
+    assert found[found.difference != 0][["metric", "where", "difference"]].values.tolist() == [["value", "brier", 0.5]]
+    said = differences(*[Run(pathlib.Path(), {}, {"table": frame.assign(where="here", metric="m", value="v")})] * 2)
+    assert said["where"].unique().tolist() == ["nll here m v", "brier here m v"]
+    assert (said.difference == 0).all()
+
+
+def test_profiles_are_repeated_and_compared(tmp_path, capsys):
+    """Their frame has a column called value."""
+    one = str(tmp_path / "one")
+    main(["gradients", "--losses", "nll", "--quick", "--out", one])
+    main(["rerun", one, "--out", str(tmp_path / "two")])
+    main(["compare", one, str(tmp_path / "two")])
+    assert capsys.readouterr().out.count("numbers are the same to the last bit") == 2
+
+
 def test_numbers_of_one_run_alone_are_counted_and_shown_when_asked_for(folder, tmp_path, capsys):
     shutil.copytree(folder, tmp_path / "cut")
     frame = tmp_path / "cut" / "frequency.csv"

@@ -95,6 +95,7 @@ def differences(one: Run, other: Run) -> pd.DataFrame:
 
 def _measurements(frame: pd.DataFrame | None) -> pd.DataFrame:
     """A frame's numbers, one a row: where, metric, value."""
+    import numpy as np
     import pandas as pd
 
     if frame is None or not len(frame):
@@ -109,5 +110,12 @@ def _measurements(frame: pd.DataFrame | None) -> pd.DataFrame:
     # Rows that nothing names are told apart by their order.
     again = where.groupby(where).cumcount()
     where = where.where(again == 0, where + " #" + again.astype(str))
-    numbers = frame.drop(columns=keys).astype(float).assign(where=where)
-    return numbers.melt("where", var_name="metric", value_name="value")
+    numbers = frame.drop(columns=keys).astype(float)
+    # By hand: pandas' melt fails where a frame has a column called value itself, as the profiles do.
+    return pd.DataFrame(
+        {
+            "where": np.tile(where, numbers.shape[1]),
+            "metric": np.repeat(numbers.columns, len(numbers)),
+            "value": numbers.to_numpy().ravel(order="F"),
+        }
+    )
