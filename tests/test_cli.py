@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import pathlib
 import pty
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import pandas as pd
 import pytest
 
 from xentlab import LOSSES
-from xentlab.cache import tidy
+from xentlab.cache import JAXS_OWN, tidy
+from xentlab.cache import folder as cache_folder
 from xentlab.cli import COMMANDS, main
 
 TRAINS = True
@@ -241,19 +243,40 @@ def test_open_finds_the_page(tmp_path, capsys, monkeypatch):
 
 def test_what_was_used_last_of_the_compiled_stays(tmp_path):
     for age, (name, size) in enumerate({"new": 40, "read": 40, "old": 40, "empty": 0, "older": 40}.items()):
-        (tmp_path / name).write_bytes(bytes(size))
+        kept = tmp_path / f"{name}-cache"
+        kept.write_bytes(bytes(size))
         used = 2e9 - 100 * age  # seconds
-        os.utime(tmp_path / name, (2e9, used) if name == "read" else (used, used))
-    tidy(tmp_path, limit=100)
-    assert {path.name for path in tmp_path.iterdir()} == {"new", "read"}
-    tidy(tmp_path, limit=100)
-    assert {path.name for path in tmp_path.iterdir()} == {"new", "read"}
+        os.utime(kept, (2e9, used) if name == "read" else (used, used))
+    for _ in range(2):
+        tidy(tmp_path, limit=100)
+        assert {path.name for path in tmp_path.iterdir()} == {"new-cache", "read-cache"}
+
+
+def test_what_jax_did_not_write_is_left_alone(tmp_path, monkeypatch):
+    for name, size in {"notes": 0, "results.csv": 400, "pip-cache": 0, "compiled/mine": 0, "compiled/old-cache": 0}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(size))
+    monkeypatch.setenv("XENTLAB_CACHE", str(tmp_path))
+    tidy(cache_folder(), limit=0)
+    assert {path.name for path in tmp_path.iterdir()} == {"notes", "results.csv", "pip-cache", "compiled"}
+    assert [path.name for path in (tmp_path / "compiled").iterdir()] == ["mine"]
+
+
+def test_the_cache_is_turned_on_and_off_and_moved_by_words(monkeypatch):
+    said = {}
+    for word in ("", "1", "on", "TRUE", "yes", "0", "Off", "elsewhere"):
+        monkeypatch.setenv("XENTLAB_CACHE", word)
+        said[word] = cache_folder()
+    usual = said[""]
+    assert usual.name == "compiled"
+    assert [said[word] for word in ("1", "on", "TRUE", "yes")] == [usual] * 4
+    assert (said["0"], said["Off"], said["elsewhere"]) == (None, None, pathlib.Path("elsewhere/compiled"))
 
 
 def test_half_a_program_in_the_cache_is_compiled_again_without_a_word(tmp_path):
     line = ("gradients", "--losses", "mae", "--format", "csv")
     first = process(*line, env=os.environ | {"XENTLAB_CACHE": str(tmp_path)})
-    for path in tmp_path.iterdir():
+    for path in (tmp_path / "compiled").iterdir():
         os.truncate(path, path.stat().st_size // 2)
     again = process(*line, env=os.environ | {"XENTLAB_CACHE": str(tmp_path)})
     assert (again.stdout, again.stderr, again.returncode) == (first.stdout, "", 0)
@@ -289,11 +312,12 @@ def test_what_was_compiled_is_kept_unless_it_is_turned_off(tmp_path):
         )
 
     place = tmp_path / "compiled"
-    first, _, misses = run(XENTLAB_CACHE=str(place))
+    first, _, misses = run(XENTLAB_CACHE=str(tmp_path))
     made = {path.name for path in place.iterdir()}
     assert made
+    assert all(name.endswith(JAXS_OWN) for name in made)
     assert misses
-    again, hits, misses = run(XENTLAB_CACHE=str(place))
+    again, hits, misses = run(XENTLAB_CACHE=str(tmp_path))
     assert again == first
     assert hits
     assert misses == 0

@@ -5,20 +5,22 @@ import os
 import pathlib
 import warnings
 
-OFF = ("0", "off", "no", "false")
+OFF, ON = ("0", "off", "no", "false"), ("1", "on", "yes", "true")
+JAXS_OWN = ("-cache", "-atime")  # how the names end that JAX gives to programs, and to notes of when they were read
 LIMIT = 2 << 30  # bytes; what was used last stays
 
 
 def folder() -> pathlib.Path | None:
     """Where compiled programs are kept; None where XENTLAB_CACHE=off says that they are not.
 
-    XENTLAB_CACHE may name another folder; without it, the user's own cache folder of this system.
+    XENTLAB_CACHE may name another folder; without it, or where it only says "on", the user's own cache folder of this system.
+    In either they have a folder to themselves, for what is there besides is the user's.
     """
     said = os.environ.get("XENTLAB_CACHE", "")
     if said.lower() in OFF:
         return None
-    if said:
-        return pathlib.Path(said).expanduser()
+    if said and said.lower() not in ON:
+        return pathlib.Path(said).expanduser() / "compiled"
     import platformdirs
 
     return pathlib.Path(platformdirs.user_cache_dir("xentlab")) / "compiled"
@@ -45,20 +47,22 @@ def keep_compiled() -> pathlib.Path | None:
 
 
 def tidy(place: pathlib.Path, limit: int = LIMIT) -> None:
-    """Deletes the files that were used longest ago until the rest fit into `limit` bytes, and any that is empty.
+    """Deletes JAX's files that were used longest ago until the rest fit into `limit` bytes, and any that is empty.
 
     Once a process, when it starts: JAX's own limit has each program that is kept look at all files, under a lock, which takes
     longer than compiling it once there are a few hundred.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as name:
-    ...     _ = [(pathlib.Path(name) / each).write_bytes(b"123") for each in "ab"]
+    ...     _ = [(pathlib.Path(name) / each).write_bytes(b"123") for each in ("a-cache", "b-cache", "mine.txt")]
     ...     tidy(pathlib.Path(name), limit=3)
-    ...     len(os.listdir(name))
-    1
+    ...     "mine.txt" in os.listdir(name), len(os.listdir(name))
+    (True, 2)
     """
     found = []
     for each in os.scandir(place):
+        if not each.name.endswith(JAXS_OWN):
+            continue
         with contextlib.suppress(FileNotFoundError):  # another process was first
             kept = each.stat()
             found.append((max(kept.st_atime, kept.st_mtime), kept.st_size, each.path))

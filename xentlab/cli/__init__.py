@@ -59,7 +59,8 @@ def _fail(message: str) -> None:
 
 ABOUT = (
     "A differentiable loss lab for next-token models. `xentlab COMMAND --help` tells more. What JAX compiles is kept in your "
-    "cache folder for the next time; --no-cache or XENTLAB_CACHE=off turns that off."
+    "cache folder for the next time, or in FOLDER/compiled with XENTLAB_CACHE=FOLDER; --no-cache or XENTLAB_CACHE=off turns "
+    "that off."
 )
 
 
