@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import pty
+import re
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ from xentlab import LOSSES
 from xentlab.cache import JAXS_OWN, tidy
 from xentlab.cache import folder as cache_folder
 from xentlab.cli import COMMANDS, main
+from xentlab.console import print_table
 
 TRAINS = True
 MINE = """
@@ -218,6 +220,34 @@ def test_a_bar_moves_on_a_terminal_and_only_there():
     os.close(parent)
     assert b"nll" in said
     assert b"20/20" in said
+
+
+@pytest.mark.parametrize("width", [30, 60, 80, 100, 300])
+def test_no_number_is_cut_however_narrow_the_terminal(capsys, monkeypatch, width):
+    numbers = [f"{n}.{n}8765 ± 0.00{n}" for n in range(1, 8)]
+    rows = [{"loss": f"loss_of_some_length_{i}", "said": "as it is"} | {f"no {n}": n for n in numbers} for i in range(3)]
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    print_table(rows)
+    lines = re.sub("\x1b.*?m", "", capsys.readouterr().out).splitlines()
+    assert max(map(len, lines)) <= width
+    said = "\n".join(lines)
+    assert "…" not in said
+    for each in [*numbers, "as it is", "loss_of_some_length_"]:
+        assert said.count(each) >= 3 or (width == 30 and each not in numbers)
+    upright = [line for line in lines if line.startswith("no 1.1")]
+    assert bool(upright) == (width < 200)
+    assert len(upright) in {30: [3], 60: [3, 2], 80: [2, 1], 100: [1]}.get(width, [0])
+
+
+def test_where_the_widest_column_can_give_way_a_table_stays_one(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    print_table([{"loss": "nll", "note": "of so many words that they fill two lines", "n": 0.123456}])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert "0.123456" in lines[1]
 
 
 def test_open_finds_the_page(tmp_path, capsys, monkeypatch):

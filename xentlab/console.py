@@ -3,29 +3,73 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import sys
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Format = Literal["table", "csv", "json"]
+GAP = 2  # spaces between columns
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    """A table of rows; columns are the first row's keys."""
+    """A table of rows; columns are the first row's keys. No number is cut, however narrow the terminal is.
+
+    The widest column gives way, at its spaces; where that is not enough, each row stands upright, beside as many as there is
+    room for.
+    """
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for column in rows[0]:
-        table.add_column(column, no_wrap=True, justify="left" if isinstance(rows[0][column], str) else "right")
-    for row in rows:
-        table.add_row(*(escaped(text(value)) for value in row.values()))
     # A pipe or file has no width: nothing is cut off there.
-    Console(width=None if sys.stdout.isatty() else 400).print(table, highlight=False)
+    out = Console(width=None if sys.stdout.isatty() else 400)
+    names, lines = list(rows[0]), [[text(value) for value in row.values()] for row in rows]
+    columns = list(zip(names, *lines, strict=True))
+    widths = [_width(cells) for cells in columns]
+    widest = widths.index(max(widths))
+    longest = max(_width(cell.split()) for cell in columns[widest])
+    if sum(widths) - widths[widest] + longest + GAP * len(widths) > out.width:
+        for block in _upright(names, lines, out.width):
+            out.print(block, highlight=False)
+        return
+    table = Table(box=None, header_style="bold", padding=(0, GAP, 0, 0))
+    for i, column in enumerate(names):
+        table.add_column(column, no_wrap=i != widest, justify="left" if isinstance(rows[0][column], str) else "right")
+    for line in lines:
+        table.add_row(*map(escaped, line))
+    out.print(table, highlight=False)
+
+
+def _width(cells: Iterable[str]) -> int:
+    """How wide a column of these cells is."""
+    from rich.cells import cell_len
+
+    return max((cell_len(line) for cell in cells for line in cell.split("\n")), default=0)
+
+
+def _upright(names: list[str], lines: list[list[str]], room: int) -> Iterator[Any]:
+    """Tables with a row's cells below each other, beside their names; as many rows in one as fit, and an empty line between."""
+    from rich.table import Table
+
+    room -= _width(names) + GAP
+    while lines:
+        ends = itertools.accumulate(_width(line) + GAP for line in lines)
+        taken = max(1, sum(end <= room for end in ends))
+        block, lines = lines[:taken], lines[taken:]
+        table = Table.grid(padding=(0, GAP, 0, 0), pad_edge=True)
+        table.add_column(no_wrap=True, style="bold")
+        for _ in block:
+            table.add_column(overflow="fold")
+        for cells in zip(names, *block, strict=True):
+            table.add_row(*(escaped(cell.replace("\n", " ")) for cell in cells))
+        if lines:
+            table.add_row()
+        yield table
 
 
 def print_rows(rows: list[dict[str, Any]], form: Format) -> None:
@@ -113,7 +157,9 @@ def print_facts(row: dict[str, Any], doc: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table = Table(box=None, show_header=False, padding=(0, GAP, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")  # a path longer than the line goes on in the next one
     for key, value in row.items():
         if value not in ("", None):
             table.add_row(f"[bold]{key}[/bold]", escaped(text(value)))
