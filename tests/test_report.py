@@ -77,7 +77,7 @@ def table(**nll):
     rows = [
         {
             **{"source": "s", "loss": loss, "test_nll": mean, "test_nll_low": mean - half, "test_nll_high": mean + half},
-            **{"bits_per_byte": float("nan"), "rate_at_edge": False, "diverged": 0, "smoothing": 0.0},
+            **{"best_rate": mean / 10, "bits_per_byte": float("nan"), "rate_at_edge": False, "diverged": 0, "smoothing": 0.0},
         }
         for loss, (mean, half) in nll.items()
     ]
@@ -90,7 +90,21 @@ def test_the_winner_is_told_and_what_pairs_tell_is_left_to_them():
     assert "brier's, 1.000" in clear
     assert "nll itself is 1.000 behind" in clear
     assert "apart" not in reading.races(table(nll=(1.0, 0.1), brier=(1.1, 0.1), mae=(3, 0.1)))[0]
-    assert "every loss diverged" in reading.races(table(nll=(float("nan"), 0.1)))[0]
+
+
+def test_what_diverged_at_every_rate_is_told_and_what_the_mark_of_the_grids_end_means():
+    nan = float("nan")
+    gone = "diverged at every rate, which leaves nothing to test: try smaller rates."
+    assert reading.races(table(nll=(nan, 0.1))) == [f"On s nll {gone}"]
+    assert reading.races(table(nll=(nan, 0.1), brier=(nan, 0.1))) == [f"On s every loss {gone}"]
+    rows = table(nll=(1.0, 0.1), brier=(nan, 0.1), mae=(nan, 0.1)).assign(diverged=[0, 6, 6], rate_at_edge=[True, False, False])
+    assert reading.races(rows) == [
+        f"On s brier and mae {gone}",
+        "On s the least test NLL is nll's, 1.000 nats a token.",
+        "On s the best rate tried lies at the end of the grid (⇥) for nll: "
+        "a better one may lie outside, so read their numbers as upper bounds.",
+        "Runs that diverged on s: brier (6) and mae (6).",
+    ]
 
 
 def test_what_is_equal_as_printed_has_no_least_and_no_most():

@@ -114,7 +114,12 @@ def summary(table: pd.DataFrame) -> list[dict[str, Any]]:
     """The table's columns that fit a terminal, means with half of their interval; none that is empty."""
     rows = []
     for _, row in table.iterrows():
-        entry = {"source": row.source, "loss": row.loss, "best rate": f"{row.best_rate:g}{' ⇥' * row.rate_at_edge}"}
+        none = row.best_rate != row.best_rate  # it diverged at every rate
+        entry = {
+            "source": row.source,
+            "loss": row.loss,
+            "best rate": "–" if none else f"{row.best_rate:g}{' ⇥' * row.rate_at_edge}",
+        }
         for column, title in (
             ("test_nll", "test NLL"),
             ("bits_per_byte", "bits/byte"),
@@ -126,7 +131,7 @@ def summary(table: pd.DataFrame) -> list[dict[str, Any]]:
             spread = f" ± {half:.2g}" if half == half else ""
             entry[title] = "" if row[column] != row[column] else f"{row[column]:.4f}{spread}"
         entry["at T"] = "" if row.temperature != row.temperature else f"{row.tempered_nll:.4f} ({row.temperature:.2g})"
-        entry["smoothing"] = f"{row.smoothing:.2g}"
+        entry["smoothing"] = "" if none else f"{row.smoothing:.2g}"
         entry["diverged"] = row.diverged
         rows.append(entry)
     return [{title: said for title, said in row.items() if any(each[title] != "" for each in rows)} for row in rows]

@@ -117,8 +117,10 @@ def races(table: pd.DataFrame) -> list[str]:
     sentences = []
     for source, rows in table.groupby("source", sort=False):
         ranked = rows.dropna(subset=["test_nll"]).sort_values("test_nll")
+        if gone := list(rows[rows.best_rate.isna()].loss):
+            who = "every loss" if len(gone) == len(rows) > 1 else words(gone)
+            sentences.append(f"On {source} {who} diverged at every rate, which leaves nothing to test: try smaller rates.")
         if ranked.empty:
-            sentences.append(f"On {source} every loss diverged at every rate.")
             continue
         first = ranked.iloc[0]
         sentence = f"On {source} the least test NLL is {first.loss}'s, {first.test_nll:.3f} nats a token"
@@ -134,7 +136,7 @@ def races(table: pd.DataFrame) -> list[str]:
         edge = list(rows[rows.rate_at_edge].loss)
         if edge:
             sentences.append(
-                f"On {source} the best rate tried lies at the end of the grid for {words(edge)}: "
+                f"On {source} the best rate tried lies at the end of the grid (⇥) for {words(edge)}: "
                 "a better one may lie outside, so read their numbers as upper bounds."
             )
         diverged = [f"{r.loss} ({r.diverged})" for r in rows.itertuples() if r.diverged]
