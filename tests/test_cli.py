@@ -191,11 +191,27 @@ def test_race_on_a_text_writes_its_folder(tmp_path, capsys):
     assert len(json.loads((tmp_path / "r" / "run.json").read_text())["sources"][0]["sha256"]) == 64
 
 
+def piped(command):
+    line = f"set -o pipefail; {sys.executable} -m xentlab {command}"
+    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=120, check=False)
+
+
 def test_a_closed_pipe_is_no_traceback():
-    command = f"{sys.executable} -m xentlab gradients --losses nll --format csv | head -1"
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120, check=True)
+    done = piped("gradients --losses nll --format csv | head -1")
     assert done.stdout.startswith("loss,rivals")
-    assert done.stderr == ""
+    assert (done.stderr, done.returncode) == ("", 0)
+
+
+@pytest.mark.parametrize("line", ["list", "list --format csv", "race --help"])
+def test_an_output_that_fails_is_one_line_and_one_that_is_closed_none(line):
+    for where in ("| true", ">&-"):
+        done = piped(f"{line} {where}")
+        assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+    done = piped(f"{line} >/dev/full")
+    assert done.stderr.startswith("xentlab: cannot write the output: No space left on device.")
+    assert (done.stderr.count("\n"), done.returncode) == (1, 1)
+    done = piped(f"{line}x 2>&-")  # what is said of a mistake goes nowhere, and not into the output
+    assert (done.stdout, done.returncode) == ("", 2)
 
 
 def test_a_bar_moves_on_a_terminal_and_only_there():

@@ -35,14 +35,21 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     longest = max(_width(cell.split()) for cell in columns[widest])
     if sum(widths) - widths[widest] + longest + GAP * len(widths) > out.width:
         for block in _upright(names, lines, out.width):
-            out.print(block, highlight=False)
+            _print(out, block)
         return
     table = Table(box=None, header_style="bold", padding=(0, GAP, 0, 0))
     for i, column in enumerate(names):
         table.add_column(column, no_wrap=i != widest, justify="left" if isinstance(rows[0][column], str) else "right")
     for line in lines:
         table.add_row(*map(escaped, line))
-    out.print(table, highlight=False)
+    _print(out, table)
+
+
+def _print(out: Any, what: Any) -> None:
+    """By way of stdout itself: of a broken pipe rich makes an exit code of 1, before anyone can catch it."""
+    with out.capture() as said:
+        out.print(what, highlight=False)
+    sys.stdout.write(said.get())
 
 
 def _width(cells: Iterable[str]) -> int:
@@ -169,9 +176,9 @@ def print_facts(row: dict[str, Any], doc: str) -> None:
         if value not in ("", None):
             table.add_row(f"[bold]{key}[/bold]", escaped(text(value)))
     out = Console(width=None if sys.stdout.isatty() else 120, soft_wrap=True)
-    out.print(table)
+    _print(out, table)
     if doc:
-        out.print("\n" + escaped(doc), highlight=False)
+        _print(out, "\n" + escaped(doc))
 
 
 def print_audit(found: Any) -> None:

@@ -28,21 +28,47 @@ NO_CACHE = "--no-cache"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The `xentlab` command. A user's mistake is one line on stderr and exit code 2."""
+    """The `xentlab` command. A user's mistake is one line on stderr and exit code 2; an output that fails, one and code 1."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    _open_closed()
+    try:
+        _do(arguments)
+    except LabError as error:
+        _fail(str(error))
+    except BrokenPipeError:  # the reader of a pipe, head for one, has had enough
+        _drop_output()
+    except OSError as error:
+        if error.filename is not None:  # a file's; who writes one says so by a LabError
+            raise
+        _drop_output()
+        _fail(
+            f"cannot write the output: {error.strerror or error}. Send it to a place with room, or write files with --out.", 1
+        )
+    except KeyboardInterrupt as stopped:
+        print(f"xentlab: stopped. {stopped}".strip(), file=sys.stderr)
+        sys.exit(130)
+
+
+def _do(arguments: list[str]) -> None:
     try:
         command = _parse([each for each in arguments if each != NO_CACHE])
         if NO_CACHE not in arguments:
             keep_compiled()
         run(command)
-        sys.stdout.flush()
-    except LabError as error:
-        _fail(str(error))
-    except BrokenPipeError:  # the reader of a pipe, head for one, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt as stopped:
-        print(f"xentlab: stopped. {stopped}".strip(), file=sys.stderr)
-        sys.exit(130)
+    finally:
+        sys.stdout.flush()  # what fails here would else fail as Python ends, help too, where nobody can catch it
+
+
+def _open_closed() -> None:
+    """Python has None for a stream that was closed before it began (`>&-`): nobody listens there."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+
+
+def _drop_output() -> None:
+    """What is still to be written goes nowhere, so that Python's own end does not try again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run(command: Any) -> None:
@@ -52,9 +78,9 @@ def run(command: Any) -> None:
     getattr(importlib.import_module(f"xentlab.cli.{place}"), f"run_{name}")(command)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str, code: int = 2) -> None:
     print(f"xentlab: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)
 
 
 ABOUT = (
