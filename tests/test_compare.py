@@ -1,6 +1,7 @@
 """Runs are read back, set side by side and done again: the same numbers to the last bit, or what differs."""
 
 import dataclasses
+import io
 import json
 import pathlib
 import shutil
@@ -76,6 +77,15 @@ def test_what_was_set_differently_is_said(folder, tmp_path, capsys):
     assert "arguments.batch: 16 | 8" in said
     assert "numbers differ." in said
     assert [row["what"] for row in settings(read_run(folder), read_run(tmp_path / "other"))] == ["arguments.batch"]
+    both, said = ("compare", str(folder), str(tmp_path / "other")), {}
+    for form, read in (("json", json.loads), ("csv", lambda text: pd.read_csv(io.StringIO(text)).to_dict("records"))):
+        main([*both, "--format", form])
+        first, *rest = said[form] = read(capsys.readouterr().out)
+        assert (first["frame"], first["where"]) == ("settings", "arguments.batch")
+        assert (float(first["first"]), float(first["second"])) == (16, 8)
+        assert rest[0]["frame"] == "table"
+    assert [[*row] for row in said["json"][:2]] == [["frame", "where", "metric", "first", "second", "difference"]] * 2
+    assert len(said["json"]) == len(said["csv"])
 
 
 def test_rows_that_one_run_lacks_are_there():

@@ -259,6 +259,7 @@ class Api:
 class Compare:
     """Two runs side by side: what was set differently, and every number that came out differently.
 
+    In csv and json what was set differently comes first, as rows whose frame is "settings".
     Example: xentlab compare runs/monday runs/tuesday --format csv
     """
 

@@ -56,10 +56,12 @@ def _side_by_side(first: Any, second: Any, form: str, every: bool = False) -> in
     frame = differences(first, second)
     differ = frame[frame.difference != 0]
     shown = frame if every else differ
+    made = settings(first, second)
     if form != "table":
-        console.print_rows(shown.to_dict("records"), form)
+        rows = [{"frame": "settings", "where": row["what"], "metric": None, "difference": None} | row for row in made]
+        console.print_rows([{key: row[key] for key in frame.columns} for row in [*rows, *shown.to_dict("records")]], form)
         return len(differ)
-    for row in settings(first, second):
+    for row in made:
         print(f"{row['what']}: {console.text(row['first'])} | {console.text(row['second'])}")
     if len(differ):
         print(f"{len(differ)} of {len(frame)} numbers differ.")
