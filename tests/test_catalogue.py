@@ -99,10 +99,14 @@ def test_an_installed_package_offers_a_loss(monkeypatch):
         ("mine.py:averaged", r"returned float32 of shape \[\].*leave the mean to the lab"),
         ("mine.py:needs_three", "TypeError.*prior"),
         ("broken.py:f", "broken.py fails to import: ZeroDivisionError"),
+        ("exits.py:f", "exits.py fails to import: SystemExit: 0"),
+        ("exits:f", "cannot import exits: SystemExit: 0"),
     ],
 )
-def test_each_mistake_has_one_clear_line(mine, name, message):
+def test_each_mistake_has_one_clear_line(mine, monkeypatch, name, message):
     (mine.parent / "broken.py").write_text("1 / 0")
+    (mine.parent / "exits.py").write_text("import sys; sys.exit(0)")
+    monkeypatch.syspath_prepend(mine.parent)
     with pytest.raises(LabError, match=message) as caught:
         resolve(name)
     assert "\n" not in str(caught.value)

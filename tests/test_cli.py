@@ -32,6 +32,7 @@ def averaged(logits, targets):
 @pytest.fixture
 def mine(tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "exits.py").write_text("import sys\nsys.exit(0)\n")
 
 
 def in_process(capsys, *arguments):
@@ -106,6 +107,13 @@ def test_no_command_shows_the_help(capsys):
         ("race --model mpl", "did you mean mlp"),
         ("race --optimizer adan", "did you mean adam"),
         ("race --seeds 1 1", "repeat"),
+        ("race --losses nll brier nll", "each loss is named once; nll repeats"),
+        ("audit nll nll", "each loss is named once; nll repeats"),
+        ("race --markov 8 --seed -1", "a seed is a whole number from 0"),
+        ("race --markov 8 --seed 99999999999999999999", "a seed is a whole number from 0"),
+        ("race --model mlp(width=-3)", "mlp's width is a whole number from 1 on; got -3"),
+        ("race --optimizer sgd(momentum='x')", "the optimizer sgd(momentum='x') fails: "),
+        ("show exits.py:f", "exits.py fails to import: SystemExit: 0"),
         ("report --losses fokal", "did you mean focal"),
     ],
 )

@@ -133,9 +133,16 @@ def test_mistakes():
         ("transfomer", "did you mean transformer"),
         ("mlp(depth=3)", "its options: context, width, inner, features"),
         ("bigram(4)", "cannot read the model"),
+        ("mlp(width=-3)", "mlp's width is a whole number from 1 on; got -3"),
+        ("mlp(width=1.5)", "mlp's width is a whole number from 1 on; got 1.5"),
+        ("bigram(features='4')", "bigram's features is a whole number from 1 on; got '4'"),
+        ("transformer(heads=0)", "transformer's heads is a whole number from 1 on; got 0"),
+        ("transformer(layers=-1)", "transformer's layers is a whole number from 0 on; got -1"),
     ):
         with pytest.raises(LabError, match=message):
             resolve_model(name)
+    assert resolve_model("bigram(features=None)")(5, jax.random.key(0)).weight.shape == (5, 5)
+    assert resolve_model("transformer(features=8, layers=0)")(5, jax.random.key(0)).blocks == ()
     with pytest.raises(LabError, match=r"2 \* heads"):
         resolve_model("transformer(features=18)")(5, jax.random.key(0))
     with pytest.raises(LabError, match=r"needs \.hidden"):

@@ -77,6 +77,8 @@ def test_same_seed_same_tokens():
         ({"order": 0}, "order >= 1"),
         ({"order": 9}, "smaller vocabulary"),
         ({"tokens": 5}, "at least 10"),
+        ({"seed": -1}, "a seed is a whole number from 0 to 4294967295; got -1"),
+        ({"seed": 2**32}, "from 0 to 4294967295"),
     ],
 )
 def test_markov_refuses(arguments, message):

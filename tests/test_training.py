@@ -138,6 +138,13 @@ def test_windows_cover_a_stream_without_overlap():
         ({"optimizer": "adam(beta=1)"}, "no option 'beta'; its options: b1"),
         ({"schedule": "cosin"}, "did you mean cosine"),
         ({"clip": -1.0}, "positive length"),
+        (
+            {"optimizer": "sgd(momentum='x')"},
+            r"the optimizer sgd\(momentum='x'\) fails: .* Has each option a value of its kind",
+        ),
+        ({"optimizer": "adamw(weight_decay='x')"}, "the optimizer adamw.* fails"),
+        ({"schedule": "cosine(warmup='x')"}, r"the schedule cosine\(warmup='x'\) fails"),
+        ({"schedule": "cosine(end='x')"}, r"the schedule cosine\(end='x'\) fails"),
     ],
 )
 def test_recipes_refuse(arguments, message):

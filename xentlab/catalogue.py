@@ -24,6 +24,7 @@ import xentlab.losses
 from xentlab.contract import Facts, LabError, Loss, name_of, unwrapped
 
 ENTRY_POINTS = "xentlab.losses"
+FAILURES = (Exception, SystemExit)  # of a user's own code: one that calls sys.exit would end the command without a word
 
 
 def _scan(package: ModuleType) -> dict[str, Loss]:
@@ -100,7 +101,7 @@ def _module_at(path: pathlib.Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except FAILURES as error:
         del sys.modules[name]
         raise LabError(f"{path} fails to import: {type(error).__name__}: {error}") from error
     return module
@@ -124,7 +125,7 @@ def checked(loss: Loss) -> Loss:
         value = jax.eval_shape(loss, logits, targets)
     except LabError:
         raise
-    except Exception as error:
+    except FAILURES as error:
         first = str(error).strip().split("\n")[0]
         raise LabError(
             f"{name_of(loss)} fails on logits [2, 3, 5] and targets [2, 3]: {type(error).__name__}: {first} "
@@ -168,14 +169,14 @@ def _named(loss: str) -> Loss:
         else:
             try:
                 module = importlib.import_module(where)
-            except Exception as error:
+            except FAILURES as error:
                 raise LabError(f"cannot import {where}: {type(error).__name__}: {error}") from error
         return with_settings(_member(module, function, where), settings)
     installed = installed_losses()
     if name in installed:
         try:
             function = installed[name].load()
-        except Exception as error:
+        except FAILURES as error:
             raise LabError(
                 f"the installed loss {name} ({installed[name].value}) fails to import: {type(error).__name__}: {error}"
             ) from error

@@ -218,7 +218,8 @@ def logits(model: Any, tokens: Tokens) -> Logits:
 def resolve_model(model: str | ModelMaker) -> ModelMaker:
     """A function (vocab, key) -> model from a name with options, `"mlp(context=4)"`, or such a function itself.
 
-    Raises `LabError` for an unknown name or option, and for a model without `.hidden` and `.weight`.
+    Raises `LabError` for an unknown name or option, an option's value that no model of that kind has, and for a model without
+    `.hidden` and `.weight`.
 
     >>> resolve_model("bigram(features=4)")(10, jax.random.key(0)).weight.shape
     (4, 10)
@@ -228,10 +229,14 @@ def resolve_model(model: str | ModelMaker) -> ModelMaker:
     name, options = parse_call(model, "model")
     if name not in MODELS:
         raise LabError(f"no model named {name!r}; {near_names(name, MODELS)} Or give a function (vocab, key) -> model.")
-    known = [key for key in inspect.signature(MODELS[name]).parameters if key not in ("vocab", "key")]
-    for key in options:
+    parameters = inspect.signature(MODELS[name]).parameters
+    known = [key for key in parameters if key not in ("vocab", "key")]
+    for key, value in options.items():
         if key not in known:
             raise LabError(f"{name} has no option {key!r}; its options: {', '.join(known)}.")
+        least = 0 if key == "layers" else 1
+        if (type(value) is not int or value < least) and value is not parameters[key].default:
+            raise LabError(f"{name}'s {key} is a whole number from {least} on; got {value!r}.")
     return functools.partial(_make, MODELS[name], options)
 
 

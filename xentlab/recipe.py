@@ -1,11 +1,14 @@
 """How a run is trained, apart from its loss, source and model: steps, batches, optimizer, schedule, head."""
 
+import contextlib
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from xentlab.catalogue import near_names, parse_call
@@ -69,7 +72,11 @@ class Recipe:
             raise LabError(f"label_noise is a share of the targets, from 0 to 1; got {self.label_noise}.")
         if self.head not in ("linear_loss", "naive"):
             raise LabError(f"a head is linear_loss or naive; got {self.head!r}.")
-        self.transformation(0.1)
+        with _told("schedule", self.schedule):
+            jax.eval_shape(self._shape, jax.ShapeDtypeStruct((), jnp.int32))
+        if not callable(self.optimizer):  # a function's own may want other parameters than these
+            with _told("optimizer", self.optimizer):
+                jax.eval_shape(self._first_step, jax.ShapeDtypeStruct((2, 2), jnp.float32))
 
     @property
     def steps_a_block(self) -> int:
@@ -83,10 +90,32 @@ class Recipe:
 
     def transformation(self, rate: Any) -> optax.GradientTransformation:
         """The optax transformation at one learning rate, which may be traced."""
-        shape = _from_table(self.schedule, "schedule", SCHEDULES, skip=1)(self.steps)
+        shape = self._shape
         make = self.optimizer if callable(self.optimizer) else _from_table(self.optimizer, "optimizer", OPTIMIZERS, skip=1)
         optimizer = make(lambda step: rate * shape(step))
         return optimizer if self.clip is None else optax.chain(optax.clip_by_global_norm(self.clip), optimizer)
+
+    @property
+    def _shape(self) -> optax.Schedule:
+        return _from_table(self.schedule, "schedule", SCHEDULES, skip=1)(self.steps)
+
+    def _first_step(self, parameters: Any) -> Any:
+        optimizer = self.transformation(0.1)
+        return optimizer.update(parameters, optimizer.init(parameters), parameters)
+
+
+@contextlib.contextmanager
+def _told(what: str, text: str) -> Iterator[None]:
+    """An option's value that optax cannot use fails where it is used, and says nothing of whose it is."""
+    try:
+        yield
+    except LabError:
+        raise
+    except Exception as error:
+        first = str(error).strip().split("\n")[0]
+        raise LabError(
+            f"the {what} {text} fails: {type(error).__name__}: {first}. Has each option a value of its kind?"
+        ) from error
 
 
 def _from_table(text: str, what: str, table: dict[str, Callable], skip: int) -> Callable:

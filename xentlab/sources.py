@@ -42,7 +42,7 @@ class MarkovSource:
 
     Each context's probabilities fall like rank^-exponent over its own random order of the tokens, blurred by a
     log-normal of scale 1/2. The same arguments give the same law and the same tokens. Raises `LabError` for a vocabulary
-    below 2, an order below 1, and a table of more than 2^24 probabilities.
+    below 2, an order below 1, a table of more than 2^24 probabilities, and a seed below 0 or from 2^32 on.
 
     >>> source = MarkovSource(vocab=4, seed=3)
     >>> source.law(jnp.array([[0], [3]])).shape  # two contexts of one token
@@ -67,6 +67,8 @@ class MarkovSource:
                 f"a law over {self.vocab}^{self.order} contexts has {self.vocab ** (self.order + 1):.1e} probabilities, "
                 f"more than {MAX_TABLE:.1e}. Take a smaller vocabulary or order."
             )
+        if not 0 <= self.seed < 2**32:
+            raise LabError(f"a seed is a whole number from 0 to {2**32 - 1}; got {self.seed}.")
         if self.tokens < 10:
             raise LabError(f"{self.tokens} tokens are too few to split into three; ask for at least 10.")
 

@@ -52,11 +52,17 @@ def main(arguments: list[str] | None = None) -> None:
 def _do(arguments: list[str]) -> None:
     try:
         command = _parse([each for each in arguments if each != NO_CACHE])
+        _each_once(getattr(command, "losses", ()))
         if NO_CACHE not in arguments:
             keep_compiled()
         run(command)
     finally:
         sys.stdout.flush()  # what fails here would else fail as Python ends, help too, where nobody can catch it
+
+
+def _each_once(losses: tuple[str, ...]) -> None:
+    if again := [name for name in dict.fromkeys(losses) if losses.count(name) > 1]:
+        raise LabError(f"each loss is named once; {', '.join(again)} repeat{'s' * (len(again) == 1)}.")
 
 
 def _open_closed() -> None:
