@@ -222,10 +222,11 @@ def test_an_output_that_fails_is_one_line_and_one_that_is_closed_none(line):
     assert (done.stdout, done.returncode) == ("", 2)
 
 
-def test_a_bar_moves_on_a_terminal_and_only_there():
-    arguments = ["race", "--losses", "nll", "--markov", "5", "--model", "bigram", "--quick"]
-    quiet = process(*arguments)
-    assert quiet.stderr == ""
+def test_a_bar_moves_on_a_terminal_and_elsewhere_each_loss_is_a_line():
+    arguments = ["race", "--losses", "nll", "brier", "--markov", "5", "--model", "bigram", "--quick"]
+    logged = process(*arguments, "--format", "csv")
+    assert logged.stderr == "xentlab: nll\nxentlab: brier\n"
+    assert logged.stdout.startswith("source,loss")
     parent, child = pty.openpty()
     with subprocess.Popen(
         [sys.executable, "-m", "xentlab", *arguments],

@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -199,11 +199,23 @@ def verdict_text(value: Any) -> str:
     return "?" if value == "undecided" else text(value)
 
 
+def _line_by_line() -> Callable[[str, int, int], None]:
+    """What a log can hold: a line where another thing begins, and none for each step of it."""
+    told: list[str] = []
+
+    def tell(what, done, total):
+        if told[-1:] != [what]:
+            told.append(what)
+            print(f"xentlab: {what}", file=sys.stderr, flush=True)
+
+    return tell
+
+
 @contextlib.contextmanager
 def progress():
-    """A function (what, done, total) that moves a bar on stderr if that is a terminal, and else is silent."""
+    """A function (what, done, total) that moves a bar on stderr if that is a terminal, and else has a line for each `what`."""
     if not sys.stderr.isatty():
-        yield None
+        yield _line_by_line()
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn

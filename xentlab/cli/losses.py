@@ -141,8 +141,7 @@ def run_audit(command: Audit) -> None:
     audits = []
     with console.progress() as tell:
         for i, (name, loss) in enumerate(zip(names, losses, strict=True)):
-            if tell:
-                tell(f"audit of {name}", i, len(losses))
+            tell(f"audit of {name}", i, len(losses))
             audits.append(audit(loss, command.seed))
     if command.format == "json":
         json.dump(as_json(audits), sys.stdout, indent=1)
