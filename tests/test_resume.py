@@ -192,6 +192,27 @@ def test_told_to_go_on_anyway_it_does(copy, whole):
     assert_same(copy, whole)
 
 
+def test_runs_that_were_kept_at_other_rates_are_trained_anew(copy, tmp_path):
+    """Shapes are the same: what was trained at .02 and .1 must not be shown as .5 and .9."""
+    fresh, rates = tmp_path / "fresh", ("--learning-rates", ".5", ".9")
+    assert finish(start(fresh, *RACE, *rates, "--out", str(fresh))) == 0, said(fresh)
+    assert finish(start(copy, "race", "--resume", str(copy), "--anyway", *rates)) == 0, said(copy)
+    for loss in ("nll", "brier"):
+        assert f"{loss}: was kept with other learning rates, and is trained anew." in said(copy)
+    assert_same(copy, fresh)
+    record = json.loads((copy / "run.json").read_text())
+    assert record["resumed_with"] == ["learning_rates: [0.02, 0.1] there, [0.5, 0.9] now"]
+    assert "resumed_with" not in json.loads((fresh / "run.json").read_text())
+
+
+def test_a_race_that_cannot_print_is_finished(whole, tmp_path):
+    folder = tmp_path / "unread"
+    line = [sys.executable, "-m", "xentlab", *RACE, "--out", folder]
+    with open("/dev/full", "w") as full:
+        subprocess.run(line, stdout=full, stderr=subprocess.DEVNULL, timeout=120, check=False)
+    assert_same(folder, whole)
+
+
 def test_an_unfinished_race_is_not_overwritten_and_a_finished_one_not_resumed(copy, whole, tmp_path, capsys):
     assert f"Go on with `xentlab race --resume {copy}`" in refused([*RACE, "--out", copy], capsys)
     assert "is finished" in refused(["race", "--resume", whole], capsys)

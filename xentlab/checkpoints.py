@@ -42,11 +42,13 @@ class Checkpoints:
     stop: threading.Event = dataclasses.field(default_factory=threading.Event)
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr)
 
-    def grid(self, loss: str, number: int) -> Grid:
-        """The place of a loss's n-th grid of runs."""
+    def grid(self, loss: str, number: int, made: dict[str, Any] | None = None) -> Grid:
+        """The place of a loss's n-th grid of runs. made: what these are trained with, by name, as JSON has it."""
         # A name may be a path with settings, and two may differ in what no folder's name can hold.
         short = re.sub(r"[^\w.]+", "_", loss)[-40:]
-        return Grid(self, self.folder / f"{short}-{hashlib.sha256(loss.encode()).hexdigest()[:8]}" / str(number), loss)
+        return Grid(
+            self, self.folder / f"{short}-{hashlib.sha256(loss.encode()).hexdigest()[:8]}" / str(number), loss, made or {}
+        )
 
 
 @dataclasses.dataclass
@@ -56,20 +58,31 @@ class Grid:
     place: Checkpoints
     folder: pathlib.Path
     loss: str
+    made: dict[str, Any] = dataclasses.field(default_factory=dict)
     saved: float = dataclasses.field(default_factory=time.monotonic)
 
     def load(self, like: Any) -> tuple[int, Any] | None:
         """The newest whole checkpoint: blocks done, and a tree as `like`; None if there is none.
 
-        A damaged one is told, removed, and the one before it taken. Raises `LabError` if all are damaged, or of another shape.
+        A damaged one is told, removed, and the one before it taken; runs that were made otherwise are told and removed. Raises
+        `LabError` if all are damaged, or of another shape.
         """
+        import orbax.checkpoint as ocp
+
         if not self.folder.is_dir():
             return None
         damaged = []
         with self._manager() as manager:
             for step in sorted(manager.all_steps(), reverse=True):
                 try:
-                    tree = self._read(manager, step, like)
+                    written = manager.restore(step, args=ocp.args.Composite(sums=ocp.args.JsonRestore()))["sums"]
+                    # Other rates leave no trace in the shapes: the runs would pass for what they are not.
+                    if other := [name for name, value in self.made.items() if written.get("made", {}).get(name) != value]:
+                        self.place.say(f"{self.loss}: was kept with other {', '.join(other)}, and is trained anew.")
+                        for each in manager.all_steps():
+                            manager.delete(each)
+                        return None
+                    tree = self._read(manager, step, like, written)
                 except LabError:
                     raise
                 except Exception as error:  # whatever a decoder says of bytes that are not what was written
@@ -87,10 +100,9 @@ class Grid:
             )
         return None
 
-    def _read(self, manager, step, like):
+    def _read(self, manager, step, like, written):
         import orbax.checkpoint as ocp
 
-        written = manager.restore(step, args=ocp.args.Composite(sums=ocp.args.JsonRestore()))["sums"]
         if written["shapes"] != _shapes(like):
             raise LabError(
                 f"the checkpoints of {self.loss} in {self.folder} are of other runs: their number, model or optimizer differs. "
@@ -118,7 +130,7 @@ class Grid:
     def _save(self, block, tree):
         import orbax.checkpoint as ocp
 
-        written = {"sums": _sums(tree), "shapes": _shapes(tree)}
+        written = {"sums": _sums(tree), "shapes": _shapes(tree), "made": self.made}
         args = ocp.args.Composite(tree=ocp.args.StandardSave(tree), sums=ocp.args.JsonSave(written))
         try:
             with self._manager() as manager:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from xentlab.catalogue import resolve_all
-from xentlab.contract import LabError, Loss, link_of
+from xentlab.contract import LabError, Loss, link_of, name_of
 from xentlab.examine import READINGS, TEST_METRICS, Examined, Predictor, examiner
 from xentlab.layout import Layout
 from xentlab.metrics import SMOOTHING, mean_and_interval
@@ -107,7 +108,8 @@ def race(
         compiled, grids = program(loss, source, model, plan, mesh), count()
 
         def at(rates, name=name, loss=loss, report=report, compiled=compiled, grids=grids):
-            place = checkpoints.grid(name, next(grids)) if checkpoints else None
+            made = _made(rates, seeds, source, model, plan)
+            place = checkpoints.grid(name, next(grids), made) if checkpoints else None
             return train(loss, source, model, rates, seeds, plan, report, mesh, compiled, place, laid_out)
 
         trained = _tuned(at, learning_rates, extensions)
@@ -115,6 +117,13 @@ def race(
         chosen = [Predictor(trained.model(run), link_of(loss), SMOOTHING[trained.smoothing[run]]) for run in runs]
         finished.append(_Finished(name, trained, runs, chosen, [examine(predictor) for predictor in chosen]))
     return _as_frames(finished, source.name)
+
+
+def _made(rates, seeds, source, model, plan):
+    """What a grid of runs is trained with, as its checkpoints keep it."""
+    made = {"learning rates": [float(rate) for rate in rates], "seeds": [int(seed) for seed in seeds], "model": model}
+    made |= {"source": source.describe(), **dataclasses.asdict(plan)}
+    return json.loads(json.dumps(made, default=lambda each: name_of(each) if callable(each) else str(each)))
 
 
 @dataclasses.dataclass(frozen=True)

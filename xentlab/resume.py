@@ -50,14 +50,18 @@ def begin(folder: pathlib.Path, record: dict[str, Any], resume: bool, anyway: bo
     other settings with resume.
     """
     if resume:
-        differ = differences(started(folder), record)
+        before = started(folder)
+        differ = differences(before, record)
         if differ and not anyway:
             raise LabError(
-                f"{folder} began otherwise: {'; '.join(differ)}. Put that back, or go on with --anyway: what is kept stays as "
-                "it is, and only what is left runs with the new settings."
+                f"{folder} began otherwise: {'; '.join(differ)}. Put that back, or go on with --anyway: runs that were kept "
+                "with other rates, seeds, steps, source or model are trained anew, all others stay as they are."
             )
         for said in differ:
             print(f"Going on although it began otherwise. {said}", file=sys.stderr)
+        # What was kept under other versions stays: the finished race has to say so.
+        if differ := [*before.get("resumed_with", []), *differ]:
+            record = record | {"resumed_with": differ}
     elif (folder / BEGUN).is_file():
         raise LabError(
             f"{folder} holds an unfinished race. Go on with `xentlab race --resume {folder}`, or give another one with --out."

@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from xentlab import console
-from xentlab.cli.writing import arguments_of, finish
+from xentlab.cli.writing import arguments_of, show, write
 from xentlab.commands import Race
 from xentlab.contract import LabError
 
@@ -80,10 +80,13 @@ def run_race(command: Race) -> None:
                 f"the other processes are lost: {error}. What is kept is whole; go on with --resume, on as many devices "
                 "as there are."
             ) from error
-        if hosts.first():
-            finish(command, result.frames(), "table", begun, [source.describe()], console.summary(result.table))
-            if folder:
-                resume.finish(folder)
+        if folder and hosts.first():
+            # What it began with, and how it went on: a file that was edited since is not what was raced.
+            kept = {key: value for key, value in resume.started(folder).items() if key in ("resumed_with",)}
+            write(command, result.frames(), begun, [source.describe()], **kept)
+            resume.finish(folder)  # before anything is printed, for what reads it may be gone
+    if hosts.first():
+        show(command, result.table, console.summary(result.table))
     if command.format == "table" and hosts.first():
         for sentence in [*reading.pairs(result.pairs), *reading.temperatures(result.table), *reading.rarity(result.frequency)]:
             print(f"- {sentence}")

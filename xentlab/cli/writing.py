@@ -27,18 +27,34 @@ def finish(
     rows: list[dict] | None = None,
 ) -> None:
     """Writes a command's frames into --out, if there is one, and prints the one that is asked for, as `rows` in a table."""
-    if command.out:
-        from xentlab import runs
+    write(command, frames, begun, sources)
+    show(command, frames[shown], rows)
 
-        folder = runs.new_folder(shown, command.out)
-        kind = next(name for name, each in COMMANDS.items() if each is type(command))
-        with runs.using(folder):
-            for name, frame in frames.items():
-                runs.write_frame(folder, name, frame)
-            pictures(frames, folder)
-            runs.write_record(folder, runs.record(arguments_of(command), sources or [], time.perf_counter() - begun, kind=kind))
-        print(f"Wrote {folder}.", file=sys.stderr)
-    frame = frames[shown]
+
+def write(command: Any, frames: dict[str, Any], begun: float, sources: list[dict] | None = None, **more: Any) -> None:
+    """Writes a command's frames, their pictures and its record, with what else is to be in it, into --out, if there is one."""
+    if not command.out:
+        return
+    from xentlab import runs
+
+    kind = kind_of(command)
+    with runs.using(runs.new_folder(kind, command.out)) as folder:
+        for name, frame in frames.items():
+            runs.write_frame(folder, name, frame)
+        pictures(frames, folder)
+        seconds = time.perf_counter() - begun
+        runs.write_record(folder, runs.record(arguments_of(command), sources or [], seconds, kind=kind, **more))
+
+
+def kind_of(command: Any) -> str:
+    """A command's name."""
+    return next(name for name, each in COMMANDS.items() if each is type(command))
+
+
+def show(command: Any, frame: Any, rows: list[dict] | None = None) -> None:
+    """Says where a command wrote, and prints a frame as it asks for, in a table as `rows`."""
+    if command.out:
+        print(f"Wrote {command.out}.", file=sys.stderr)
     if command.format == "table":
         console.print_table(rows or frame.to_dict("records"))
     else:
