@@ -1,5 +1,6 @@
 """Races that are killed, stopped, or find their disk full, go on and end as if nothing had been."""
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -203,6 +204,29 @@ def test_runs_that_were_kept_at_other_rates_are_trained_anew(copy, tmp_path):
     record = json.loads((copy / "run.json").read_text())
     assert record["resumed_with"] == ["learning_rates: [0.02, 0.1] there, [0.5, 0.9] now"]
     assert "resumed_with" not in json.loads((fresh / "run.json").read_text())
+
+
+OWN = """
+import optax
+
+def own(logits, targets):
+    return {} * optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+"""
+
+
+def test_a_loss_that_was_edited_meanwhile_is_no_part_of_the_race(tmp_path, capsys):
+    file, folder = tmp_path / "own.py", tmp_path / "race"
+    file.write_text(OWN.format(1))
+    race = (*RACE, "--losses", "./own.py:own", "nll", "--steps", "20000", "--out", str(folder), "--checkpoint-every", "0")
+    process = start(folder, *race)
+    wait_for(lambda: len(checkpoints(folder)) > 1, process)
+    os.kill(process.pid, signal.SIGINT)
+    assert finish(process) == 130
+    (was,) = json.loads((folder / "begun.json").read_text())["losses"].values()
+    assert was == {"file": "own.py", "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    file.write_text(OWN.format(2))
+    told = refused(["race", "--resume", folder], capsys)
+    assert f"losses../own.py:own.sha256: {was['sha256']} there, {hashlib.sha256(file.read_bytes()).hexdigest()} now" in told
 
 
 def test_a_race_that_cannot_print_is_finished(whole, tmp_path):

@@ -6,6 +6,7 @@ A loss enters the catalogue by standing in a file of `xentlab.losses` under `@lo
 import ast
 import difflib
 import functools
+import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -199,4 +200,27 @@ def resolve_all(losses: Iterable[str | Loss]) -> dict[str, Loss]:
         found[name] = function
     if not found:
         raise LabError("no losses given; name at least one, for example nll.")
+    return found
+
+
+def own_files(losses: Iterable[str | Loss]) -> dict[str, dict[str, str | None]]:
+    """Of each loss that is not this package's the file that it stands in, and that file's sha256; None where there is none.
+
+    Raises `LabError` for a name that `resolve` does not know.
+
+    >>> own_files(["nll"])
+    {}
+    """
+    found = {}
+    for loss in losses:
+        function = unwrapped(resolve(loss, check=False))[0]
+        if any(function is own for own in LOSSES.values()):
+            continue
+        code = inspect.unwrap(function)
+        try:
+            path = pathlib.Path(inspect.getsourcefile(code if inspect.isroutine(code) else type(code)))
+            file = {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        except (TypeError, OSError):  # built in, typed at a prompt, or gone
+            file = {"file": None, "sha256": None}
+        found[loss if isinstance(loss, str) else name_of(loss)] = file
     return found

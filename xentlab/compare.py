@@ -52,7 +52,7 @@ def settings(one: Run, other: Run) -> list[dict[str, Any]]:
 def settings_of_records(one: dict[str, Any], other: dict[str, Any]) -> list[dict[str, Any]]:
     """The same of two records, of which one may not have been written yet."""
     rows = []
-    keys = ("arguments", "sources", "versions", "commit", "device")
+    keys = ("arguments", "losses", "sources", "versions", "commit", "device")
     read = lambda record: json.loads(json.dumps({key: record.get(key) for key in keys}, default=str))
     first, second = _flat(read(one)), _flat(read(other))
     for what in dict.fromkeys([*first, *second]):

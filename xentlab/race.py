@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jax.sharding import Mesh
 
-from xentlab.catalogue import resolve_all
+from xentlab.catalogue import own_files, resolve_all
 from xentlab.contract import LabError, Loss, link_of, name_of
 from xentlab.examine import READINGS, TEST_METRICS, Examined, Predictor, examiner
 from xentlab.layout import Layout
@@ -108,8 +108,8 @@ def race(
         compiled, grids = program(loss, source, model, plan, mesh), count()
 
         def at(rates, name=name, loss=loss, report=report, compiled=compiled, grids=grids):
-            made = _made(rates, seeds, source, model, plan)
-            place = checkpoints.grid(name, next(grids), made) if checkpoints else None
+            made = lambda: _made(loss, rates, seeds, source, model, plan)
+            place = checkpoints.grid(name, next(grids), made()) if checkpoints else None
             return train(loss, source, model, rates, seeds, plan, report, mesh, compiled, place, laid_out)
 
         trained = _tuned(at, learning_rates, extensions)
@@ -119,10 +119,10 @@ def race(
     return _as_frames(finished, source.name)
 
 
-def _made(rates, seeds, source, model, plan):
+def _made(loss, rates, seeds, source, model, plan):
     """What a grid of runs is trained with, as its checkpoints keep it."""
     made = {"learning rates": [float(rate) for rate in rates], "seeds": [int(seed) for seed in seeds], "model": model}
-    made |= {"source": source.describe(), **dataclasses.asdict(plan)}
+    made |= {"loss": own_files([loss]), "source": source.describe(), **dataclasses.asdict(plan)}
     return json.loads(json.dumps(made, default=lambda each: name_of(each) if callable(each) else str(each)))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 import xentlab.runs as runs
 from xentlab.audit import as_json
-from xentlab.catalogue import resolve_all
+from xentlab.catalogue import own_files, resolve_all
 from xentlab.contract import Loss, facts_of
 from xentlab.gradients import PATHS, gradient_budget, gradient_profile
 from xentlab.markup import audit_table, pairs_table, race_tables, scoreboard_tables, sentences_list
@@ -78,6 +78,7 @@ def make_report(
 
     begun = time.perf_counter()
     found = resolve_all(losses)
+    files = own_files(found.values())  # now: they may be edited while it runs
     text = text or Text()
     plan = standard_stages(text, seed, quick)
     folder = runs.new_folder("report", out)
@@ -116,6 +117,7 @@ def make_report(
         arguments,
         [stage.source.describe() for stage in plan],
         time.perf_counter() - begun,
+        losses=files,
         races=[{"source": s.source.name, "model": s.model, "rates": s.learning_rates, "steps": s.steps} for s in plan],
         reading=said,
     )

@@ -55,7 +55,7 @@ def begin(folder: pathlib.Path, record: dict[str, Any], resume: bool, anyway: bo
         if differ and not anyway:
             raise LabError(
                 f"{folder} began otherwise: {'; '.join(differ)}. Put that back, or go on with --anyway: runs that were kept "
-                "with other rates, seeds, steps, source or model are trained anew, all others stay as they are."
+                "with another loss, model, source, rates, seeds or recipe are trained anew, all others stay as they are."
             )
         for said in differ:
             print(f"Going on although it began otherwise. {said}", file=sys.stderr)

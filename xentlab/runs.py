@@ -20,7 +20,7 @@ from xentlab.contract import LabError
 if TYPE_CHECKING:
     import pandas as pd
 
-PACKAGES = ("jax", "jaxlib", "optax", "numpy", "equinox", "pandas", "altair")
+PACKAGES = ("jax", "jaxlib", "optax", "numpy", "equinox", "pandas", "altair", "scipy", "orbax-checkpoint", "tokenizers")
 
 PAGES = ("tour.html", "report.html", "index.html")
 

@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from xentlab import console
-from xentlab.cli.writing import arguments_of, show, write
+from xentlab.cli.writing import record_of, show, write
 from xentlab.commands import Race
 from xentlab.contract import LabError
 
@@ -41,7 +41,7 @@ def run_race(command: Race) -> None:
         checkpoints = None
         if folder and hosts.first():
             folder = held.enter_context(runs.using(runs.new_folder("race", folder)))
-            record = runs.record(arguments_of(command), [source.describe()], 0.0, kind="race")
+            record = record_of(command, [source.describe()], 0.0)
             options = (command.resume is not None, command.anyway, command.checkpoint_every)
             checkpoints = resume.begin(folder, record, *options)
         elif folder:
@@ -81,8 +81,8 @@ def run_race(command: Race) -> None:
                 "as there are."
             ) from error
         if folder and hosts.first():
-            # What it began with, and how it went on: a file that was edited since is not what was raced.
-            kept = {key: value for key, value in resume.started(folder).items() if key in ("resumed_with",)}
+            # As it began: a loss's file that was edited meanwhile is not what was raced.
+            kept = {key: value for key, value in resume.started(folder).items() if key in ("losses", "resumed_with")}
             write(command, result.frames(), begun, [source.describe()], **kept)
             resume.finish(folder)  # before anything is printed, for what reads it may be gone
     if hosts.first():

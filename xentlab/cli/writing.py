@@ -37,13 +37,20 @@ def write(command: Any, frames: dict[str, Any], begun: float, sources: list[dict
         return
     from xentlab import runs
 
-    kind = kind_of(command)
-    with runs.using(runs.new_folder(kind, command.out)) as folder:
+    with runs.using(runs.new_folder(kind_of(command), command.out)) as folder:
         for name, frame in frames.items():
             runs.write_frame(folder, name, frame)
         pictures(frames, folder)
-        seconds = time.perf_counter() - begun
-        runs.write_record(folder, runs.record(arguments_of(command), sources or [], seconds, kind=kind, **more))
+        runs.write_record(folder, record_of(command, sources or [], time.perf_counter() - begun) | more)
+
+
+def record_of(command: Any, sources: list[dict], seconds: float) -> dict[str, Any]:
+    """A command's record: how it was made, with the files of the losses that are not this package's."""
+    from xentlab import runs
+    from xentlab.catalogue import own_files
+
+    more = {"kind": kind_of(command), "losses": own_files(command.losses)}
+    return runs.record(arguments_of(command), sources, seconds, **more)
 
 
 def kind_of(command: Any) -> str:
