@@ -246,6 +246,28 @@ def test_an_unfinished_race_is_not_overwritten_and_a_finished_one_not_resumed(co
     assert "cannot be read" in refused(["race", "--resume", copy], capsys)
 
 
+def test_a_mistake_begins_no_race(tmp_path, capsys):
+    folder = tmp_path / "race"
+    for mistake, message in (
+        (("--losses", "nll", "breir"), "did you mean brier"),
+        (("--learning-rates", ".1", "inf"), "finite"),
+        (("--learning-rates", ".1", ".1"), "repeat"),
+        (("--seeds", "-1"), "seeds are whole numbers"),
+        (("--extensions", "-1"), "extensions=-1"),
+        (("--schedule", "sine"), "did you mean cosine"),
+        (("--model", "transformer(features=3)"), "multiple of 2"),
+        (("--window", "50000"), "shorter window"),
+    ):
+        assert message in refused([*RACE, *mistake, "--out", folder], capsys)
+        assert not (folder / "begun.json").exists()
+
+
+def test_a_race_that_kept_nothing_gives_way(copy, whole):
+    subprocess.run(["rm", "-r", copy / KEPT], check=True)
+    assert finish(start(copy, *RACE, "--out", str(copy))) == 0, said(copy)
+    assert_same(copy, whole)
+
+
 def damage(path):
     """Flips a bit in the middle of the largest files of a checkpoint, where its numbers are."""
     files = sorted((each for each in (path / "tree").rglob("*") if each.is_file()), key=lambda each: -each.stat().st_size)

@@ -16,10 +16,10 @@ from xentlab.contract import LabError, Loss, link_of, name_of
 from xentlab.examine import READINGS, TEST_METRICS, Examined, Predictor, examiner
 from xentlab.layout import Layout
 from xentlab.metrics import SMOOTHING, mean_and_interval
-from xentlab.program import program
+from xentlab.program import program, windows
 from xentlab.recipe import Recipe
 from xentlab.sources import MarkovSource, Source, Text
-from xentlab.training import Trained, joined, train
+from xentlab.training import Trained, check_grid, joined, train
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,13 +94,7 @@ def race(
     >>> result.table[["loss", "best_rate", "runs", "diverged"]].values.tolist()
     [['nll', 0.1, 2, 0]]
     """
-    found = resolve_all(losses)
-    plan = Recipe(steps=steps, **_known(recipe))
-    for what, values in (("learning rates", learning_rates), ("seeds", seeds)):
-        if len(set(values)) != len(values):
-            raise LabError(f"the {what} repeat: {list(values)}. Each counts once.")
-    if extensions < 0:
-        raise LabError(f"a grid grows by some rates or by none; got extensions={extensions}.")
+    found, plan = planned(losses, source, model, learning_rates, seeds, steps, mesh, extensions, **recipe)
     examine = examiner(source, plan.window, plan.validation_tokens)
     finished = []
     for name, loss in found.items():
@@ -117,6 +111,31 @@ def race(
         chosen = [Predictor(trained.model(run), link_of(loss), SMOOTHING[trained.smoothing[run]]) for run in runs]
         finished.append(_Finished(name, trained, runs, chosen, [examine(predictor) for predictor in chosen]))
     return _as_frames(finished, source.name)
+
+
+def planned(
+    losses: Iterable[str | Loss],
+    source: Source,
+    model: str | Callable = "mlp",
+    learning_rates: Sequence[float] = LEARNING_RATES,
+    seeds: Sequence[int] = SEEDS,
+    steps: int = 400,
+    mesh: Mesh | None = None,
+    extensions: int = EXTENSIONS,
+    **recipe: Any,
+) -> tuple[dict[str, Loss], Recipe]:
+    """The losses and the recipe of a `race` with these arguments. Raises `LabError` for all that shows without training."""
+    found = resolve_all(losses)
+    plan = Recipe(steps=steps, **_known(recipe))
+    check_grid(learning_rates, seeds)
+    for what, values in (("learning rates", learning_rates), ("seeds", seeds)):
+        if len(set(values)) != len(values):
+            raise LabError(f"the {what} repeat: {list(values)}. Each counts once.")
+    if extensions < 0:
+        raise LabError(f"a grid grows by some rates or by none; got extensions={extensions}.")
+    program(next(iter(found.values())), source, model, plan, mesh)  # does the model fit, do windows, do devices share a batch?
+    windows(source.split("test"), plan.window)
+    return found, plan
 
 
 def _made(loss, rates, seeds, source, model, plan):

@@ -46,8 +46,8 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 def begin(folder: pathlib.Path, record: dict[str, Any], resume: bool, anyway: bool, every: float) -> Checkpoints:
     """The checkpoints of a race that begins in a folder, or goes on there.
 
-    Raises `LabError` for a race that is there and unfinished without resume, and, but for anyway, for a finished one, and for
-    other settings with resume.
+    One that kept nothing yet gives way to another. Raises `LabError` for a race that is there and unfinished without resume,
+    and, but for anyway, for a finished one, and for other settings with resume.
     """
     if resume:
         before = started(folder)
@@ -62,13 +62,13 @@ def begin(folder: pathlib.Path, record: dict[str, Any], resume: bool, anyway: bo
         # What was kept under other versions stays: the finished race has to say so.
         if differ := [*before.get("resumed_with", []), *differ]:
             record = record | {"resumed_with": differ}
-    elif (folder / BEGUN).is_file():
+    elif (folder / BEGUN).is_file() and any(path.name.isdecimal() for path in (folder / KEPT).glob("*/*/*")):
         raise LabError(
             f"{folder} holds an unfinished race. Go on with `xentlab race --resume {folder}`, or give another one with --out."
         )
     elif _finished(folder) and not anyway:
         raise LabError(f"{folder} holds a finished race. Give another one with --out, or replace it with --anyway.")
-    elif (folder / KEPT).is_dir():  # the race that these were of is finished
+    elif (folder / KEPT).is_dir():  # the race that these were of is finished, or never came to its first checkpoint
         shutil.rmtree(folder / KEPT)
     runs.write_json(folder / BEGUN, record)
     return kept(folder, every)

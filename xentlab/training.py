@@ -89,12 +89,7 @@ def train(
     laid_out is told how the runs lie on the machine.
     """
     recipe = recipe or Recipe()
-    if not len(learning_rates) or not len(seeds):
-        raise LabError("a grid needs at least one learning rate and one seed.")
-    if not all(rate > 0 for rate in learning_rates):
-        raise LabError(f"learning rates are positive; got {list(learning_rates)}.")
-    if not all(0 <= seed < 2**32 for seed in seeds):
-        raise LabError(f"seeds are whole numbers from 0 to {2**32 - 1}; got {list(seeds)}.")
+    check_grid(learning_rates, seeds)
     compiled = compiled or program(loss, source, model, recipe, mesh)
     pairs = [(rate, seed) for rate in learning_rates for seed in seeds]
     layout, count = _layout(compiled, len(pairs), mesh), len(pairs)
@@ -134,6 +129,16 @@ def train(
         diverged_at=np.asarray(diverged_at),
         models=eqx.combine(arrays, compiled.rest),
     )
+
+
+def check_grid(learning_rates: Sequence[float], seeds: Sequence[int]) -> None:
+    """Raises `LabError` for rates and seeds that no run can have."""
+    if not len(learning_rates) or not len(seeds):
+        raise LabError("a grid needs at least one learning rate and one seed.")
+    if not all(0 < rate < float("inf") for rate in learning_rates):
+        raise LabError(f"learning rates are positive and finite; got {list(learning_rates)}.")
+    if not all(0 <= seed < 2**32 for seed in seeds):
+        raise LabError(f"seeds are whole numbers from 0 to {2**32 - 1}; got {list(seeds)}.")
 
 
 def _layout(compiled: Program, runs: int, mesh: Mesh | None) -> Layout:

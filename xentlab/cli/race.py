@@ -21,7 +21,7 @@ def run_race(command: Race) -> None:
 
     from xentlab import hosts, reading, resume, runs
     from xentlab.linear.mesh import AXES, make_mesh, parse_mesh
-    from xentlab.race import race
+    from xentlab.race import planned, race
 
     axes, processes = parse_mesh(command.mesh, tuple(AXES)), hosts.join(command.hosts)
     mesh = make_mesh(axes, processes) or _all_devices()
@@ -30,6 +30,8 @@ def run_race(command: Race) -> None:
         raise LabError("--text and --markov exclude each other: a race has one source.")
     source, folder = _source(command), command.resume or command.out
     command = dataclasses.replace(command, out=folder)
+    asked = _asked(command) | {"source": source, "mesh": mesh}
+    planned(**asked)  # a mistake must not leave a race begun
     said: set[str] = set()
 
     def laid_out(layout):
@@ -50,25 +52,7 @@ def run_race(command: Race) -> None:
         held.enter_context(resume.stopping(checkpoints))
         tell = held.enter_context(console.progress())
         try:
-            result = race(
-                command.losses,
-                source,
-                command.model,
-                command.learning_rates[:1] if command.quick else command.learning_rates,
-                command.seeds or tuple(range(command.seed, command.seed + (2 if command.quick else 3))),
-                20 if command.quick else command.steps,
-                progress=tell,
-                mesh=mesh,
-                extensions=command.extensions,
-                checkpoints=checkpoints,
-                laid_out=laid_out,
-                batch=command.batch,
-                window=command.window,
-                optimizer=command.optimizer,
-                schedule=command.schedule,
-                clip=command.clip,
-                label_noise=command.label_noise,
-            )
+            result = race(**asked, progress=tell, checkpoints=checkpoints, laid_out=laid_out)
         except KeyboardInterrupt:
             if folder:
                 raise KeyboardInterrupt(f"What is done is kept. Go on with: xentlab race --resume {folder}") from None
@@ -90,6 +74,16 @@ def run_race(command: Race) -> None:
     if command.format == "table" and hosts.first():
         for sentence in [*reading.pairs(result.pairs), *reading.temperatures(result.table), *reading.rarity(result.frequency)]:
             print(f"- {sentence}")
+
+
+def _asked(command: Race) -> dict[str, Any]:
+    """The arguments of `race.race` that a command holds."""
+    same = ("losses", "model", "extensions", "batch", "window", "optimizer", "schedule", "clip", "label_noise")
+    return {name: getattr(command, name) for name in same} | {
+        "learning_rates": command.learning_rates[:1] if command.quick else command.learning_rates,
+        "seeds": command.seeds or tuple(range(command.seed, command.seed + (2 if command.quick else 3))),
+        "steps": 20 if command.quick else command.steps,
+    }
 
 
 def _source(command: Race) -> Any:
