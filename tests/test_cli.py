@@ -8,6 +8,7 @@ import pty
 import re
 import subprocess
 import sys
+from hashlib import sha256
 
 import numpy as np
 import pandas as pd
@@ -154,7 +155,8 @@ def test_a_loss_of_ones_own_through_gradients_budget_and_race(mine, tmp_path, ca
         ("budget", "batch.npz", *losses),
         ("race", *losses, "--markov", 6, "--model", "bigram", "--steps", 10, "--seeds", 0, 1, "--learning-rates", 0.1),
     ):
-        code, out, err = in_process(capsys, *command, "--format", "json", "--out", "made")
+        folder = tmp_path / "made" / command[0]
+        code, out, err = in_process(capsys, *command, "--format", "json", "--out", folder)
         assert code == 0, err
         rows = json.loads(out)
         by_loss = {name: [row for row in rows if row["loss"] == name] for name in ("nll", "my_loss")}
@@ -163,15 +165,57 @@ def test_a_loss_of_ones_own_through_gradients_budget_and_race(mine, tmp_path, ca
             for key, value in ours.items():
                 if isinstance(value, float):
                     assert theirs[key] == pytest.approx(value, rel=1e-4, abs=1e-9)
-    made = {path.name for path in (tmp_path / "made").iterdir()}
+        record = json.loads((folder / "run.json").read_text())
+        assert record["arguments"]["losses"] == ["nll", "./mine.py:my_loss"]
+        assert record["losses"] == {"./mine.py:my_loss": {"file": "mine.py", "sha256": sha256(MINE.encode()).hexdigest()}}
+    made = {path.parent.name: {each.name for each in path.parent.iterdir()} for path in tmp_path.glob("made/*/run.json")}
     assert made == {
-        *("profiles.csv", "profiles.png", "budgets.csv", "budgets.png"),
-        *("curves.csv", "curves.png", "table.csv", "tests.csv", "pairs.csv", "run.json", ".lock"),
-        *("reliability.csv", "frequency.csv", "predictions.png"),
+        "gradients": {"profiles.csv", "profiles.png", "run.json", ".lock"},
+        "budget": {"budgets.csv", "budgets.png", "run.json", ".lock"},
+        "race": {
+            *("curves.csv", "curves.png", "table.csv", "tests.csv", "pairs.csv", "run.json", ".lock"),
+            *("reliability.csv", "frequency.csv", "predictions.png"),
+        },
     }
-    record = json.loads((tmp_path / "made" / "run.json").read_text())
-    assert record["arguments"]["losses"] == ["nll", "./mine.py:my_loss"]
     assert record["sources"][0]["kind"] == "markov"
+
+
+@pytest.mark.parametrize(
+    ("held", "command", "told"),
+    [
+        ('{"kind": "race"}', "gradients", "holds a run of race, which gradients would overwrite. Give another folder"),
+        ('{"kind": "race"}', "report --quick", "holds a run of race, which report would overwrite"),
+        ('{"kind": "race"}', "tour --quick", "holds a run of race, which tour would overwrite"),
+        ('{"kind": "report"}', "scoreboard --quick", "holds a run of report, which scoreboard would overwrite"),
+        ('{"kind": "report"}', "race --quick", "holds a run of report, which race would overwrite. Give another"),
+        ('{"command": ["xentlab", "report"]}', "race --quick", "holds a run of another kind, which race would overwrite"),
+        ('{"kind": "race", "argu', "race --quick", "cannot be read"),
+        ("[]", "race --quick", "or replace it with --anyway"),
+        ('{"kind": "race"}', "race --quick", "holds a finished race. Give another one with --out, or replace it"),
+    ],
+)
+def test_a_run_of_another_kind_is_not_overwritten(tmp_path, capsys, held, command, told):
+    (tmp_path / "held").mkdir()
+    (tmp_path / "held" / "run.json").write_text(held)
+    code, out, err = in_process(capsys, *command.split(), "--out", "held")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert told in err
+    assert (tmp_path / "held" / "run.json").read_text() == held
+
+
+@pytest.mark.parametrize("held", ["null", '{"kind": "report"}'])
+def test_told_to_a_race_replaces_what_is_there(tmp_path, capsys, held):
+    (tmp_path / "held").mkdir()
+    (tmp_path / "held" / "run.json").write_text(held)
+    line = ("race", "--losses", "nll", "--markov", 5, "--model", "bigram", "--quick", "--out", "held")
+    code, _, err = in_process(capsys, *line, "--anyway")
+    assert code == 0, err
+    assert json.loads((tmp_path / "held" / "run.json").read_text())["kind"] == "race"
+
+
+def test_a_command_writes_into_its_own_folder_again(tmp_path, capsys):
+    for _ in range(2):
+        assert in_process(capsys, "gradients", "--losses", "nll", "--quick", "--out", "again")[0] == 0
 
 
 def test_scoreboard_is_data_and_writes_its_folder(tmp_path, capsys):

@@ -43,6 +43,7 @@ def test_the_folder_holds_everything(report):
         assert path.stat().st_size > 5000
     record = json.loads((report.folder / "run.json").read_text())
     assert {"command", "versions", "commit", "device", "sources", "seconds"} <= record.keys()
+    assert record["kind"] == "report"
     assert [source["kind"] for source in record["sources"]] == ["text", "markov"]
 
 

@@ -117,6 +117,7 @@ def make_report(
         arguments,
         [stage.source.describe() for stage in plan],
         time.perf_counter() - begun,
+        kind="report",
         losses=files,
         races=[{"source": s.source.name, "model": s.model, "rates": s.learning_rates, "steps": s.steps} for s in plan],
         reading=said,

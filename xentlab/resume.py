@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 import shutil
 import signal
@@ -30,10 +29,7 @@ def started(folder: pathlib.Path) -> dict[str, Any]:
         if (folder / "run.json").is_file():
             raise LabError(f"{folder} is finished: nothing is left to resume. `xentlab rerun {folder}` does it again.")
         raise LabError(f"{folder} holds no unfinished race. `xentlab race --out {folder}` begins one.")
-    try:
-        return json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise LabError(f"{path} cannot be read: {error}. Begin again in another folder.") from error
+    return runs.read_json(path, "Begin again in another folder.")
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -66,20 +62,12 @@ def begin(folder: pathlib.Path, record: dict[str, Any], resume: bool, anyway: bo
         raise LabError(
             f"{folder} holds an unfinished race. Go on with `xentlab race --resume {folder}`, or give another one with --out."
         )
-    elif _finished(folder) and not anyway:
+    elif (folder / "run.json").exists() and not anyway:
         raise LabError(f"{folder} holds a finished race. Give another one with --out, or replace it with --anyway.")
     elif (folder / KEPT).is_dir():  # the race that these were of is finished, or never came to its first checkpoint
         shutil.rmtree(folder / KEPT)
     runs.write_json(folder / BEGUN, record)
     return kept(folder, every)
-
-
-def _finished(folder: pathlib.Path) -> bool:
-    """Whether a race's record is there."""
-    try:
-        return json.loads((folder / "run.json").read_text()).get("kind") == "race"
-    except (ValueError, OSError, AttributeError):
-        return False
 
 
 def kept(folder: pathlib.Path, every: float) -> Checkpoints:

@@ -22,11 +22,16 @@ if TYPE_CHECKING:
 
 PACKAGES = ("jax", "jaxlib", "optax", "numpy", "equinox", "pandas", "altair", "scipy", "orbax-checkpoint", "tokenizers")
 
+# The commands whose records have always said their kind; a record that does not is a report's, a tour's or an experiment's.
+NAMED = ("race", "gradients", "budget", "scoreboard")
 PAGES = ("tour.html", "report.html", "index.html")
 
 
-def new_folder(kind: str, out: str | pathlib.Path | None = None) -> pathlib.Path:
-    """The folder for a run's files, made if need be: `out`, or runs/<kind>-<time>. Raises `LabError` if it is no folder."""
+def new_folder(kind: str, out: str | pathlib.Path | None = None, replace: bool = False) -> pathlib.Path:
+    """The folder for a run's files, made if need be: `out`, or runs/<kind>-<time>.
+
+    Raises `LabError` if it is no folder, or, but for replace, holds a run of another kind, or one that cannot be read.
+    """
     folder = pathlib.Path(out).expanduser() if out else pathlib.Path("runs") / f"{kind}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -34,6 +39,11 @@ def new_folder(kind: str, out: str | pathlib.Path | None = None) -> pathlib.Path
         raise LabError(f"cannot make the folder {folder}: {error.strerror}. Give another one with --out.") from error
     if not os.access(folder, os.W_OK):
         raise LabError(f"cannot write into {folder}. Give another folder with --out.")
+    if (folder / "run.json").exists() and not replace:
+        remedy = "Give another folder with --out" + (", or replace it with --anyway." if kind == "race" else ".")
+        held = read_json(folder / "run.json", remedy).get("kind")
+        if held != kind and (held or kind in NAMED):
+            raise LabError(f"{folder} holds a run of {held or 'another kind'}, which {kind} would overwrite. {remedy}")
     return folder
 
 
@@ -119,6 +129,17 @@ def write_record(folder: pathlib.Path, content: dict[str, Any]) -> pathlib.Path:
 def write_json(path: pathlib.Path, content: dict[str, Any]) -> pathlib.Path:
     """A table as JSON; what JSON does not know as text."""
     return write_bytes(path, (json.dumps(content, indent=2, default=str) + "\n").encode())
+
+
+def read_json(path: pathlib.Path, remedy: str) -> dict[str, Any]:
+    """A table from its file. Raises `LabError`, with what is then to be done, where it cannot be read or is none."""
+    try:
+        content = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise LabError(f"{path} cannot be read: {error}. {remedy}") from error
+    if not isinstance(content, dict):
+        raise LabError(f"{path} cannot be read: it holds no table. {remedy}")
+    return content
 
 
 def find_page(run: str | pathlib.Path | None = None, under: str | pathlib.Path = "runs") -> pathlib.Path:

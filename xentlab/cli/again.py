@@ -28,9 +28,9 @@ def run_rerun(command: Rerun) -> None:
 
     found = read_run(command.run)
     again = _recorded(found)
+    if command.out and (command.out.expanduser() / "run.json").exists():
+        raise LabError(f"{command.out} holds a run; a rerun would overwrite it. Give another folder with --out.")
     folder = runs.new_folder("rerun", command.out)
-    if (folder / "run.json").exists():
-        raise LabError(f"{folder} holds a run; a rerun would overwrite it. Give another folder with --out.")
     with contextlib.redirect_stdout(io.StringIO()):
         run(dataclasses.replace(again, out=folder))
     if _side_by_side(found, read_run(folder), command.format):
@@ -40,12 +40,12 @@ def run_rerun(command: Rerun) -> None:
 def _recorded(run: Any) -> Any:
     """The command of a run, as its record has it. Raises `LabError` for a record of another kind or version."""
     from xentlab.resume import as_command
+    from xentlab.runs import NAMED
 
     kind = run.record.get("kind")
-    if kind not in COMMANDS:
-        raise LabError(
-            f"{run.folder} does not say by which command it was made; a rerun takes race, gradients, budget, scoreboard."
-        )
+    if kind not in NAMED:
+        made = f"was made by {kind}" if kind in COMMANDS else "does not say by which command it was made"
+        raise LabError(f"{run.folder} {made}; a rerun takes {', '.join(NAMED)}.")
     return as_command(run.record, COMMANDS[kind])
 
 

@@ -8,7 +8,7 @@ import sys
 import time
 
 from xentlab import console
-from xentlab.cli.writing import finish
+from xentlab.cli.writing import finish, folder_of
 from xentlab.commands import Api, Open, Report, Scoreboard, Tour
 from xentlab.contract import LabError
 
@@ -24,9 +24,7 @@ def run_scoreboard(command: Scoreboard) -> None:
     begun = time.perf_counter()
     losses = resolve_all(tuple(LOSSES) if command.all else command.losses).values()
     stages = standard_stages(Text(command.text), command.seed, command.quick)
-    folder = None
-    if command.out:
-        folder = runs.new_folder("scoreboard", command.out)
+    folder = folder_of(command) if command.out else None
     with runs.using(folder) if folder else contextlib.nullcontext(), console.progress() as tell:
         races = [run_stage(stage, losses, command.seed, command.quick, tell) for stage in stages]
         board = scoreboard(losses, races, command.seed, 0 if command.quick else REPLICATES, folder, tell)
@@ -45,7 +43,7 @@ def run_report(command: Report) -> None:
     from xentlab.sources import Text
 
     text = Text(command.text, command.tokenizer, command.bpe_vocab)
-    with runs.using(runs.new_folder("report", command.out)) as folder, console.progress() as tell:
+    with runs.using(folder_of(command)) as folder, console.progress() as tell:
         report = make_report(command.losses, text, folder, command.seed, command.quick, tell)
     if command.format != "table":
         console.print_rows(report.table.to_dict("records"), command.format)
@@ -62,7 +60,7 @@ def run_tour(command: Tour) -> None:
     from xentlab.tour.page import make_tour
     from xentlab.tour.station import check_rows
 
-    with runs.using(runs.new_folder("tour", command.out)) as folder, console.progress() as tell:
+    with runs.using(folder_of(command)) as folder, console.progress() as tell:
         _, walked = make_tour(folder, command.quick, tell)
     stations = [station for each in walked for station in each.stations]
     rows = check_rows(stations)

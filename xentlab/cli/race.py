@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from xentlab import console
-from xentlab.cli.writing import record_of, show, write
+from xentlab.cli.writing import folder_of, record_of, show, write
 from xentlab.commands import Race
 from xentlab.contract import LabError
 
@@ -42,7 +42,7 @@ def run_race(command: Race) -> None:
     with contextlib.ExitStack() as held:
         checkpoints = None
         if folder and hosts.first():
-            folder = held.enter_context(runs.using(runs.new_folder("race", folder)))
+            folder = held.enter_context(runs.using(folder_of(command)))
             record = record_of(command, [source.describe()], 0.0)
             options = (command.resume is not None, command.anyway, command.checkpoint_every)
             checkpoints = resume.begin(folder, record, *options)

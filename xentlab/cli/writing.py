@@ -37,7 +37,7 @@ def write(command: Any, frames: dict[str, Any], begun: float, sources: list[dict
         return
     from xentlab import runs
 
-    with runs.using(runs.new_folder(kind_of(command), command.out)) as folder:
+    with runs.using(folder_of(command)) as folder:
         for name, frame in frames.items():
             runs.write_frame(folder, name, frame)
         pictures(frames, folder)
@@ -51,6 +51,15 @@ def record_of(command: Any, sources: list[dict], seconds: float) -> dict[str, An
 
     more = {"kind": kind_of(command), "losses": own_files(command.losses)}
     return runs.record(arguments_of(command), sources, seconds, **more)
+
+
+def folder_of(command: Any) -> pathlib.Path:
+    """The folder of a command's run, made if need be. Raises `LabError` as `runs.new_folder` does."""
+    from xentlab import runs
+
+    # A race that goes on has its folder already, whatever is there besides.
+    replace = getattr(command, "anyway", False) or getattr(command, "resume", None) is not None
+    return runs.new_folder(kind_of(command), command.out, replace)
 
 
 def kind_of(command: Any) -> str:

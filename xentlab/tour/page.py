@@ -47,7 +47,7 @@ def make_tour(
         }
         for each in walked
     ]
-    made = runs.record(arguments, [], time.perf_counter() - begun, experiments=experiments)
+    made = runs.record(arguments, [], time.perf_counter() - begun, kind="tour", experiments=experiments)
     runs.write_bytes(folder / "tour.html", page(walked, made).encode())
     runs.write_record(folder, made)
     return folder, walked
