@@ -150,7 +150,10 @@ def test_what_is_no_run_is_told(folder, tmp_path, capsys, arguments):
 
     assert "is no run: it has no run.json" in says(tmp_path)
     (tmp_path / "run.json").write_text((folder / "run.json").read_text()[:100])
-    assert "has a file that cannot be read" in says(tmp_path)
+    assert "run.json cannot be read" in says(tmp_path)
+    for other in ("[]", "null"):
+        (tmp_path / "run.json").write_text(other)
+        assert "run.json cannot be read: it holds no table" in says(tmp_path)
 
 
 def test_a_rerun_refuses_what_it_cannot_repeat(folder, tmp_path, capsys):

@@ -114,6 +114,21 @@ def test_an_interval_that_covers_0_says_so(seeds, shift):
     assert paired(both[both.seed == 0]).low.isna().all()
 
 
+@pytest.mark.parametrize("scores", [[np.inf, 1, 2], [np.inf, -np.inf, 0], [np.inf] * 3])
+@pytest.mark.parametrize("base", [0.0, np.inf])
+def test_where_a_score_is_infinite_no_interval_is_told(scores, base):
+    """No seed is dropped and nothing warns; a difference of infinities is not known."""
+    tests = pd.DataFrame({"source": "s", "seed": range(3), "loss": "nll", "test_nll": base})
+    both = pd.concat([tests, tests.assign(loss="mae", test_nll=scores)])
+    row = paired(both).iloc[0]
+    assert row.seeds == 3
+    assert np.isnan([row.low, row.high]).all()
+    assert not row.tells_apart
+    (said,) = pairs(paired(both))
+    assert "covers 0" not in said
+    assert "nan" not in said
+
+
 @pytest.mark.parametrize(("nats", "said"), [(0.0123456, "0.012"), (3e-7, "3.0e-07")])
 def test_a_difference_of_rounding_is_not_told_as_none(nats, said):
     tests = pd.DataFrame({"source": "s", "seed": range(3), "loss": "nll", "test_nll": 0.0})

@@ -242,8 +242,9 @@ def test_an_unfinished_race_is_not_overwritten_and_a_finished_one_not_resumed(co
     assert "is finished" in refused(["race", "--resume", whole], capsys)
     assert f"{whole} holds a finished race" in refused([*RACE, "--out", whole], capsys)
     assert "holds no unfinished race" in refused(["race", "--resume", tmp_path / "nowhere"], capsys)
-    (copy / "begun.json").write_text("{")
-    assert "cannot be read" in refused(["race", "--resume", copy], capsys)
+    for damaged in ("{", "[]", "null"):
+        (copy / "begun.json").write_text(damaged)
+        assert "cannot be read" in refused(["race", "--resume", copy], capsys)
 
 
 def test_a_mistake_begins_no_race(tmp_path, capsys):

@@ -65,8 +65,8 @@ def pairs_table(pairs: pd.DataFrame) -> str:
         cells = f'<th scope="row">{html.escape(str(loss))}</th><td>{html.escape(str(source))}</td>'
         for metric in dict.fromkeys(rows.metric):
             one = both[both.metric == metric].iloc[0]
-            said = f"{one.difference:+.4f} <small>[{one.low:+.4f}, {one.high:+.4f}]</small>"
-            cells += f"<td>{said}{'' if one.tells_apart else ' covers 0'}</td>"
+            interval = f"[{one.low:+.4f}, {one.high:+.4f}]{'' if one.tells_apart else ' covers 0'}"
+            cells += f"<td>{one.difference:+.4f} <small>{'no interval' if math.isnan(one.low) else interval}</small></td>"
         body += f"<tr>{cells}</tr>"
     against = html.escape(str(rows.against.iloc[0]))
     title = f"Test NLL beside {against}'s, seed by seed"

@@ -231,7 +231,7 @@ def paired(tests: pd.DataFrame, metric: str = "test_nll") -> pd.DataFrame:
 
     tests: source, loss, seed and the metric. Columns: source, loss, against ("nll" if it is there, else the first loss),
     metric, seeds (those that both have), difference (the mean), low and high (95%, bootstrap over seeds, percentiles; NaN for
-    a single seed), tells_apart (whether the interval leaves out 0).
+    a single seed, and where a difference is not finite), tells_apart (whether the interval leaves out 0).
 
     >>> import pandas as pd
     >>> scores = {"loss": ["nll", "nll", "mae", "mae"], "seed": [0, 1, 0, 1], "test_nll": [1.0, 2.0, 2.0, 4.0]}
@@ -247,16 +247,18 @@ def paired(tests: pd.DataFrame, metric: str = "test_nll") -> pd.DataFrame:
         by_seed = here.pivot(index="seed", columns="loss", values=metric)
         against = "nll" if "nll" in by_seed else here.loss.iloc[0]
         for loss in dict.fromkeys(here.loss):
-            differences = (by_seed[loss] - by_seed[against]).dropna().to_numpy()
-            if loss == against or not len(differences):
+            if loss == against or not len(both := by_seed[[loss, against]].dropna()):
                 continue
+            with np.errstate(invalid="ignore"):  # of two infinite scores the difference is not known
+                differences = np.subtract(*both.to_numpy().T)
+                mean = float(differences.mean())
             row = {"source": source, "loss": loss, "against": against, "metric": metric, "seeds": len(differences)}
             low = high = float("nan")
-            if len(differences) > 1:
+            if len(differences) > 1 and np.isfinite(differences).all():
                 drawn = bootstrap((differences,), np.mean, method="percentile", rng=np.random.default_rng(0))
                 low, high = map(float, drawn.confidence_interval)
             apart = low > 0 or high < 0
-            rows.append(row | {"difference": float(differences.mean()), "low": low, "high": high, "tells_apart": apart})
+            rows.append(row | {"difference": mean, "low": low, "high": high, "tells_apart": apart})
     columns = ["source", "loss", "against", "metric", "seeds", "difference", "low", "high", "tells_apart"]
     return pd.DataFrame(rows, columns=columns)
 

@@ -167,6 +167,10 @@ def pairs(frame: pd.DataFrame) -> list[str]:
             interval = f"[{_seen(row.low, '+')}, {_seen(row.high, '+')}], {row.seeds} seeds"
             if row.tells_apart:
                 sentences.append(f"On {source} {apart} {row.against}'s ({interval}).")
+            elif math.isnan(row.low):
+                sentences.append(
+                    f"On {source} the seeds do not tell {row.loss} from {row.against}: an infinite test NLL leaves no interval."
+                )
             else:
                 sentences.append(f"On {source} the seeds do not tell {row.loss} from {row.against}: {interval} covers 0.")
         tempered = here[here.metric == "tempered_nll"].sort_values("difference")
