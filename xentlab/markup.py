@@ -70,7 +70,8 @@ def pairs_table(pairs: pd.DataFrame) -> str:
         body += f"<tr>{cells}</tr>"
     against = html.escape(str(rows.against.iloc[0]))
     title = f"Test NLL beside {against}'s, seed by seed"
-    about = f"<h3>{title}</h3><p>Mean difference over seeds, and its 95% bootstrap interval.</p>"
+    interval = "its 95% interval, by the bootstrap or, where that is wider, Student's t"
+    about = f"<h3>{title}</h3><p>Mean difference over seeds, and {interval}.</p>"
     return about + _scroll(f"<tr>{head}</tr>", body, title)
 
 

@@ -184,7 +184,10 @@ def pairs(frame: pd.DataFrame) -> list[str]:
                 if len(rows)
             ]
             against = tempered.against.iloc[0]
-            sentences.append(f"On {source}, each and {against} after a temperature of its own: {'; '.join(said)}.")
+            sentences.append(
+                f"On {source}, each and {against} after a temperature of its own, at the rate that was best without one: "
+                f"{'; '.join(said)}."
+            )
     return sentences
 
 

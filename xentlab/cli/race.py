@@ -72,7 +72,8 @@ def run_race(command: Race) -> None:
     if hosts.first():
         show(command, result.table, console.summary(result.table))
     if command.format == "table" and hosts.first():
-        for sentence in [*reading.pairs(result.pairs), *reading.temperatures(result.table), *reading.rarity(result.frequency)]:
+        said = [*reading.races(result.table), *reading.pairs(result.pairs)]
+        for sentence in [*said, *reading.temperatures(result.table), *reading.rarity(result.frequency)]:
             print(f"- {sentence}")
 
 

@@ -147,8 +147,7 @@ def verdicts(pairs: pd.DataFrame, reported: Mapping[tuple[str, str], int], what:
     """Whether differences go the way that is reported of them: a sentence each, which the interval decides.
 
     pairs: `race.paired`. reported: by source and loss, the sign of the difference that is reported, +1 or -1. what: the
-    difference in words, from the columns of pairs. Each interval is a 95% one by itself: of twenty, one may miss by chance,
-    and more where a bootstrap has few seeds to draw from.
+    difference in words, from the columns of pairs. Each interval is a 95% one by itself: of twenty, one may miss by chance.
 
     >>> import pandas as pd
     >>> row = {"source": "text", "loss": "mae", "against": "nll", "metric": "test_nll", "seeds": 5}
