@@ -203,6 +203,18 @@ def test_a_run_of_another_kind_is_not_overwritten(tmp_path, capsys, held, comman
     assert (tmp_path / "held" / "run.json").read_text() == held
 
 
+@pytest.mark.parametrize("command", ["race", "report", "scoreboard"])
+def test_no_run_is_written_into_its_own_text(tmp_path, capsys, command):
+    """It would be another text the next time, and the race would never go on."""
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "one.txt").write_text("It was the best of times, it was the worst of times. " * 100)
+    for out in ("book", "book/run", tmp_path / "book" / "run"):
+        code, _, err = in_process(capsys, command, "--text", "book", "--quick", "--out", out)
+        assert (code, err.count("\n")) == (2, 1)
+        assert "lies in --text book" in err
+    assert [path.name for path in (tmp_path / "book").iterdir()] == ["one.txt"]
+
+
 @pytest.mark.parametrize("held", ["null", '{"kind": "report"}'])
 def test_told_to_a_race_replaces_what_is_there(tmp_path, capsys, held):
     (tmp_path / "held").mkdir()

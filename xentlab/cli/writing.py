@@ -10,6 +10,7 @@ from typing import Any
 
 from xentlab import console
 from xentlab.commands import COMMANDS
+from xentlab.contract import LabError
 
 
 def arguments_of(command: Any) -> dict[str, Any]:
@@ -54,9 +55,14 @@ def record_of(command: Any, sources: list[dict], seconds: float) -> dict[str, An
 
 
 def folder_of(command: Any) -> pathlib.Path:
-    """The folder of a command's run, made if need be. Raises `LabError` as `runs.new_folder` does."""
+    """The folder of a command's run, made if need be. Raises `LabError` as `runs.new_folder` does, and for one in the text."""
     from xentlab import runs
 
+    text = getattr(command, "text", None)
+    if text and command.out and command.out.expanduser().resolve().is_relative_to(text.expanduser().resolve()):
+        raise LabError(
+            f"--out {command.out} lies in --text {text}: what is written would be read as text. Give a folder outside of it."
+        )
     # A race that goes on has its folder already, whatever is there besides.
     replace = getattr(command, "anyway", False) or getattr(command, "resume", None) is not None
     return runs.new_folder(kind_of(command), command.out, replace)
