@@ -115,7 +115,9 @@ def test_an_interval_that_covers_0_says_so(seeds, shift):
     assert row.tells_apart == (abs(shift) > half)
     said = " ".join(pairs(paired(both)))
     assert ("covers 0" in said) == (not row.tells_apart)
-    assert paired(both[both.seed == 0]).low.isna().all()
+    one = paired(both[both.seed == 0])
+    assert one.low.isna().all()
+    assert pairs(one) == ["On s each loss has one seed, which tells none from another: take more."]
 
 
 @pytest.mark.parametrize("scores", [[np.inf, 1, 2], [np.inf, -np.inf, 0], [np.inf] * 3])

@@ -159,6 +159,8 @@ def _seen(nats: float, sign: str = "") -> str:
 def pairs(frame: pd.DataFrame) -> list[str]:
     """Each loss beside the one it is compared with, seed by seed, and a plain word where the seeds do not tell them apart."""
     sentences = []
+    if alone := list(dict.fromkeys(frame[frame.seeds == 1].source)):
+        sentences.append(f"On {words(alone)} each loss has one seed, which tells none from another: take more.")
     for source, here in frame[frame.seeds > 1].groupby("source", sort=False):
         for row in here[here.metric == "test_nll"].itertuples():
             apart = (
