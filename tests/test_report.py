@@ -1,6 +1,7 @@
 """The report's folder, its words, and its page in a real browser."""
 
 import json
+import os
 import pathlib
 import re
 from importlib import metadata
@@ -43,6 +44,7 @@ def test_the_folder_holds_everything(report):
         assert path.stat().st_size > 5000
     record = json.loads((report.folder / "run.json").read_text())
     assert {"command", "versions", "commit", "device", "sources", "seconds"} <= record.keys()
+    assert record["device"]["cores"] == len(os.sched_getaffinity(0))
     assert record["kind"] == "report"
     assert [source["kind"] for source in record["sources"]] == ["text", "markov"]
 

@@ -97,6 +97,8 @@ def record(arguments: dict[str, Any], sources: list[dict[str, Any]], seconds: fl
     import jax
 
     device = jax.devices()[0]
+    # Those that this process may use: by their number a CPU's products are summed otherwise.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "command": [pathlib.Path(sys.argv[0]).name, *sys.argv[1:]],
         "arguments": arguments,
@@ -108,7 +110,7 @@ def record(arguments: dict[str, Any], sources: list[dict[str, Any]], seconds: fl
             **{package: _version(package) for package in ("xentlab", *PACKAGES)},
         },
         "commit": commit(),
-        "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
+        "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count(), "cores": cores},
         "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
         **more,
     }
