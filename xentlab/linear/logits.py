@@ -168,8 +168,9 @@ def _varied(array, axes):
 
 
 def _axes_of(kind):
-    """The mesh axes over which an array of this kind varies; JAX keeps them here or there, by its version."""
-    return kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying
+    """The mesh axes over which an array of this kind varies; JAX keeps them here or there, by its version, or not at all."""
+    varying = kind.vma if hasattr(kind, "vma") else getattr(kind.manual_axis_type, "varying", None)
+    return varying or frozenset()
 
 
 def read_at(z: jax.Array, places: jax.Array) -> jax.Array:
