@@ -207,7 +207,7 @@ def temperatures(table: pd.DataFrame) -> list[str]:
             sentences.append(f"On {source} that temperature costs {words([told(row) for row in lost.itertuples()])} on test.")
         rest = list(rows.loss[rows.gain.abs() <= 0.01])
         if rest:
-            sentences.append(f"On {source} it changes the test NLL of {words(rest)} by no more than .01.")
+            sentences.append(f"On {source} one temperature changes the test NLL of {words(rest)} by no more than .01.")
     return sentences
 
 
