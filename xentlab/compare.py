@@ -8,6 +8,7 @@ import pathlib
 from typing import TYPE_CHECKING, Any
 
 from xentlab.contract import LabError
+from xentlab.runs import read_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,8 +36,8 @@ def read_run(folder: str | pathlib.Path) -> Run:
     folder = pathlib.Path(folder).expanduser()
     if not (folder / "run.json").is_file():
         raise LabError(f"{folder} is no run: it has no run.json. A command writes one into its --out.")
+    record = read_json(folder / "run.json", "Was it cut short, or edited? Its command makes it anew.")
     try:
-        record = json.loads((folder / "run.json").read_text())
         # Exactly what was written: pandas' fast parser may be off by one in the last digit, Python's is not.
         frames = {path.stem: pd.read_csv(path, engine="python") for path in sorted(folder.glob("*.csv"))}
     except (ValueError, OSError) as error:

@@ -112,9 +112,7 @@ def weighted_mean(
         weights = jnp.ones_like(values)
     if weights.shape != values.shape:
         raise LabError(f"weighted_mean needs one weight a value: values are {values.shape}, weights {weights.shape}.")
-    total = counted(weights)
-    # Weights that cancel have a mean without bounds, and are not a batch with nothing in it.
-    return weighted_sum(values, weights) / jnp.where(jnp.any(weights != 0), total, 1), total
+    return weighted_sum(values, weights) / divisor(weights), _counted(weights)
 
 
 def weighted_sum(values: Float[Array, "..."], weights: Float[Array, "..."]) -> Float[Array, ""]:
@@ -128,12 +126,18 @@ def weighted_sum(values: Float[Array, "..."], weights: Float[Array, "..."]) -> F
     return jnp.sum(jnp.where(counts, weights * jnp.where(counts, values, 0), 0))
 
 
-def counted(weights: Float[Array, "..."]) -> Float[Array, ""]:
-    """The sum of weights [...], of which one that is 0 has no gradient: what it weighs is out.
+def divisor(weights: Float[Array, "..."]) -> Float[Array, ""]:
+    """What a `weighted_mean` divides by: the sum of the weights [...], or 1 where every weight is 0.
 
-    >>> jax.grad(counted)(jnp.array([2.0, 0.0]))
-    Array([1., 0.], dtype=float32)
+    Weights that cancel have a mean without bounds, and are not a batch with nothing in it. One that is 0 has no gradient.
+
+    >>> jax.value_and_grad(divisor)(jnp.array([2.0, 0.0]))
+    (Array(2., dtype=float32), Array([1., 0.], dtype=float32))
     """
+    return jnp.where(jnp.any(weights != 0), _counted(weights), 1)
+
+
+def _counted(weights):
     return jnp.sum(jnp.where(weights != 0, weights, 0))
 
 

@@ -70,8 +70,8 @@ def pairs_table(pairs: pd.DataFrame) -> str:
         body += f"<tr>{cells}</tr>"
     against = html.escape(str(rows.against.iloc[0]))
     title = f"Test NLL beside {against}'s, seed by seed"
-    interval = "its 95% interval, by the bootstrap or, where that is wider, Student's t"
-    about = f"<h3>{title}</h3><p>Mean difference over seeds, and {interval}.</p>"
+    about = f"<h3>{title}</h3><p>Mean difference over seeds, and its 95% interval: the bootstrap's or, where it is wider, "
+    about += "Student's t.</p>"
     return about + _scroll(f"<tr>{head}</tr>", body, title)
 
 

@@ -101,9 +101,11 @@ def race(
         report = (lambda done, name=name: progress(name, done, steps)) if progress else None
         compiled, grids = program(loss, source, model, plan, mesh), count()
 
-        def at(rates, name=name, loss=loss, report=report, compiled=compiled, grids=grids):
-            made = lambda: _made(loss, rates, seeds, source, model, plan)
-            place = checkpoints.grid(name, next(grids), made()) if checkpoints else None
+        made = _made(loss, seeds, source, model, plan) if checkpoints else {}
+
+        def at(rates, name=name, loss=loss, report=report, compiled=compiled, grids=grids, made=made):
+            rated = made | {"learning rates": [float(rate) for rate in rates]}
+            place = checkpoints.grid(name, next(grids), rated) if checkpoints else None
             return train(loss, source, model, rates, seeds, plan, report, mesh, compiled, place, laid_out)
 
         trained = _tuned(at, learning_rates, extensions)
@@ -116,12 +118,12 @@ def race(
 def planned(
     losses: Iterable[str | Loss],
     source: Source,
-    model: str | Callable = "mlp",
-    learning_rates: Sequence[float] = LEARNING_RATES,
-    seeds: Sequence[int] = SEEDS,
-    steps: int = 400,
-    mesh: Mesh | None = None,
-    extensions: int = EXTENSIONS,
+    model: str | Callable,
+    learning_rates: Sequence[float],
+    seeds: Sequence[int],
+    steps: int,
+    mesh: Mesh | None,
+    extensions: int,
     **recipe: Any,
 ) -> tuple[dict[str, Loss], Recipe]:
     """The losses and the recipe of a `race` with these arguments. Raises `LabError` for all that shows without training."""
@@ -138,10 +140,10 @@ def planned(
     return found, plan
 
 
-def _made(loss, rates, seeds, source, model, plan):
-    """What a grid of runs is trained with, as its checkpoints keep it."""
-    made = {"learning rates": [float(rate) for rate in rates], "seeds": [int(seed) for seed in seeds], "model": model}
-    made |= {"loss": own_files([loss]), "source": source.describe(), **dataclasses.asdict(plan)}
+def _made(loss, seeds, source, model, plan):
+    """What a loss's runs are trained with, besides their rates, as their checkpoints keep it."""
+    made = {"seeds": [int(seed) for seed in seeds], "model": model, "loss": own_files([loss]), "source": source.describe()}
+    made |= dataclasses.asdict(plan)
     return json.loads(json.dumps(made, default=lambda each: name_of(each) if callable(each) else str(each)))
 
 

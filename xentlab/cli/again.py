@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import pathlib
 import sys
 from typing import Any
 
@@ -16,33 +15,26 @@ from xentlab.contract import LabError
 
 def run_compare(command: Compare) -> None:
     """Two runs side by side."""
-    _side_by_side(_read(command.first), _read(command.second), command.format, command.all)
+    from xentlab.compare import read_run
+
+    _side_by_side(read_run(command.first), read_run(command.second), command.format, command.all)
 
 
 def run_rerun(command: Rerun) -> None:
     """A run again, from its record."""
     from xentlab import runs
     from xentlab.cli import run
+    from xentlab.compare import read_run
 
-    found = _read(command.run)
+    found = read_run(command.run)
     again = _recorded(found)
     if command.out and (command.out.expanduser() / "run.json").exists():
         raise LabError(f"{command.out} holds a run; a rerun would overwrite it. Give another folder with --out.")
     folder = runs.new_folder("rerun", command.out)
     with contextlib.redirect_stdout(io.StringIO()):
         run(dataclasses.replace(again, out=folder))
-    if _side_by_side(found, _read(folder), command.format):
+    if _side_by_side(found, read_run(folder), command.format):
         sys.exit(1)
-
-
-def _read(folder: pathlib.Path) -> Any:
-    """A run from its folder. Raises `LabError` where there is none, or its files are not whole."""
-    from xentlab.compare import read_run
-    from xentlab.runs import read_json
-
-    if (path := folder.expanduser() / "run.json").is_file():
-        read_json(path, "Was it cut short, or edited? Its command makes it anew.")
-    return read_run(folder)
 
 
 def _recorded(run: Any) -> Any:

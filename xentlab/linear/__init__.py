@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh
 from jaxtyping import Array, Float, Integer
 
 from xentlab.contract import AnyArray, LabError, Loss, as_index, name_of
-from xentlab.information import counted, weighted_mean, weighted_sum
+from xentlab.information import divisor, weighted_mean, weighted_sum
 from xentlab.linear.logits import Head, together
 from xentlab.linear.plan import Plan, explain_plan
 from xentlab.linear.reductions import or_nan_outside, reductions_of, stream_of
@@ -93,7 +93,7 @@ def linear_loss(
     elif reduction == "none":
         each = per_token(loss, stream, head, chosen.tiles, hidden, weight, bias, flat)
     else:
-        scale = jnp.where(jnp.any(flat_weights != 0), counted(flat_weights), 1) if reduction == "mean" else jnp.ones((), wide)
+        scale = divisor(flat_weights) if reduction == "mean" else jnp.ones((), wide)
         total = weighted_total(loss, stream, head, chosen.tiles, hidden, weight, bias, flat, flat_weights / scale)
         return total.astype(wide)
     each = each.astype(wide)

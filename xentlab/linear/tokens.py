@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from xentlab.information import weighted_sum
 from xentlab.linear.logits import over_tiles
 from xentlab.linear.plan import rows_at_once, tokens_held
 from xentlab.linear.reductions import or_nan_outside
@@ -27,7 +28,7 @@ def weighted_total(loss, stream, head, tiles, hidden, weight, bias, targets, wei
 
     stream: the loss's stream form, if it has one. tiles: tokens a chunk, classes a tile. A weight of 0 removes a token.
     """
-    return _weighted_sum(per_token(loss, stream, head, tiles, hidden, weight, bias, targets), weights)
+    return weighted_sum(per_token(loss, stream, head, tiles, hidden, weight, bias, targets), weights)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
@@ -53,10 +54,6 @@ def _losses(loss, stream, head, tiles, hidden, weight, bias, targets):
         return over_tiles(step, jnp.zeros(len(hidden), accumulator(hidden.dtype)), len(hidden), chunk)
 
     return head.spread(run, hidden, weight, bias, targets, out="t")
-
-
-def _weighted_sum(each, weights):
-    return jnp.sum(jnp.where(weights == 0, 0, each * weights).astype(weights.dtype))
 
 
 def _vocab(head, weight):
@@ -231,7 +228,7 @@ def _total_forward(loss, stream, head, tiles, hidden, weight, bias, targets, wei
     losses, *gradients = _value_and_gradients(loss, stream, head, tiles, hidden, weight, bias, targets, weights)
     losses = jnp.where(weights == 0, 0, losses).astype(weights.dtype)
     like = [None if each is None else each[:0] for each in (hidden, weight, bias, losses)]  # their types
-    return _weighted_sum(losses, weights), ((*gradients, losses), like)
+    return weighted_sum(losses, weights), ((*gradients, losses), like)
 
 
 def _total_backward(loss, stream, head, tiles, kept, cotangent):
