@@ -1,6 +1,7 @@
 """The head on meshes: 8 virtual devices against one, what the compiled program sends, and two real processes."""
 
 import functools
+import inspect
 import json
 import os
 import socket
@@ -9,6 +10,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -19,6 +21,15 @@ from xentlab.linear.mesh import parse_mesh
 
 TRAINS = True
 TOKENS, FEATURES, VOCAB = 23, 5, 96
+
+
+def loss_of(name, s):
+    """Of "nll*" that of s times the logits, by rows; of "focal:gamma" that with s for the setting; else s is left alone."""
+    stem, _, setting = name.partition(":")
+    if setting:
+        return functools.partial(LOSSES[stem], **{setting: s})
+    return (lambda logits, targets: LOSSES[stem[:-1]](logits * s, targets)) if stem.endswith("*") else LOSSES[stem]
+
 
 # What runs where the devices are: a process of its own, for JAX counts a CPU's devices once.
 WORKER = """
@@ -31,7 +42,6 @@ if rank >= 0:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=rank, initialization_timeout=60)
 from xentlab import LOSSES, linear_loss
-from xentlab.linear import linear_log_probs
 
 rng = np.random.default_rng(0)
 hidden, weight = rng.normal(size=(TOKENS, FEATURES)), rng.normal(size=(FEATURES, VOCAB))
@@ -40,18 +50,19 @@ mesh = jax.make_mesh(shape, ("data", "model"), axis_types=(jax.sharding.AxisType
 whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 cases = json.loads(sys.argv[4])
 
-def total(case, h, w, b, t, y):
+def total(case, h, w, b, t, s, y):
     name, plan, reduction = case
     more = {"bias": b, "token_weights": t, "mesh": mesh, "tiles": (4, 7), "softcap": 4.0}
-    each = linear_loss(h, w, y, loss=LOSSES[name], plan=plan, reduction=reduction, **more)
+    each = linear_loss(h, w, y, loss=loss_of(name, s), plan=plan, reduction=reduction, **more)
     return jnp.sum(each * jnp.cos(jnp.arange(each.size)).reshape(each.shape))
 
 @functools.partial(jax.jit, out_shardings=whole)
 def run(*arrays):
-    return [jax.value_and_grad(functools.partial(total, case), (0, 1, 2, 3))(*arrays) for case in cases]
+    return [jax.value_and_grad(functools.partial(total, case), range(5))(*arrays) for case in cases]
 
 place = lambda array, dtype: jax.make_array_from_callback(array.shape, whole, lambda at: array[at].astype(dtype))
 arrays = [place(each, np.float32) for each in (hidden, weight, bias, weights)]
+arrays.append(np.float32(0.3))
 if len(sys.argv) > 6:  # the form that another chip would get
     jax.default_backend = lambda: sys.argv[6]
 found = run(*arrays, place(targets, np.int32))
@@ -59,6 +70,11 @@ if rank <= 0:
     plain = lambda value, gradients: [np.asarray(each).tolist() for each in (value, *gradients)]
     print(json.dumps({" ".join(case): plain(*each) for case, each in zip(cases, found, strict=True)}))
 """
+
+
+@pytest.fixture(autouse=True)
+def _a_setting_may_be_traced(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # it is annotated as the number that it mostly is
 
 
 @functools.cache
@@ -69,18 +85,27 @@ def expected(name, plan, reduction):
     targets = jnp.asarray(rng.integers(0, VOCAB, TOKENS), jnp.int32)
     arrays += [rng.normal(size=VOCAB), rng.random(TOKENS)]
 
-    def total(h, w, b, t):
+    def total(h, w, b, t, s):
         more = {"bias": b, "token_weights": t, "tiles": (4, 7), "softcap": 4.0}
-        each = linear_loss(h, w, targets, loss=LOSSES[name], plan=plan, reduction=reduction, **more)
+        each = linear_loss(h, w, targets, loss=loss_of(name, s), plan=plan, reduction=reduction, **more)
         return jnp.sum(each * jnp.cos(jnp.arange(each.size)).reshape(each.shape))
 
-    value, gradients = jax.jit(jax.value_and_grad(total, (0, 1, 2, 3)))(*[jnp.asarray(each, jnp.float32) for each in arrays])
+    arrays += [np.array(0.3)]
+    value, gradients = jax.jit(jax.value_and_grad(total, range(5)))(*[jnp.asarray(each, jnp.float32) for each in arrays])
     return value, *gradients
 
 
 def start(rank, port, shape, cases, *form):
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", WORKER, str(rank), str(port), json.dumps(shape), json.dumps(cases)]
+    command = [
+        sys.executable,
+        "-c",
+        inspect.getsource(loss_of) + WORKER,
+        str(rank),
+        str(port),
+        json.dumps(shape),
+        json.dumps(cases),
+    ]
     command += [json.dumps([TOKENS, FEATURES, VOCAB]), *form]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
@@ -96,13 +121,16 @@ def finish(*processes):
 def check(found):
     for case, arrays in found.items():
         for each, right in zip(arrays, expected(*case.split()), strict=True):
-            size = float(jnp.max(jnp.abs(right)))
+            size = max(float(jnp.max(jnp.abs(right))), 1e-3)
             np.testing.assert_allclose(np.asarray(each, np.float32), right, rtol=0, atol=1e-5 * size, err_msg=case)
 
 
 CASES = [["nll", "stream", "mean"], ["hinge", "stream", "none"], ["confidence_penalty", "stream", "mean"]]
 CASES += [["mse_logits", "stream", "none"], ["brier", "tokens", "mean"], ["entmax15", "tokens", "mean"]]
 CASES += [["entmax15", "tokens", "none"], ["focal", "tokens", "none"], ["squared_hinge", "stream", "mean"]]
+
+# What a loss closes over is learned as well.
+CASES += [["entmax15*", "tokens", "mean"], ["label_smoothing:epsilon", "tokens", "none"], ["poly1:epsilon", "stream", "mean"]]
 
 
 @pytest.mark.parametrize("shape", [(2, 4), (8, 1), (1, 8)])
@@ -113,8 +141,8 @@ def test_eight_devices_equal_one(shape):
 
 
 def test_the_form_for_other_chips_is_right_on_a_mesh():
-    found = finish(start(-1, 0, (2, 4), CASES[4:6], "gpu"))
-    assert len(found) == 2
+    found = finish(start(-1, 0, (2, 4), [*CASES[4:6], *CASES[-3:-1]], "gpu"))
+    assert len(found) == 4
     check(found)
 
 
@@ -122,10 +150,20 @@ def test_two_processes_equal_one():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    cases = [CASES[0], CASES[4], CASES[5]]
+    cases = [CASES[0], CASES[4], CASES[5], CASES[-3]]
     found = finish(*[start(rank, port, (2, 4), cases) for rank in (0, 1)])
     assert len(found) == len(cases)
     check(found)
+
+
+def test_what_a_loss_closes_over_may_not_lie_on_the_mesh():
+    """JAX lets nothing of another kind of mesh into a device's part of it."""
+    mesh = jax.make_mesh((1, 1), ("data", "model"), devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    arrays, on_mesh = (jnp.ones((2, 3)), jnp.ones((3, 4)), jnp.zeros(2, jnp.int32)), jax.NamedSharding(mesh, jax.P())
+    head = jax.jit(lambda s, **more: linear_loss(*arrays, loss=loss_of("nll*", s), mesh=mesh, **more))
+    assert float(head(jnp.float32(1))) == pytest.approx(np.log(4))
+    with pytest.raises(LabError, match="divide hidden"):
+        head(jax.device_put(jnp.float32(1), on_mesh))
 
 
 def plan(*arguments):

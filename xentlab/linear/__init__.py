@@ -17,7 +17,7 @@ from xentlab.linear.logits import Head, together
 from xentlab.linear.plan import Plan, explain_plan
 from xentlab.linear.reductions import or_nan_outside, reductions_of, stream_of
 from xentlab.linear.stream import streamed
-from xentlab.linear.tokens import per_token, weighted_total
+from xentlab.linear.tokens import per_token, scored, weighted_total
 from xentlab.losses.likelihood import nll
 from xentlab.losses.numerics import log_p_target, one_minus_exp
 from xentlab.products import accumulator
@@ -55,12 +55,13 @@ def linear_loss(
     transposed. mesh: of devices, tokens split over its token_axis and the vocabulary over its vocab_axis, either of which it
     may lack; shapes stay those of the whole.
 
-    What a loss closes over has no gradient under plan "tokens", and JAX says so (UnexpectedTracerError): divide hidden by a
-    temperature that is learned. Sums and reductions are held in float32 whatever the input (float64 for float64), and the
-    result is; devices' shares of the weight's gradient are added in its own type. Differentiable by hidden, weight, bias and
-    token_weights, and a second time, forward over reverse (jax.jvp of jax.grad). To be called under jax.jit: an eager call
-    compiles its loops anew each time. Bad targets raise `LabError` in eager calls; under jit such a loss is NaN, and so are
-    gradients to which it counts. Also raises it for shapes and types that do not fit and a loss that is not one value a token.
+    What a loss closes over may be traced and has its gradient as well: class weights, a temperature that is learned (but on a
+    mesh, under plan "tokens", not if it lies there itself). Sums and reductions are held in float32 whatever the input (float64
+    for float64), and the result is; devices' shares of the weight's gradient are added in its own type. Differentiable by
+    hidden, weight, bias and token_weights, and a second time, forward over reverse (jax.jvp of jax.grad). To be called under
+    jax.jit: an eager call compiles its loops anew each time. Bad targets raise `LabError` in eager calls; under jit such a loss
+    is NaN, and so are gradients to which it counts. Also raises it for shapes and types that do not fit and a loss that is not
+    one value a token.
 
     >>> hidden, weight = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 0.0, 0.0], [5.0, 5.0, 5.0]])
     >>> linear_loss(hidden, weight, jnp.array([2]))  # logits 0: log 3
@@ -85,16 +86,21 @@ def linear_loss(
     chosen = explain_plan(tokens, hidden.shape[-1], vocab, loss, hidden.dtype, plan, tiles, reduction == "none", layout)
     _try(loss, vocab, wide)
     stream = stream_of(loss)
+    if chosen.name == "tokens":
+        score, values = scored(loss, stream, vocab, wide)
+        _refuse_values_on(mesh, values)
+        hidden, weight, bias, flat, flat_weights, *values = together(hidden, weight, bias, flat, flat_weights, *values)
+        how = score, stream and stream.reductions, head, chosen.tiles
     if not tokens:
         each = jnp.zeros(0, wide)
     elif chosen.name == "stream":
         each = stream(streamed(stream.reductions, head, chosen.tiles[1], hidden, weight, bias, flat), vocab)
         each = or_nan_outside(each, flat, vocab)
     elif reduction == "none":
-        each = per_token(loss, stream, head, chosen.tiles, hidden, weight, bias, flat)
+        each = per_token(*how, hidden, weight, bias, flat, values)
     else:
         scale = divisor(flat_weights) if reduction == "mean" else jnp.ones((), wide)
-        total = weighted_total(loss, stream, head, chosen.tiles, hidden, weight, bias, flat, flat_weights / scale)
+        total = weighted_total(*how, hidden, weight, bias, flat, flat_weights / scale, values)
         return total.astype(wide)
     each = each.astype(wide)
     if reduction == "none":
@@ -221,6 +227,16 @@ def _refuse_bad_targets(targets, weights, vocab) -> None:
         raise LabError(
             f"targets must lie in [0, {vocab}); got {flat[bad[0]]} at token {bad[0]} ({len(bad)} such). Did the tokenizer's "
             "vocabulary change? Give tokens to leave out a token_weight of 0."
+        )
+
+
+def _refuse_values_on(mesh, values) -> None:
+    """JAX lets no array that is traced on a mesh into the part of one device, but as an argument."""
+    if mesh is not None and any(not jax.typeof(value).sharding.mesh.empty for value in values):
+        raise LabError(
+            "the loss closes over an array that is traced and lies on a mesh, which JAX lets into no device's part of it. A "
+            "number that jit is given from elsewhere may be closed over; divide hidden by a temperature; give class weights as "
+            "token_weights=class_weights[targets]; or take plan 'stream', if the loss has a stream form."
         )
 
 

@@ -112,13 +112,16 @@ class Head:
     def spread(self, function: Callable, *arrays: Any, out: str) -> Any:
         """function of each device's share of hidden, weight, bias, then of arrays [N, ...]; `out` names its results' places.
 
-        The letters of `out`, one a result: t, split as the tokens are; w, as the weight; b, as the bias.
+        The letters of `out`, one a result: t, split as the tokens are; w, as the weight; b, as the bias; a, whole everywhere.
+        A tuple or list among the arrays goes to all of them whole.
         """
         if self.mesh is None:
             return function(*arrays)
         axes = [self.classes if axis == self.vocab_axis else None for axis in (0, 1)]
         places = {"t": PartitionSpec(self.tokens), "w": PartitionSpec(*axes), "b": PartitionSpec(self.classes)}
-        given = tuple(places[kind] for kind in "twb" + "t" * (len(arrays) - 3))
+        places["a"] = PartitionSpec()
+        more = "".join("a" if isinstance(array, (tuple, list)) else "t" for array in arrays[3:])
+        given = tuple(places[kind] for kind in "twb" + more)
         results = tuple(places[kind] for kind in out)
         # The derivatives' sums are ours to write (see stream.py): JAX's check of what varies over the mesh would want casts.
         return jax.shard_map(

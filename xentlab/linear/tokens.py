@@ -9,55 +9,85 @@ their columns of all tokens for all columns of their tokens, and back, by two al
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import jaxpr_as_fun
 
+from xentlab.contract import Loss
 from xentlab.information import weighted_sum
 from xentlab.linear.logits import over_tiles
 from xentlab.linear.plan import rows_at_once, tokens_held
-from xentlab.linear.reductions import or_nan_outside
+from xentlab.linear.reductions import Stream, or_nan_outside
 from xentlab.linear.stream import kept_tile, pull_back, pulling, reduce, room
 from xentlab.products import accumulator, moved_whole, on_cpu, sliced
 
+Score = Callable[[Any, jax.Array, list[jax.Array]], jax.Array]
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def weighted_total(loss, stream, head, tiles, hidden, weight, bias, targets, weights):
-    """The sum of weights [N] times losses [N], a scalar, differentiable by hidden [N, D], weight, bias and weights.
 
-    stream: the loss's stream form, if it has one. tiles: tokens a chunk, classes a tile. A weight of 0 removes a token.
+def scored(loss: Loss, stream: Stream | None, vocab: int, dtype: Any) -> tuple[Score, list[jax.Array]]:
+    """How a loss is had from what a chunk shows of its tokens, and the values that it closes over and JAX traces.
+
+    score(seen, targets, values) -> each token's loss [N]; seen: whole rows of logits [N, V], or, of a loss with a stream form,
+    its reductions' values [N] by name. JAX differentiates by arguments alone, and a loop of chunks has a rule of its own: what
+    a loss closes over, a temperature that is learned say, would be out of reach.
     """
-    return weighted_sum(per_token(loss, stream, head, tiles, hidden, weight, bias, targets), weights)
+    if stream is None:
+        score, one = loss, jax.ShapeDtypeStruct((vocab,), dtype)
+    else:
+        score = lambda found, targets: or_nan_outside(stream(found, vocab), targets, vocab)
+        one = dict.fromkeys((*stream.reductions, "target"), jax.ShapeDtypeStruct((), dtype))
+    alone = lambda seen, target: score(jax.tree.map(lambda each: each[None], seen), target[None])[0]
+    traced = jax.make_jaxpr(alone)(one, jax.ShapeDtypeStruct((), jnp.int32))
+    places = [i for i, value in enumerate(traced.consts) if isinstance(value, jax.core.Tracer)]
+    if not places:
+        return lambda seen, targets, values: score(seen, targets), []
+
+    def of_one(seen, target, values):
+        consts = list(traced.consts)
+        for i, value in zip(places, values, strict=True):
+            consts[i] = value
+        return jaxpr_as_fun(traced.replace(consts=consts))(*jax.tree.leaves((seen, target)))[0]
+
+    return jax.vmap(of_one, (0, 0, None)), [traced.consts[i] for i in places]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def per_token(loss, stream, head, tiles, hidden, weight, bias, targets):
+def weighted_total(score, reductions, head, tiles, hidden, weight, bias, targets, weights, values):
+    """The sum of weights [N] times losses [N], a scalar, differentiable by hidden [N, D], weight, bias, weights and values.
+
+    score, values: as `scored` has them. reductions: those of the loss's stream form, if it has one. tiles: tokens a chunk,
+    classes a tile. A weight of 0 removes a token.
+    """
+    return weighted_sum(per_token(score, reductions, head, tiles, hidden, weight, bias, targets, values), weights)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def per_token(score, reductions, head, tiles, hidden, weight, bias, targets, values):
     """Each token's loss [N], chunk by chunk; the way back makes a chunk's logits anew."""
-    return _losses(loss, stream, head, tiles, hidden, weight, bias, targets)
+    return _losses(score, reductions, head, tiles, hidden, weight, bias, targets, values)
 
 
-def _losses(loss, stream, head, tiles, hidden, weight, bias, targets):
-    def run(hidden, weight, bias, targets):
+def _losses(score, reductions, head, tiles, hidden, weight, bias, targets, values):
+    def run(hidden, weight, bias, targets, values):
         chunk, tile = tiles
 
         def step(losses, start, fresh):
             part = lambda array: lax.dynamic_slice_in_dim(array, start, chunk)
-            if stream is None:
+            if reductions is None:
                 rows, own = _rows(head, head.logits(part(hidden), weight, bias), part(targets))
-                each = _gathered(head, loss(rows, own))
+                each = _gathered(head, score(rows, own, values))
             else:
-                found, _, _ = reduce(stream.reductions, head, tile, part(hidden), weight, bias, part(targets))
-                each = or_nan_outside(stream(found, _vocab(head, weight)), part(targets), _vocab(head, weight))
+                found, _, _ = reduce(reductions, head, tile, part(hidden), weight, bias, part(targets))
+                each = score(found, part(targets), values)
             return lax.dynamic_update_slice_in_dim(losses, each.astype(losses.dtype), start, 0)
 
         return over_tiles(step, jnp.zeros(len(hidden), accumulator(hidden.dtype)), len(hidden), chunk)
 
-    return head.spread(run, hidden, weight, bias, targets, out="t")
-
-
-def _vocab(head, weight):
-    return head.vocab(weight) * head.count(head.classes)
+    return head.spread(run, hidden, weight, bias, targets, values, out="t")
 
 
 def _rows(head, z, *per_token):
@@ -74,39 +104,50 @@ def _columns(head, pull):
     return pull if head.classes is None else lax.all_to_all(pull, head.classes, 1, 0, tiled=True)
 
 
-def _pulled(loss, head, z, targets, weights):
-    """Each row's loss, and the gradient of their weighted sum by what the softcap was given: [N], [N, V]."""
-    rows = rows_at_once(*z.shape, z.dtype.itemsize)
+def _pulled(score, head, z, targets, weights, values, to_values):
+    """Each row's loss, and gradients of their weighted sum: by what the softcap was given; by values, added to `to_values`."""
+    rows = rows_at_once(*z.shape, z.dtype.itemsize)  # a divisor of their number: no row is seen twice
 
-    def step(state, start, fresh):
-        pull, losses = state
+    def step(state, start, _):
+        pull, losses, to_values = state
         part = lambda array: lax.dynamic_slice_in_dim(array, start, rows)
         put = lambda array, part: lax.dynamic_update_slice_in_dim(array, part.astype(array.dtype), start, 0)
         block, own = sliced(pull, start, rows), part(targets)
-        each, back = jax.vjp(lambda block: loss(block, own), block)
+        each, back = jax.vjp(lambda block, values: score(block, own, values), block, values)
+        to_block, more = back(part(weights).astype(each.dtype))
         # Where the logits were: nobody reads these again.
-        return put(pull, head.before_softcap(back(part(weights).astype(each.dtype))[0], block)), put(losses, each)
+        return put(pull, head.before_softcap(to_block, block)), put(losses, each), _more(to_values, more)
 
-    pull, each = over_tiles(step, (z, jnp.zeros(len(z), z.dtype)), len(z), rows)
-    return each, pull
+    pull, each, to_values = over_tiles(step, (z, jnp.zeros(len(z), z.dtype), to_values), len(z), rows)
+    return each, pull, to_values
+
+
+def _nothing_yet(values):
+    """Sums of the gradients by values, each wide; None for one, an integer say, that has no gradient."""
+    has_one = lambda value: jnp.issubdtype(value.dtype, jnp.floating)
+    return [jnp.zeros(value.shape, accumulator(value.dtype)) if has_one(value) else None for value in values]
+
+
+def _more(sums, gradients):
+    return [None if had is None else had + more.astype(had.dtype) for had, more in zip(sums, gradients, strict=True)]
 
 
 def _gathered(head, each):
     return each if head.classes is None else lax.all_gather(each, head.classes, tiled=True)
 
 
-def _value_and_gradients(loss, stream, head, tiles, hidden, weight, bias, targets, weights):
-    """Each token's loss [N], and the gradients of their weighted sum by hidden, weight and bias, in `kept_type` of theirs."""
+def _value_and_gradients(score, reductions, head, tiles, hidden, weight, bias, targets, weights, values):
+    """Each token's loss [N]; gradients of their weighted sum by hidden, weight, bias, in `kept_type`s, and by values."""
     chunk, tile = tiles
 
-    def run(hidden, weight, bias, targets, weights):
+    def run(hidden, weight, bias, targets, weights, values):
         dtype, vocab = accumulator(hidden.dtype), head.vocab(weight)
         if on_cpu():
-            group, through = chunk, _through_rows if stream is None else _through_reductions
+            group, through = chunk, _through_rows if reductions is None else _through_reductions
             # One chunk writes the weight's gradient once; more than one sum it, wide.
             summed = dtype if len(hidden) > chunk or moved_whole(weight.dtype) else kept_type(weight.dtype)
             # All chunks keep their logits in one place, which is filled once.
-            kept = None if stream is None else room(chunk, vocab, tile, dtype)
+            kept = None if reductions is None else room(chunk, vocab, tile, dtype)
         else:
             group, through, kept = tokens_held(len(hidden), chunk, vocab, weight.dtype), _through_kept_pulls, None
             summed = dtype if len(hidden) > group else None  # of one group nothing is
@@ -117,34 +158,39 @@ def _value_and_gradients(loss, stream, head, tiles, hidden, weight, bias, target
             put = lambda array, part: lax.dynamic_update_slice_in_dim(array, part.astype(array.dtype), start, 0)
             # Tokens that come a second time weigh nothing.
             counted = part(weights) if fresh is None else jnp.where(fresh, part(weights), 0)
-            more, sums, each, kept = through(part(hidden), weight, bias, part(targets), counted, sums, kept)
+            shown = part(hidden), weight, bias, part(targets), counted, values
+            more, sums, each, kept = through(*shown, sums, kept)
             return put(to_hidden, part(to_hidden).astype(more.dtype) + more), sums, put(losses, each), kept
 
         to_weight = None if summed is None else jnp.zeros(weight.shape, summed)
-        sums = to_weight, None if bias is None else jnp.zeros(bias.shape, dtype)
+        sums = to_weight, None if bias is None else jnp.zeros(bias.shape, dtype), _nothing_yet(values)
         begun = (jnp.zeros(hidden.shape, kept_type(hidden.dtype)), sums, jnp.zeros(len(hidden), dtype), kept)
         to_hidden, sums, losses, _ = over_tiles(step, begun, len(hidden), group)
-        to_weight, to_bias = head.summed(sums, head.tokens)
+        to_weight, to_bias, to_values = head.summed(sums, head.tokens)
         to_bias = None if bias is None else to_bias.astype(kept_type(bias.dtype))
-        return losses, head.summed(to_hidden, head.classes), to_weight.astype(kept_type(weight.dtype)), to_bias
+        if reductions is None:  # whole rows are each of another device's
+            to_values = head.summed(to_values, head.classes)
+        to_weight = to_weight.astype(kept_type(weight.dtype))
+        return losses, head.summed(to_hidden, head.classes), to_weight, to_bias, to_values
 
-    def _through_reductions(hidden, weight, bias, targets, weights, sums, kept):
+    def _through_reductions(hidden, weight, bias, targets, weights, values, sums, kept):
         """A CPU's way: all three products of a chunk, tile by tile, while its logits are in the cache."""
-        each, found, kept = _reduced(hidden, weight, bias, targets, weights, kept)
-        to_hidden, *sums = pull_back(stream.reductions, head, tile, hidden, weight, bias, targets, *found, kept=kept, sums=sums)
-        return to_hidden, tuple(sums), each, kept
+        *sums, to_values = sums
+        each, found, to_values, kept = _reduced(hidden, weight, bias, targets, weights, values, to_values, kept)
+        to_hidden, *sums = pull_back(reductions, head, tile, hidden, weight, bias, targets, *found, kept=kept, sums=sums)
+        return to_hidden, (*sums, to_values), each, kept
 
-    def _reduced(hidden, weight, bias, targets, weights, kept):
-        """Each token's loss; the reductions' values, asides and cotangents; and the logits, where `kept` was."""
-        found, asides, kept = reduce(stream.reductions, head, tile, hidden, weight, bias, targets, kept)
-        vocab = _vocab(head, weight)
-        each, back = jax.vjp(lambda found: or_nan_outside(stream(found, vocab), targets, vocab), found)
-        return each, (found, asides, back(weights.astype(each.dtype))[0]), kept
+    def _reduced(hidden, weight, bias, targets, weights, values, to_values, kept):
+        """Each token's loss; the reductions' values, asides and cotangents; values' sums; and the logits, where `kept` was."""
+        found, asides, kept = reduce(reductions, head, tile, hidden, weight, bias, targets, kept)
+        each, back = jax.vjp(lambda found, values: score(found, targets, values), found, values)
+        cotangents, more = back(weights.astype(each.dtype))
+        return each, (found, asides, cotangents), _more(to_values, more), kept
 
-    def _through_rows(hidden, weight, bias, targets, weights, sums, kept):
+    def _through_rows(hidden, weight, bias, targets, weights, values, sums, kept):
         """A CPU's way for a loss that sees rows."""
-        each, pull = _of_rows(hidden, weight, bias, targets, weights)
-        to_weight, to_bias = sums
+        to_weight, to_bias, to_values = sums
+        each, pull, to_values = _of_rows(hidden, weight, bias, targets, weights, values, to_values)
         to_bias = None if bias is None else to_bias + jnp.sum(pull, axis=0)
         pull, across = pull.astype(weight.dtype), head.across(hidden)
 
@@ -156,49 +202,56 @@ def _value_and_gradients(loss, stream, head, tiles, hidden, weight, bias, target
             return head.put(to_weight, more + head.part(to_weight, start, tile).astype(more.dtype), start)
 
         to_weight = over_tiles(add, to_weight, head.vocab(weight), tile)
-        return head.to_hidden(pull, weight), (to_weight, to_bias), each, kept
+        return head.to_hidden(pull, weight), (to_weight, to_bias, to_values), each, kept
 
-    def _of_rows(hidden, weight, bias, targets, weights):
-        """Each token's loss, and this device's columns of the gradient by the logits."""
-        each, pull = _pulled(loss, head, *_rows(head, head.logits(hidden, weight, bias), targets, weights))
-        return _gathered(head, each), _columns(head, pull)
+    def _of_rows(hidden, weight, bias, targets, weights, values, to_values):
+        """Each token's loss, this device's columns of the gradient by the logits, and values' sums."""
+        rows = _rows(head, head.logits(hidden, weight, bias), targets, weights)
+        each, pull, to_values = _pulled(score, head, *rows, values, to_values)
+        return _gathered(head, each), _columns(head, pull), to_values
 
-    def _through_kept_pulls(hidden, weight, bias, targets, weights, sums, kept):
+    def _through_kept_pulls(hidden, weight, bias, targets, weights, values, sums, kept):
         """A chip's way: chunks' gradients by the logits are kept, in the weight's type, and two large products take them all.
 
         Each chunk's own would read the weight, and the sum of its gradients, once more: memory is what a chip waits for.
         """
         dtype, group = accumulator(hidden.dtype), len(hidden)
-        to_weight, to_bias = sums
+        to_weight, *others = sums
 
         def step(state, start, fresh):
-            pulls, losses, to_bias = state
-            rows, *own = (lax.dynamic_slice_in_dim(array, start, chunk) for array in (hidden, targets, weights))
-            pulls, each, more = _with_pull(pulls, start, fresh, rows, weight, bias, *own)
+            pulls, losses, to_bias, to_values = state
+            part = lambda array: lax.dynamic_slice_in_dim(array, start, chunk)
+            twice = bool(values) and fresh is not None  # some tokens are seen a second time, by sums that would count it
+            had, counted = part(pulls), jnp.where(fresh, part(weights), 0) if twice else part(weights)
+            own = part(targets), counted, values, to_values
+            pulls, each, more, to_values = _with_pull(pulls, start, fresh, part(hidden), weight, bias, *own)
+            if twice:
+                pulls = lax.dynamic_update_slice_in_dim(pulls, jnp.where(fresh[:, None], part(pulls), had), start, 0)
             losses = lax.dynamic_update_slice_in_dim(losses, each.astype(dtype), start, 0)
-            return pulls, losses, None if bias is None else to_bias + more
+            return pulls, losses, None if bias is None else to_bias + more, to_values
 
-        begun = lax.empty((group, head.vocab(weight)), weight.dtype), jnp.zeros(group, dtype), to_bias
-        pulls, losses, to_bias = over_tiles(step, begun, group, chunk)
+        begun = lax.empty((group, head.vocab(weight)), weight.dtype), jnp.zeros(group, dtype), *others
+        pulls, losses, *others = over_tiles(step, begun, group, chunk)
         to_hidden = head.to_hidden(pulls, weight)
         # The only one is rounded as it is made: a wide one beside it would be the largest thing here.
         more = head.to_weight(hidden, head.across(hidden), pulls, kept_type(weight.dtype) if to_weight is None else None)
         to_weight = more if to_weight is None else to_weight + more
-        return to_hidden, (to_weight, to_bias), losses, kept
+        return to_hidden, (to_weight, *others), losses, kept
 
-    def _with_pull(pulls, start, fresh, hidden, weight, bias, targets, weights):
-        """The pulls with a chunk's from row `start` on, its losses, and, if there is a bias, the sum [V] of its fresh rows.
+    def _with_pull(pulls, start, fresh, hidden, weight, bias, targets, weights, values, to_values):
+        """The pulls with a chunk's from row `start` on, its losses, the sum [V] of its fresh rows for a bias, and values' sums.
 
         Summed before they are rounded: of a large vocabulary's float16 would keep nothing.
         """
         summed = lambda pull: jnp.sum(pull if fresh is None else jnp.where(fresh[:, None], pull, 0), axis=0)
-        if stream is None:
-            each, pull = _of_rows(hidden, weight, bias, targets, weights)
+        if reductions is None:
+            each, pull, to_values = _of_rows(hidden, weight, bias, targets, weights, values, to_values)
             pulls = lax.dynamic_update_slice_in_dim(pulls, pull.astype(pulls.dtype), start, 0)
-            return pulls, each, None if bias is None else summed(pull)
+            return pulls, each, None if bias is None else summed(pull), to_values
         vocab, dtype = head.vocab(weight), accumulator(hidden.dtype)
-        each, found, z = _reduced(hidden, weight, bias, targets, weights, room(chunk, vocab, tile, dtype))
-        pull_of = pulling(stream.reductions, head, vocab, targets, *found)
+        kept = room(chunk, vocab, tile, dtype)
+        each, found, to_values, z = _reduced(hidden, weight, bias, targets, weights, values, to_values, kept)
+        pull_of = pulling(reductions, head, vocab, targets, *found)
 
         def put(state, first, _):
             pulls, to_bias = state
@@ -208,15 +261,16 @@ def _value_and_gradients(loss, stream, head, tiles, hidden, weight, bias, target
             return lax.dynamic_update_slice(pulls, pull.astype(pulls.dtype), (start, first)), to_bias
 
         pulls, to_bias = over_tiles(put, (pulls, None if bias is None else jnp.zeros(vocab, dtype)), vocab, tile)
-        return pulls, each, to_bias
+        return pulls, each, to_bias, to_values
 
     if weight.dtype != jnp.float16:
-        return head.spread(run, hidden, weight, bias, targets, weights, out="ttwb")
+        losses, *gradients = head.spread(run, hidden, weight, bias, targets, weights, values, out="ttwba")
+        return losses, gradients
     # The greatest weight is made 1: a mean's 1 / N would leave most shares of a vocabulary below float16's least number.
     size = lax.stop_gradient(jnp.max(jnp.abs(weights)))
     lift = jnp.exp2(-jnp.round(jnp.log2(jnp.where(size > 0, size, 1))))
-    losses, *gradients = head.spread(run, hidden, weight, bias, targets, weights * lift, out="ttwb")
-    return losses, *(None if each is None else each / lift for each in gradients)
+    losses, *gradients = head.spread(run, hidden, weight, bias, targets, weights * lift, values, out="ttwba")
+    return losses, jax.tree.map(lambda each: each / lift, gradients)
 
 
 def kept_type(dtype):
@@ -224,28 +278,30 @@ def kept_type(dtype):
     return accumulator(dtype) if dtype == jnp.float16 else dtype
 
 
-def _total_forward(loss, stream, head, tiles, hidden, weight, bias, targets, weights):
-    losses, *gradients = _value_and_gradients(loss, stream, head, tiles, hidden, weight, bias, targets, weights)
+def _total_forward(score, reductions, head, tiles, hidden, weight, bias, targets, weights, values):
+    losses, gradients = _value_and_gradients(score, reductions, head, tiles, hidden, weight, bias, targets, weights, values)
     losses = jnp.where(weights == 0, 0, losses).astype(weights.dtype)
-    like = [None if each is None else each[:0] for each in (hidden, weight, bias, losses)]  # their types
-    return weighted_sum(losses, weights), ((*gradients, losses), like)
+    like = [None if each is None else each[:0] for each in (hidden, weight, bias)]  # their types
+    return weighted_sum(losses, weights), (gradients, like, losses, [each.ravel()[:0] for each in values])
 
 
-def _total_backward(loss, stream, head, tiles, kept, cotangent):
+def _total_backward(score, reductions, head, tiles, kept, cotangent):
     # In the wider of both types: as float16 the usual scale of a loss, 2^16, is infinite.
     scaled = lambda array, like: None if array is None else (array.astype(cotangent.dtype) * cotangent).astype(like.dtype)
-    to_hidden, to_weight, to_bias, losses = map(scaled, *kept)
-    return to_hidden, to_weight, to_bias, None, losses
+    (*gradients, to_values), like, losses, values = kept
+    to_hidden, to_weight, to_bias = map(scaled, gradients, like)
+    return to_hidden, to_weight, to_bias, None, scaled(losses, losses), list(map(scaled, to_values, values))
 
 
-def _each_forward(loss, stream, head, tiles, *arrays):
-    return _losses(loss, stream, head, tiles, *arrays), arrays
+def _each_forward(score, reductions, head, tiles, *arrays):
+    return _losses(score, reductions, head, tiles, *arrays), arrays
 
 
-def _each_backward(loss, stream, head, tiles, kept, cotangents):
-    gradients = _value_and_gradients(loss, stream, head, tiles, *kept, cotangents)[1:]
+def _each_backward(score, reductions, head, tiles, kept, cotangents):
+    *arrays, values = kept
+    _, (*gradients, to_values) = _value_and_gradients(score, reductions, head, tiles, *arrays, cotangents, values)
     cast = lambda array, like: None if array is None else array.astype(like.dtype)
-    return *map(cast, gradients, kept[:3]), None
+    return *map(cast, gradients, kept[:3]), None, list(map(cast, to_values, values))
 
 
 weighted_total.defvjp(_total_forward, _total_backward)

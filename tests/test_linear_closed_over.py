@@ -1,0 +1,129 @@
+"""What a loss closes over, under either plan: class weights that jit traces, temperatures and settings that are learned."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+from naive_heads import TOKENS, VOCAB, batch, close
+
+from xentlab import LOSSES
+from xentlab.linear import linear_loss
+from xentlab.linear.tokens import scored
+
+TRAINS = True  # as in test_linear.py
+BIAS = jnp.linspace(-1, 1, VOCAB, dtype=jnp.float32)
+SMOOTHED = LOSSES["label_smoothing"]
+
+
+def by_rows(learned):
+    """A user's own: it sees whole rows. One number, one array a class, and one that is no float."""
+    temperature, class_weights, ignored = learned
+
+    def loss(logits, targets):
+        each = LOSSES["nll"](logits / temperature, targets) * class_weights[targets]
+        return jnp.where(targets == ignored, 0, each)
+
+    return loss
+
+
+def by_reductions(learned):
+    """One of the catalogue, with a stream form: it takes its setting with it."""
+    return functools.partial(SMOOTHED, epsilon=learned[0] / 8)
+
+
+def learned_values():
+    rng = np.random.default_rng(1)
+    return jnp.float32(1.6), jnp.asarray(rng.random(VOCAB), jnp.float32), jnp.int32(40)
+
+
+def floats(learned):
+    return learned[:2]
+
+
+def total(make, plan, reduction, learned, hidden, weight, targets):
+    more = {"plan": plan, "reduction": reduction, "tiles": (7, 13), "bias": BIAS}
+    each = linear_loss(hidden, weight, targets, loss=make(learned), **more)
+    return jnp.sum(each * jnp.cos(jnp.arange(each.size)).reshape(each.shape))
+
+
+def naive(make, reduction, learned, hidden, weight, targets):
+    each = make(learned)(hidden @ weight + BIAS[None], targets)
+    return jnp.mean(each) if reduction == "mean" else jnp.sum(each * jnp.cos(jnp.arange(TOKENS)))
+
+
+def slopes(head, learned, hidden, weight, targets):
+    """Value and gradients by the floats among what is closed over, hidden states and weight."""
+    of = lambda free, *arrays: head((*free, learned[2]), *arrays, targets)
+    return jax.value_and_grad(of, (0, 1, 2))(floats(learned), hidden, weight)
+
+
+@pytest.fixture
+def plain_annotations(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # a setting is annotated as the number that it mostly is
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize(("make", "plan"), [(by_rows, "tokens"), (by_reductions, "tokens"), (by_reductions, "stream")])
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_it_has_the_naive_heads_gradient(plain_annotations, monkeypatch, make, plan, backend, reduction):
+    """In the form of each backend, with several chunks and tiles, the last of which overlap."""
+    hidden, weight, targets = batch()
+    right = jax.jit(functools.partial(slopes, functools.partial(naive, make, reduction)))(
+        learned_values(), hidden, weight, targets
+    )
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    head = functools.partial(total, make, plan, reduction)
+    # Float32 on both sides: of one number the terms cancel to a thousandth of their size.
+    close(jax.jit(functools.partial(slopes, head))(learned_values(), hidden, weight, targets), right, 1e-4)
+
+
+TRANSFORMED = {
+    "checkpoint": lambda head: lambda learned, *arrays: slopes(jax.checkpoint(head), learned, *arrays),
+    "scan": lambda head: lambda *arrays: jax.lax.scan(lambda _, __: (None, slopes(head, *arrays)), None, length=1)[1],
+    "vmap": lambda head: (
+        lambda learned, *arrays: jax.vmap(lambda one: slopes(head, (*one, learned[2]), *arrays))(
+            jax.tree.map(lambda value: value[None], floats(learned))
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMED)
+@pytest.mark.parametrize("eager", [True, False])
+def test_under_every_transformation(transform, eager):
+    """An integer that is closed over goes through as well."""
+    arrays = (learned_values(), *batch())
+    plainly = functools.partial(slopes, functools.partial(naive, by_rows, "mean"))
+    run = TRANSFORMED[transform](functools.partial(total, by_rows, "tokens", "mean"))
+    found = (run if eager else jax.jit(run))(*arrays)
+    close(jax.tree.map(jnp.squeeze, found), plainly(*arrays))
+
+
+def test_forward_over_reverse():
+    """A Hessian-vector product by a learned temperature."""
+    learned, *arrays = (learned_values(), *batch())
+    slope = lambda head: lambda t: jax.grad(lambda t: head((t, *learned[1:]), *arrays))(t)
+    second = lambda head: jax.jit(lambda t: jax.jvp(slope(head), (t,), (jnp.float32(1),)))(learned[0])
+    close(second(functools.partial(total, by_rows, "tokens", "mean")), second(functools.partial(naive, by_rows, "mean")))
+
+
+def test_a_narrow_ones_gradient_is_summed_wide():
+    """Of twelve chunks' shares in bfloat16 the sum is rounded once."""
+    hidden, weight, targets = batch()
+    tempered = lambda t: lambda z, y: LOSSES["nll"](z / t.astype(jnp.float32), y)
+    right = jax.grad(lambda t: jnp.mean(tempered(t)(hidden @ weight, targets)))(jnp.float32(1.6015625))
+    head = lambda t: linear_loss(hidden, weight, targets, loss=tempered(t), plan="tokens", tiles=(2, 13))
+    found = jax.jit(jax.grad(head))(jnp.bfloat16(1.6))
+    assert found.dtype == jnp.bfloat16
+    assert abs(float(found) - float(right)) <= 2.0**-8 * abs(float(right))
+
+
+def test_only_what_jax_traces_is_taken_out():
+    """Else a loss is called as it is: no batched copy of it, and nothing to carry through a loop."""
+    shares, like = jnp.linspace(0.5, 2, VOCAB, dtype=jnp.float32), (None, VOCAB, jnp.float32)
+    own = lambda shares: lambda z, y: LOSSES["nll"](z, y) * shares[y]
+    assert scored(own(shares), *like)[1] == []
+    assert jax.jit(lambda shares: len(scored(own(shares), *like)[1]))(shares) == 1
