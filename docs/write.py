@@ -257,9 +257,10 @@ def heads(benchmark: dict) -> str:
     versions = {"jax": benchmark["versions"]["jax"], **benchmark["peers"]}
     foot = (
         f"Tokens × features × vocabulary; value and gradients, float32, {benchmark['threads']} threads for everyone. Time is a "
-        f"multiple of the first row's in the same round: the median of {benchmark['rounds']} rounds, each in another order, with "
-        "the quartiles; of one round for what is far slower. MB: the most that the process held beside the gradients. The weight is [D, V] for "
-        "JAX and xentlab, and [V, D] where it says so and for others, who take it so. Block sizes found by trying: "
+        f"multiple of the first row's in the same round: the median of {benchmark['rounds']} rounds, each in another order, "
+        "with the quartiles; of one round for what is far slower. MB: the most that the process held beside the gradients. The "
+        "weight is [D, V] for JAX and xentlab, and [V, D] where it says so and for others, who take it so. Block sizes found "
+        "by trying: "
         f"{blocks}. {', '.join(f'{name} {version}' for name, version in versions.items())}."
     )
     theirs = [found["ratio"] for rows in _by_shape(benchmark).values() for found in rows if found["what"] == TORCH_BARE]
