@@ -24,8 +24,7 @@ def test_calibration_error_is_a_mean_over_bins_and_not_over_tokens():
 
 def test_smoothing_makes_a_zero_finite_and_a_sure_token_dearer():
     each = metrics.smoothed_nll(jnp.array([[0.0, 0.5], [0.25, 1.0]]), 4)
-    assert np.isinf(each[0])
-    assert np.isfinite(each[1:]).all()
+    assert np.isfinite(each).all()
     share = metrics.SMOOTHING[-1]
     expected = -np.log((1 - share) * np.array([0, 0.5, 0.25, 1]) + share / 4).mean()
     assert float(each[-1]) == pytest.approx(expected, rel=1e-6)

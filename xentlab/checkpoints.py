@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import hashlib
 import logging
@@ -22,6 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from xentlab.contract import LabError
+
+# What a system refuses now and may grant later: no damage.
+PASSING = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
 
 
 class Stopped(KeyboardInterrupt):
@@ -85,6 +89,13 @@ class Grid:
                     tree = self._read(manager, step, like, written)
                 except LabError:
                     raise
+                except (OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
+                    if isinstance(error, FileNotFoundError) or (isinstance(error, OSError) and error.errno not in PASSING):
+                        damaged.append(f"block {step} ({_short(error)})")
+                        continue
+                    raise LabError(
+                        f"a checkpoint of {self.loss} could not be read just now: {_short(error)}. It is whole: try again."
+                    ) from error
                 except Exception as error:  # whatever a decoder says of bytes that are not what was written
                     damaged.append(f"block {step} ({_short(error)})")
                     continue
@@ -176,12 +187,13 @@ def _hush() -> None:
 
 
 def _agreed(stop: bool, due: bool) -> tuple[bool, bool]:
-    """Of several processes, what the first one says: all must save, or none."""
+    """Of several processes, whether one of them is to stop, and whether the first one is to save: all must, or none."""
     if jax.process_count() == 1:
         return stop, due
     from jax.experimental import multihost_utils
 
-    return tuple(map(bool, multihost_utils.broadcast_one_to_all(np.array([stop, due]))))
+    stops, dues = multihost_utils.process_allgather(np.array([stop, due])).reshape(-1, 2).T
+    return bool(stops.any()), bool(dues[0] or stops.any())
 
 
 def _shapes(tree: Any) -> list[str]:

@@ -105,7 +105,9 @@ def facts_of(loss: Loss) -> Facts:
     function = unwrapped(loss)[0]
     facts = getattr(function, "facts", Facts())
     inherited = facts is getattr(getattr(function, "__wrapped__", None), "facts", None)
-    return Facts() if inherited and not isinstance(function, jax.stages.Wrapped) else facts
+    if not inherited:
+        return facts
+    return facts_of(function.__wrapped__) if isinstance(function, jax.stages.Wrapped) else Facts()
 
 
 def settings_of(loss: Loss) -> dict[str, Any]:

@@ -29,6 +29,8 @@ def join(hosts: str | None) -> int:
     if found:
         named = {"coordinator_address": found[1], "num_processes": int(found[2]), "process_id": int(found[3])}
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # Its notifier would take SIGTERM for a notice that nobody here reads: a process that is told to end ends.
+    jax.config.update("jax_enable_preemption_service", False)
     _own_stdout()
     try:
         jax.distributed.initialize(**named, heartbeat_timeout_seconds=HEARTBEAT, initialization_timeout=120)

@@ -8,8 +8,9 @@ from jaxtyping import Array, Float, Integer, Shaped
 from xentlab.contract import at_target
 
 # Shares of the uniform that a prediction may be mixed with. A sparse link gives some tokens probability 0, where a code
-# length is infinite: every loss's model is mixed by the share that its own validation part likes best, 0 among them.
-SMOOTHING = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.3)
+# length is infinite, and so does a softmax in float32 below exp(-87): every loss's model is mixed by the share that its own
+# validation part likes best. Not 0: one such token that validation has not shown would outweigh all others on test.
+SMOOTHING = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.3)
 
 Predictions = Float[Array, "*tokens vocab"]
 
@@ -17,8 +18,8 @@ Predictions = Float[Array, "*tokens vocab"]
 def smoothed_nll(p_target: Float[Array, "*tokens"], vocab: int) -> Float[Array, " shares"]:
     """Mean NLL in nats under each share of `SMOOTHING`, from the probabilities of the right tokens: [...] -> [S].
 
-    >>> smoothed_nll(jnp.array([0.0, 1.0]), vocab=2)[0]
-    Array(inf, dtype=float32)
+    >>> print(f"{smoothed_nll(jnp.array([0.0, 1.0]), vocab=2)[0]:.3f}")  # half of -log(1e-6 / 2)
+    7.254
     """
     shares = jnp.asarray(SMOOTHING, p_target.dtype).reshape(-1, *[1] * p_target.ndim)
     mixed = (1 - shares) * p_target[None] + shares / vocab

@@ -97,11 +97,11 @@ def race(
     found, plan = planned(losses, source, model, learning_rates, seeds, steps, mesh, extensions, **recipe)
     examine = examiner(source, plan.window, plan.validation_tokens)
     finished = []
+    # As the losses' files are now, when they have been imported: one may be edited while another loss trains.
+    all_made = {name: _made(loss, seeds, source, model, plan) if checkpoints else {} for name, loss in found.items()}
     for name, loss in found.items():
         report = (lambda done, name=name: progress(name, done, steps)) if progress else None
-        compiled, grids = program(loss, source, model, plan, mesh), count()
-
-        made = _made(loss, seeds, source, model, plan) if checkpoints else {}
+        compiled, grids, made = program(loss, source, model, plan, mesh), count(), all_made[name]
 
         def at(rates, name=name, loss=loss, report=report, compiled=compiled, grids=grids, made=made):
             rated = made | {"learning rates": [float(rate) for rate in rates]}
@@ -111,7 +111,9 @@ def race(
         trained = _tuned(at, learning_rates, extensions)
         runs = np.flatnonzero(trained.rates == best_rate(trained)).tolist()
         chosen = [Predictor(trained.model(run), link_of(loss), SMOOTHING[trained.smoothing[run]]) for run in runs]
-        finished.append(_Finished(name, trained, runs, chosen, [examine(predictor) for predictor in chosen]))
+        examined = [examine(predictor) for predictor in chosen]
+        # Without the models of all rates and seeds: those of all losses would pile up.
+        finished.append(_Finished(name, dataclasses.replace(trained, models=None), runs, next(iter(chosen), None), examined))
     return _as_frames(finished, source.name)
 
 
@@ -142,19 +144,21 @@ def planned(
 
 def _made(loss, seeds, source, model, plan):
     """What a loss's runs are trained with, besides their rates, as their checkpoints keep it."""
-    made = {"seeds": [int(seed) for seed in seeds], "model": model, "loss": own_files([loss]), "source": source.describe()}
+    # Neither where the source lies, nor what was computed of it and may differ by a rounding elsewhere.
+    source = {key: value for key, value in source.describe().items() if key not in ("path", "name", "entropy_rate_nats")}
+    made = {"seeds": [int(seed) for seed in seeds], "model": model, "loss": own_files([loss]), "source": source}
     made |= dataclasses.asdict(plan)
     return json.loads(json.dumps(made, default=lambda each: name_of(each) if callable(each) else str(each)))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Finished:
-    """One loss's runs, those at its best rate, their predictors, and what these are worth."""
+    """One loss's runs, those at its best rate, the first one's predictor, if there is one, and what each is worth."""
 
     loss: str
     trained: Trained
     runs: list[int]
-    chosen: list[Predictor]
+    predictor: Predictor | None
     examined: list[Examined]
 
     @property
@@ -184,7 +188,7 @@ def _as_frames(finished: list[_Finished], source: str) -> Race:
         pairs=pd.concat([paired(measured, metric) for metric in PAIRED], ignore_index=True),
         reliability=frame(reliabilities, "reading", "bin_low", "bin_high", "tokens", "confidence", "accuracy"),
         frequency=frame(frequencies, "seed", "count_low", "count_high", "tokens", "test_nll", "tempered_nll"),
-        predictors={each.loss: each.chosen[0] for each in finished if each.chosen},
+        predictors={each.loss: each.predictor for each in finished if each.predictor},
     )
 
 
@@ -314,7 +318,7 @@ def _summarised(finished: _Finished) -> dict[str, Any]:
         "runs": len(runs),
         "diverged": int((trained.diverged_at >= 0).sum()),
         "validation_nll": trained.validation_nll[runs, -1].mean() if runs else float("nan"),
-        "smoothing": np.mean([each.smoothing for each in finished.chosen]) if runs else float("nan"),
+        "smoothing": np.mean([SMOOTHING[each] for each in trained.smoothing[runs]]) if runs else float("nan"),
     }
     for metric in TEST_METRICS:
         values = np.array([each.scores[metric] for each in finished.examined]) if runs else np.array([np.nan])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
+import re
 import shutil
 import signal
 import sys
@@ -35,6 +36,10 @@ def started(folder: pathlib.Path) -> dict[str, Any]:
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What would be otherwise: arguments, texts, versions, commit."""
     rows = settings_of_records(before, now)
+    texts = [[each.get("sha256") for each in record.get("sources") or []] for record in (before, now)]
+    if texts[0] == texts[1] and all(texts[0]):  # the same text, wherever it lies
+        where = re.compile(r"arguments\.text|sources\.\d+\.(path|name)")
+        rows = [row for row in rows if not where.fullmatch(row["what"])]
     kept = [row for row in rows if row["what"].removeprefix("arguments.") not in FREE and not row["what"].startswith("device")]
     return [f"{row['what'].removeprefix('arguments.')}: {row['first']} there, {row['second']} now" for row in kept]
 

@@ -73,6 +73,8 @@ def write_bytes(path: pathlib.Path, content: bytes) -> pathlib.Path:
         handle, neighbour = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
             file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # what it replaces, and checkpoints, may be gone before the system would have written it
         os.chmod(neighbour, 0o644)
         os.replace(neighbour, path)
     except BaseException as error:

@@ -28,6 +28,10 @@ def run_race(command: Race) -> None:
     begun = time.perf_counter()
     if command.markov is not None and command.text is not None:
         raise LabError("--text and --markov exclude each other: a race has one source.")
+    if command.resume and command.out:
+        raise LabError(
+            f"--resume {command.resume} goes on in that folder; --out {command.out} would be left empty. Leave it out."
+        )
     source, folder = _source(command), command.resume or command.out
     command = dataclasses.replace(command, out=folder)
     asked = _asked(command) | {"source": source, "mesh": mesh}
@@ -58,7 +62,7 @@ def run_race(command: Race) -> None:
                 raise KeyboardInterrupt(f"What is done is kept. Go on with: xentlab race --resume {folder}") from None
             raise
         except jax.errors.JaxRuntimeError as error:
-            if processes == 1:
+            if processes == 1 or "RESOURCE_EXHAUSTED" in str(error):
                 raise
             raise LabError(
                 f"the other processes are lost: {error}. What is kept is whole; go on with --resume, on as many devices "
@@ -90,6 +94,11 @@ def _asked(command: Race) -> dict[str, Any]:
 def _source(command: Race) -> Any:
     from xentlab.sources import MarkovSource, Text
 
+    fields = {field.name: field.default for field in dataclasses.fields(command)}
+    without = ("order",) if command.markov is None else ("tokenizer", "bpe_vocab")
+    if ignored := [name for name in without if getattr(command, name) != fields[name]]:
+        whose = "a Markov chain's: give --markov" if command.markov is None else "a text's: leave --markov out"
+        raise LabError(f"--{ignored[0].replace('_', '-')} is {whose}, or leave it out.")
     if command.markov is None:
         return Text(command.text, command.tokenizer, command.bpe_vocab)
     return MarkovSource(command.markov, command.order, seed=command.seed)

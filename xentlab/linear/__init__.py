@@ -13,13 +13,13 @@ from jaxtyping import Array, Float, Integer
 
 from xentlab.contract import AnyArray, LabError, Loss, as_index, name_of
 from xentlab.information import divisor, weighted_mean, weighted_sum
-from xentlab.linear.logits import Head, together
+from xentlab.linear.logits import Head, together, varies
 from xentlab.linear.plan import Plan, explain_plan
 from xentlab.linear.reductions import or_nan_outside, reductions_of, stream_of
 from xentlab.linear.stream import streamed
 from xentlab.linear.tokens import per_token, scored, weighted_total
 from xentlab.losses.likelihood import nll
-from xentlab.losses.numerics import log_p_target, one_minus_exp
+from xentlab.losses.numerics import log_p_target, one_minus_exp, p_log_p
 from xentlab.products import accumulator
 
 __all__ = ["Plan", "explain_plan", "linear_log_probs", "linear_loss"]
@@ -55,10 +55,11 @@ def linear_loss(
     transposed. mesh: of devices, tokens split over its token_axis and the vocabulary over its vocab_axis, either of which it
     may lack; shapes stay those of the whole.
 
-    What a loss closes over may be traced and has its gradient as well: class weights, a temperature that is learned (but on a
-    mesh, under plan "tokens", not if it lies there itself). Sums and reductions are held in float32 whatever the input (float64
-    for float64), and the result is; devices' shares of the weight's gradient are added in its own type. Differentiable by
-    hidden, weight, bias and token_weights, and a second time, forward over reverse (jax.jvp of jax.grad). To be called under
+    A token's loss is a function of its own row of logits, its target and what it closes over: class weights, a temperature that
+    is learned. That may be traced, and has its gradient; but under plan "tokens" it may not lie on the mesh, and within a
+    `jax.shard_map` of your own it has one only with check_vma=False. Sums and reductions are held in float32 whatever the input
+    (float64 for float64), and the result is; devices' shares of the weight's gradient are added in its own type. Differentiable
+    by hidden, weight, bias and token_weights, and a second time, forward over reverse (jax.jvp of jax.grad). To be called under
     jax.jit: an eager call compiles its loops anew each time. Bad targets raise `LabError` in eager calls; under jit such a loss
     is NaN, and so are gradients to which it counts. Also raises it for shapes and types that do not fit and a loss that is not
     one value a token.
@@ -79,7 +80,8 @@ def linear_loss(
     tokens = targets.size
     hidden, weight, bias, targets, weights = together(hidden, weight, bias, as_index(targets), weights)
     hidden, flat, flat_weights = _level(head, hidden, targets, weights)
-    flat = jnp.where(flat_weights == 0, 0, flat)  # a token that is out has a target that exists
+    # A token that is out has a target that exists, and that no bias forbids.
+    flat = jnp.where(flat_weights == 0, 0 if bias is None else jnp.argmax(bias).astype(flat.dtype), flat)
     if token_weights is not None:  # and numbers that do no harm: 0 times NaN would be in every gradient
         hidden = jnp.where(flat_weights[:, None] == 0, jnp.zeros((), hidden.dtype), hidden)
     layout = (head.count(head.tokens), head.count(head.classes))
@@ -87,8 +89,7 @@ def linear_loss(
     _try(loss, vocab, wide)
     stream = stream_of(loss)
     if chosen.name == "tokens":
-        score, values = scored(loss, stream, vocab, wide)
-        _refuse_values_on(mesh, values)
+        score, values = scored(loss, stream, vocab, wide, mesh, varies(hidden))
         hidden, weight, bias, flat, flat_weights, *values = together(hidden, weight, bias, flat, flat_weights, *values)
         how = score, stream and stream.reductions, head, chosen.tiles
     if not tokens:
@@ -137,22 +138,23 @@ def linear_log_probs(
     flat, flat_targets = _level(head, hidden, targets)
     layout = (head.count(head.tokens), head.count(head.classes))
     tile = explain_plan(targets.size, flat.shape[-1], vocab, nll, flat.dtype, "stream", tiles, layout=layout).tiles[1]
-    found = streamed(reductions_of(("rivals", "entropy"), {}), head, tile, flat, weight, bias, flat_targets)
+    found = streamed(reductions_of(("rivals", "entropy"), {}, level=False), head, tile, flat, weight, bias, flat_targets)
     found = {name: value[: targets.size].reshape(targets.shape) for name, value in found.items()}
-    rivals, target = found["rivals"], or_nan_outside(found["target"], targets, vocab)
+    rivals, target = found["rivals"], found["target"]
     log_p, log_miss = log_p_target(rivals, target), log_p_target(target, rivals)
     missed = one_minus_exp(log_p)
     # Whether it is the target, and, where it is not, the rivals' own entropy.
-    own = jnp.exp(log_p) * jnp.where(log_p == -jnp.inf, 0, log_p)
-    entropy = missed * (found["entropy"] - jnp.where(missed > 0, log_miss, 0)) - own
-    return log_p, entropy
+    entropy = missed * (found["entropy"] - jnp.where(missed > 0, log_miss, 0)) - p_log_p(log_p)
+    return or_nan_outside(log_p, targets, vocab), or_nan_outside(entropy, targets, vocab)
 
 
-def _level(head, hidden, *per_token):
-    """All tokens in one row, and, on a mesh, some more so that every device gets as many: those have zeros throughout."""
-    flat = [hidden.reshape(-1, hidden.shape[-1]), *[array.reshape(-1) for array in per_token]]
+def _level(head, hidden, targets, *weights):
+    """All tokens in one row, and, on a mesh, some more so that every device gets as many: zeros, with the last one's target."""
+    flat = [hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1), *[array.reshape(-1) for array in weights]]
     more = -len(flat[0]) % (head.count(head.tokens) * head.count(head.classes))
-    return [jnp.pad(each, ((0, more),) + ((0, 0),) * (each.ndim - 1)) if more else each for each in flat]
+    modes = ["constant", "edge", "constant"]  # class 0 may be one that a bias forbids
+    pad = lambda each, mode: jnp.pad(each, ((0, more),) + ((0, 0),) * (each.ndim - 1), mode)
+    return [pad(each, mode) for each, mode in zip(flat, modes, strict=False)] if more else flat
 
 
 def _checked(hidden, weight, targets, bias, softcap, vocab_first, spread):
@@ -227,16 +229,6 @@ def _refuse_bad_targets(targets, weights, vocab) -> None:
         raise LabError(
             f"targets must lie in [0, {vocab}); got {flat[bad[0]]} at token {bad[0]} ({len(bad)} such). Did the tokenizer's "
             "vocabulary change? Give tokens to leave out a token_weight of 0."
-        )
-
-
-def _refuse_values_on(mesh, values) -> None:
-    """JAX lets no array that is traced on a mesh into the part of one device, but as an argument."""
-    if mesh is not None and any(not jax.typeof(value).sharding.mesh.empty for value in values):
-        raise LabError(
-            "the loss closes over an array that is traced and lies on a mesh, which JAX lets into no device's part of it. A "
-            "number that jit is given from elsewhere may be closed over; divide hidden by a temperature; give class weights as "
-            "token_weights=class_weights[targets]; or take plan 'stream', if the loss has a stream form."
         )
 
 

@@ -165,6 +165,11 @@ def together(*arrays: Any) -> list[Any]:
     return [None if array is None else _varied(array, axes) for array in arrays]
 
 
+def varies(array: jax.Array) -> bool:
+    """Whether JAX keeps account that an array varies over some axis of a `jax.shard_map`'s mesh."""
+    return bool(_axes_of(jax.typeof(array)))
+
+
 def _varied(array, axes):
     more = tuple(axes - _axes_of(jax.typeof(array)))
     return lax.pcast(array, more, to="varying") if more else array

@@ -100,7 +100,8 @@ def explain_plan(
 
     def sized(name):
         chunk, tile = tiles or _tiles(name, *per_device, wide)
-        chunk = min(max(chunk // layout[1], 1) * layout[1], max(per_device[0], 1))
+        chunk = per_device[0] if name == "stream" else max(chunk // layout[1], 1) * layout[1]
+        chunk = min(chunk, max(per_device[0], 1))
         tile = min(tile, per_device[1])
         return (chunk, tile), _temporary(name, streams, *per_device, features, chunk, tile, dtype)
 
@@ -174,16 +175,16 @@ def tokens_held(tokens: int, chunk: int, vocab: int, dtype: Any) -> int:
 
 
 def rows_at_once(rows: int, vocab: int, itemsize: int) -> int:
-    """How many rows of a chunk's logits go through a loss and its derivative at once; a divisor of their number.
+    """How many rows of a chunk's logits go through a loss and its derivative at once: where it can be, a divisor of theirs.
 
-    >>> rows_at_once(256, 32_768, 4)
-    16
+    >>> rows_at_once(256, 32_768, 4), rows_at_once(509, 32_768, 4)
+    (16, 16)
     """
     if not on_cpu():
         return rows  # wide kernels hide their memory's latency; a loop of small ones would wait for each
     most = min(rows, max(1, ROWS_BYTES // (vocab * itemsize)))
     best = max(each for each in range(1, most + 1) if rows % each == 0)
-    return best if 4 * best >= most else rows  # of a prime number of rows only 1 is one, and a loop has its price too
+    return best if 2 * best >= most else -(-rows // -(-rows // most))  # evenly, with a last block that overlaps by little
 
 
 def _temporary(name, streams, tokens, vocab, features, chunk, tile, dtype):

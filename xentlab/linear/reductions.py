@@ -25,8 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from xentlab.contract import LabError, Loss, facts_of, is_known, nan_outside, or_nan, settings_of, unwrapped
+from xentlab.contract import LabError, Loss, facts_of, is_known, name_of, nan_outside, or_nan, settings_of, unwrapped
 
+LEVELLESS = ("target", "rivals", "total", "entropy", "vocab")
 LOWEST = float(np.finfo(np.float32).min)  # the running maximum of nothing: finite, so that no -inf - -inf arises
 
 
@@ -63,6 +64,8 @@ class Reduction:
     finish(state, shift) -> the value [N], and what its slope needs besides, [N] or None; shift [N]: the greatest rival.
     slope(value, aside, z, row): the value's derivative by each logit of the tile [N, C]; it is written over where no rival is.
     by_target(aside): that by z_y, of a reduction that reads it: z_y is found ahead of the tiles then.
+    level: whether values are of the logits as they are; else of those less the greatest rival, and so is the target's then.
+    What is added to a level of thousands loses its digits, and a loss that no common shift changes need not know it.
     """
 
     start: Callable[[int, Any], Any]
@@ -71,6 +74,7 @@ class Reduction:
     finish: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array | None]]
     slope: Callable[..., jax.Array]
     by_target: Callable[[jax.Array], jax.Array] | None = None
+    level: bool = True
 
 
 def lowest(tokens: int, dtype: Any) -> jax.Array:
@@ -125,7 +129,8 @@ def _hinges(term: Callable[[jax.Array], jax.Array], slope: Callable[[jax.Array],
     )
 
 
-def _logsumexp(multiple: float) -> Reduction:
+def _logsumexp(multiple: float, level: bool = True) -> Reduction:
+    base = (lambda shift: multiple * shift) if level else jnp.zeros_like
     shrunk = lambda mass, fallen: mass * jnp.exp(multiple * fallen)
     # A whole power shares its exponential with the others; what underflows has lost 1e-38 of the greatest. Any other is an
     # exponential of its own: a root has no derivative at a share of 0, which a second derivative would ask for.
@@ -134,8 +139,9 @@ def _logsumexp(multiple: float) -> Reduction:
         start=_zeros,
         add=lambda mass, tile: shrunk(mass, tile.fallen) + jnp.sum(raised(tile.below, jnp.exp(tile.below)), axis=-1),
         merge=lambda mass, fallen, axis: lax.psum(shrunk(mass, fallen), axis),
-        finish=lambda mass, shift: (_log_mass(multiple * shift, mass), None),
-        slope=lambda value, aside, z, row: multiple * _scale(multiple * row.shift, value) * raised(z - row.shift, row.share),
+        finish=lambda mass, shift: (_log_mass(base(shift), mass), None),
+        slope=lambda value, aside, z, row: multiple * _scale(base(row.shift), value) * raised(z - row.shift, row.share),
+        level=level,
     )
 
 
@@ -146,6 +152,28 @@ def _scale(shift: jax.Array, log_mass: jax.Array) -> jax.Array:
 
 def _log_mass(shift: jax.Array, mass: jax.Array) -> jax.Array:
     return jnp.where(mass == 0, -jnp.inf, shift + jnp.log(jnp.where(mass == 0, 1, mass)))
+
+
+def _total_below() -> Reduction:
+    """The sum of the rivals' logits less the greatest of them."""
+
+    def add(state, tile):
+        total, count = state
+        below = jnp.sum(jnp.where(tile.counts, tile.below, 0), axis=-1)
+        return total + count * tile.fallen + below, count + jnp.sum(tile.counts, axis=-1)
+
+    def merge(state, fallen, axis):
+        total, count = state
+        return lax.psum((total + count * fallen, count), axis)
+
+    return Reduction(
+        start=lambda tokens, dtype: (_zeros(tokens, dtype), _zeros(tokens, dtype)),
+        add=add,
+        merge=merge,
+        finish=lambda state, shift: (state[0], None),
+        slope=lambda value, aside, z, row: jnp.ones_like(z),
+        level=False,
+    )
 
 
 def _entropy() -> Reduction:
@@ -164,11 +192,11 @@ def _entropy() -> Reduction:
     def finish(state, shift):
         mass, moment = state
         safe = jnp.where(mass == 0, 1, mass)
-        return jnp.log(safe) - moment / safe, _log_mass(shift, mass)
+        return jnp.log(safe) - moment / safe, _log_mass(jnp.zeros_like(mass), mass)
 
     def slope(value, log_mass, z, row):
-        share = row.share * _scale(row.shift, log_mass)
-        return -share * (jnp.where(share > 0, z - log_mass, 0) + value)
+        share = row.share * _scale(jnp.zeros_like(log_mass), log_mass)
+        return -share * (jnp.where(share > 0, z - row.shift - log_mass, 0) + value)
 
     return Reduction(
         start=lambda tokens, dtype: (_zeros(tokens, dtype), _zeros(tokens, dtype)),
@@ -208,7 +236,6 @@ def _top() -> Reduction:
 
 
 REDUCTIONS: dict[str, Reduction] = {
-    "rivals": _logsumexp(1.0),
     "entropy": _entropy(),
     "top": _top(),
     "total": _summed(lambda z: z, jnp.ones_like),
@@ -256,25 +283,32 @@ def _nan_outside_backward(vocab, bad, cotangent):
 or_nan_outside.defvjp(_nan_outside_forward, _nan_outside_backward)
 
 
-def reductions_of(names: tuple[str, ...], settings: Mapping[str, Any]) -> dict[str, Reduction]:
-    """The reductions of these names. Raises `LabError` for a name that is none."""
+def reductions_of(names: tuple[str, ...], settings: Mapping[str, Any], level: bool = True) -> dict[str, Reduction]:
+    """The reductions of these names; level: as `Reduction` has it. Raises `LabError` for a name that is none."""
     found: dict[str, Reduction] = {}
     for name in names:
         stem, _, multiple = name.partition("_")
         if name in ("target", "vocab"):
             continue
-        if name in REDUCTIONS:
+        if name == "rivals":
+            found[name] = _logsumexp(1.0, level)
+        elif name == "total" and not level:
+            found[name] = _total_below()
+        elif name in REDUCTIONS:
             found[name] = REDUCTIONS[name]
         elif stem == "rivals" and (multiple.isdigit() or multiple in settings):
             times = settings.get(multiple, multiple)
             if not is_known(times):
-                raise LabError(f"{name} needs a number that is known when JAX compiles; {multiple} is traced. Make it static.")
+                raise LabError(
+                    f"{name} needs a number that is known when JAX compiles; {multiple} is traced. Make it static, or give the "
+                    f"head a function around the loss, which sees whole rows: lambda z, y: loss(z, y, {multiple}={multiple})."
+                )
             times = float(times)
             if not times > 0:
                 raise LabError(f"{name} is the logsumexp of a positive multiple of the rivals' logits; got {times:g}.")
-            found[name] = _logsumexp(times)
+            found[name] = _logsumexp(times, level)
         else:
-            known = ", ".join(["target", "vocab", *REDUCTIONS, "rivals_<number or setting>"])
+            known = ", ".join(["target", "vocab", "rivals", *REDUCTIONS, "rivals_<number or setting>"])
             raise LabError(f"a stream form's parameters are reductions; {name!r} is none of {known}.")
     return found
 
@@ -296,4 +330,12 @@ def stream_of(loss: Loss) -> Stream | None:
     settings = {p.name: p.default for p in kinds if p.kind is p.KEYWORD_ONLY and p.default is not p.empty} | settings
     names = tuple(p.name for p in kinds if p.kind is not p.KEYWORD_ONLY)
     bound = {p.name: settings[p.name] for p in kinds if p.kind is p.KEYWORD_ONLY}
-    return Stream(reductions_of(names, settings), names, functools.partial(form, **bound))
+    taken = {*bound, *(name.partition("_")[2] for name in names)}
+    if ignored := [name for name in settings_of(loss) if name not in taken]:
+        raise LabError(
+            f"{name_of(loss)}: its stream form takes no {ignored[0]}, and would be another loss. Give the form a keyword of "
+            "that name, or the head a function around the loss."
+        )
+    # Of a loss that no common shift changes. What else it asks for has a level in any case, or none.
+    level = facts_of(loss).shift is not True or any(name.partition("_")[0] not in LEVELLESS for name in names)
+    return Stream(reductions_of(names, settings, level), names, functools.partial(form, **bound))

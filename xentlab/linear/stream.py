@@ -18,7 +18,7 @@ from jax import lax
 
 from xentlab.contract import is_at_target
 from xentlab.linear.logits import Head, over_tiles, read_at, rivals_of, write_at
-from xentlab.linear.reductions import Reduction, Row, greatest, lowest, risen
+from xentlab.linear.reductions import LOWEST, Reduction, Row, greatest, lowest, risen
 from xentlab.products import accumulator, apart, moved_whole
 
 Found = dict[str, jax.Array]
@@ -80,7 +80,10 @@ def reduce(
     finished = {name: reduction.finish(states[name], shift) for name, reduction in reductions.items()}
     asides = {name: aside for name, (_, aside) in finished.items() if aside is not None} | {SHIFT: shift}
     # Found ahead it is that one, so that slopes see the margins that were summed.
-    found = {name: value for name, (value, _) in finished.items()} | {"target": target if ahead is None else ahead}
+    target = target if ahead is None else ahead
+    if not all(reduction.level for reduction in reductions.values()):
+        target = target - jnp.where(shift > LOWEST, shift, 0)
+    found = {name: value for name, (value, _) in finished.items()} | {"target": target}
     return found, asides, kept
 
 

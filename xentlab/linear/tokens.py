@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import jaxpr_as_fun
+from jax.sharding import Mesh
 
-from xentlab.contract import Loss
+from xentlab.contract import LabError, Loss
 from xentlab.information import weighted_sum
 from xentlab.linear.logits import over_tiles
 from xentlab.linear.plan import rows_at_once, tokens_held
@@ -28,22 +29,34 @@ from xentlab.products import accumulator, moved_whole, on_cpu, sliced
 Score = Callable[[Any, jax.Array, list[jax.Array]], jax.Array]
 
 
-def scored(loss: Loss, stream: Stream | None, vocab: int, dtype: Any) -> tuple[Score, list[jax.Array]]:
+def scored(
+    loss: Loss, stream: Stream | None, vocab: int, dtype: Any, mesh: Mesh | None = None, varies: bool = False
+) -> tuple[Score, list[jax.Array]]:
     """How a loss is had from what a chunk shows of its tokens, and the values that it closes over and JAX traces.
 
     score(seen, targets, values) -> each token's loss [N]; seen: whole rows of logits [N, V], or, of a loss with a stream form,
     its reductions' values [N] by name. JAX differentiates by arguments alone, and a loop of chunks has a rule of its own: what
-    a loss closes over, a temperature that is learned say, would be out of reach.
+    a loss closes over, a temperature that is learned say, would be out of reach. varies: in the caller's own `jax.shard_map`,
+    where JAX keeps account of what varies over its mesh; a function that was traced on what does not cannot be called there.
     """
     if stream is None:
-        score, one = loss, jax.ShapeDtypeStruct((vocab,), dtype)
+        score = lambda rows, targets: or_nan_outside(loss(rows, targets), targets, vocab)
+        one = jax.ShapeDtypeStruct((vocab,), dtype)
     else:
         score = lambda found, targets: or_nan_outside(stream(found, vocab), targets, vocab)
         one = dict.fromkeys((*stream.reductions, "target"), jax.ShapeDtypeStruct((), dtype))
     alone = lambda seen, target: score(jax.tree.map(lambda each: each[None], seen), target[None])[0]
-    traced = jax.make_jaxpr(alone)(one, jax.ShapeDtypeStruct((), jnp.int32))
+    here = jax.sharding.get_abstract_mesh()
+    with jax.sharding.use_abstract_mesh(here if here.manual_axes else jax.sharding.AbstractMesh((), ())):
+        traced = jax.make_jaxpr(alone)(one, jax.ShapeDtypeStruct((), jnp.int32))
+    if mesh is not None and any(_on_a_mesh(value) for value in traced.consts):
+        raise LabError(
+            "the loss closes over an array that lies on a mesh, which JAX lets into no device's part of it. A number that jit "
+            "is given from elsewhere may be closed over; plan 'stream' takes any, if the loss has a stream form; class weights "
+            "are token_weights=class_weights[targets] with reduction='sum', over the number of tokens for a mean."
+        )
     places = [i for i, value in enumerate(traced.consts) if isinstance(value, jax.core.Tracer)]
-    if not places:
+    if varies or not places:
         return lambda seen, targets, values: score(seen, targets), []
 
     def of_one(seen, target, values):
@@ -53,6 +66,10 @@ def scored(loss: Loss, stream: Stream | None, vocab: int, dtype: Any) -> tuple[S
         return jaxpr_as_fun(traced.replace(consts=consts))(*jax.tree.leaves((seen, target)))[0]
 
     return jax.vmap(of_one, (0, 0, None)), [traced.consts[i] for i in places]
+
+
+def _on_a_mesh(value) -> bool:
+    return isinstance(value, jax.Array) and not jax.typeof(value).sharding.mesh.empty
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
@@ -78,8 +95,9 @@ def _losses(score, reductions, head, tiles, hidden, weight, bias, targets, value
         def step(losses, start, fresh):
             part = lambda array: lax.dynamic_slice_in_dim(array, start, chunk)
             if reductions is None:
-                rows, own = _rows(head, head.logits(part(hidden), weight, bias), part(targets))
-                each = _gathered(head, score(rows, own, values))
+                each = _gathered(
+                    head, _of_blocks(score, values, *_rows(head, head.logits(part(hidden), weight, bias), part(targets)))
+                )
             else:
                 found, _, _ = reduce(reductions, head, tile, part(hidden), weight, bias, part(targets))
                 each = score(found, part(targets), values)
@@ -104,19 +122,34 @@ def _columns(head, pull):
     return pull if head.classes is None else lax.all_to_all(pull, head.classes, 1, 0, tiled=True)
 
 
+def _of_blocks(score, values, z, targets):
+    """Each row's loss [N], some rows at a time."""
+    rows = rows_at_once(*z.shape, z.dtype.itemsize)
+
+    def step(losses, start, _):
+        each = score(sliced(z, start, rows), lax.dynamic_slice_in_dim(targets, start, rows), values)
+        return lax.dynamic_update_slice_in_dim(losses, each.astype(losses.dtype), start, 0)
+
+    return over_tiles(step, jnp.zeros(len(z), z.dtype), len(z), rows)
+
+
 def _pulled(score, head, z, targets, weights, values, to_values):
     """Each row's loss, and gradients of their weighted sum: by what the softcap was given; by values, added to `to_values`."""
-    rows = rows_at_once(*z.shape, z.dtype.itemsize)  # a divisor of their number: no row is seen twice
+    rows = rows_at_once(*z.shape, z.dtype.itemsize)
 
-    def step(state, start, _):
+    def step(state, start, fresh):
         pull, losses, to_values = state
         part = lambda array: lax.dynamic_slice_in_dim(array, start, rows)
         put = lambda array, part: lax.dynamic_update_slice_in_dim(array, part.astype(array.dtype), start, 0)
         block, own = sliced(pull, start, rows), part(targets)
         each, back = jax.vjp(lambda block, values: score(block, own, values), block, values)
-        to_block, more = back(part(weights).astype(each.dtype))
+        counted = part(weights) if fresh is None else jnp.where(fresh, part(weights), 0)
+        to_block, more = back(counted.astype(each.dtype))
+        new = head.before_softcap(to_block, block)
+        if fresh is not None:  # of rows that an earlier block has had the gradient is there, and the logits are not
+            new, each = jnp.where(fresh[:, None], new, block), jnp.where(fresh, each, part(losses))
         # Where the logits were: nobody reads these again.
-        return put(pull, head.before_softcap(to_block, block)), put(losses, each), _more(to_values, more)
+        return put(pull, new), put(losses, each), _more(to_values, more)
 
     pull, each, to_values = over_tiles(step, (z, jnp.zeros(len(z), z.dtype), to_values), len(z), rows)
     return each, pull, to_values

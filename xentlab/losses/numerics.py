@@ -61,6 +61,15 @@ def _(primals, tangents):
     return one_minus_exp(x), -jnp.exp(x) * dx
 
 
+def p_log_p(log_p: Float[Array, "..."]) -> Float[Array, "..."]:
+    """p log p from log p [...], 0 at p = 0.
+
+    >>> p_log_p(jnp.array([-jnp.inf, 0.0]))
+    Array([0., 0.], dtype=float32)
+    """
+    return jnp.exp(log_p) * jnp.where(log_p == -jnp.inf, 0, log_p)
+
+
 def log_p_target(rivals: Float[Array, "..."], target: Float[Array, "..."]) -> Float[Array, "..."]:
     """log p_y from the logsumexp of the rivals' logits and the target's, [...], [...] -> [...]; right at certainty too.
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from xentlab.contract import LabError, Logits, PerToken, Targets, at_target, is_known, loss, off_target
 from xentlab.losses.likelihood import nll
-from xentlab.losses.numerics import log_p_target, log_softmax, one_minus_exp
+from xentlab.losses.numerics import log_p_target, log_softmax, one_minus_exp, p_log_p
 
 
 def _smoothed_stream(rivals, target, total, vocab, *, epsilon):
@@ -21,7 +21,7 @@ def _penalty_stream(rivals, target, entropy, *, beta):
     # The entropy of p is that of "target or not", and, where not, the rivals' own.
     log_p, log_miss = log_p_target(rivals, target), log_p_target(target, rivals)
     missed = one_minus_exp(log_p)
-    binary = -jnp.exp(log_p) * log_p - missed * jnp.where(missed > 0, log_miss, 0)
+    binary = -p_log_p(log_p) - missed * jnp.where(missed > 0, log_miss, 0)
     return -log_p - beta * (binary + missed * entropy)
 
 

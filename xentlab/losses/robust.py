@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from xentlab.contract import LabError, Logits, PerToken, Targets, at_target, is_known, loss
-from xentlab.losses.numerics import log_p_target, log_softmax, one_minus_exp
+from xentlab.losses.numerics import log_p_target, log_softmax, one_minus_exp, p_log_p
 
 
 def _local(of_log_p):
@@ -154,7 +154,7 @@ def mae(logits: Logits, targets: Targets) -> PerToken:
 def _js(log_p):
     miss = one_minus_exp(log_p)
     # The formula with 1 + p = 2 - miss, in which the log 2 terms cancel on paper instead of in floating point.
-    return (miss * math.log(2) - (2 - miss) * jnp.log1p(-miss / 2) + jnp.exp(log_p) * log_p) / 2
+    return (miss * math.log(2) - (2 - miss) * jnp.log1p(-miss / 2) + p_log_p(log_p)) / 2
 
 
 @loss(

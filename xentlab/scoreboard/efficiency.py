@@ -246,9 +246,10 @@ def _divergence(law: Any, predictions: Any, share: Any) -> Any:
 def _bias(compiled: Compiled, weights: np.ndarray, truth: Truth) -> tuple[float, float]:
     """The KL from the truth at the best share of the uniform, and that share."""
     predictions, law = compiled.read(truth.features @ weights), truth.law
-    each = [float(_divergence(law, predictions, share)) for share in SMOOTHING]
+    shares = (0.0, *SMOOTHING)  # the law itself is known: no token comes unforeseen
+    each = [float(_divergence(law, predictions, share)) for share in shares]
     best = int(np.argmin(each))
-    return each[best], SMOOTHING[best]
+    return each[best], shares[best]
 
 
 def _expected(compiled: Compiled, truth: Truth, weights: np.ndarray) -> tuple[float, np.ndarray]:

@@ -1,0 +1,117 @@
+"""Losses that are not the catalogue's, under a head: jitted, from optax, with settings that their stream form lacks."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from naive_heads import NLL, VOCAB, batch, close, reference
+
+from xentlab import LOSSES, LabError, at_target, facts_of, loss
+from xentlab.linear import explain_plan, linear_log_probs, linear_loss
+from xentlab.linear.reductions import stream_of
+
+TRAINS = True  # as in test_linear.py
+both = pytest.mark.parametrize("plan", ["tokens", "stream"])
+
+
+@functools.wraps(NLL)
+def doubled(logits, targets):
+    return 2 * NLL(logits, targets)
+
+
+def test_a_jitted_function_around_a_loss_is_another_loss():
+    """jax.jit copies what functools.wraps copied; a jitted loss itself is the same one."""
+    hidden, weight, targets = batch()
+    assert facts_of(jax.jit(doubled)).stream is None
+    assert facts_of(jax.jit(NLL)) is facts_of(NLL)
+    close(linear_loss(hidden, weight, targets, loss=jax.jit(doubled)), 2 * reference(NLL, targets, hidden, weight)[0])
+
+
+@pytest.mark.parametrize("bad", [-1, -90, -100, VOCAB, 2**31 - 1])
+def test_a_bad_target_is_nan_whatever_the_loss_makes_of_it(bad):
+    """optax's own reads a negative target from the other end."""
+    hidden, weight, targets = batch()
+    own = optax.softmax_cross_entropy_with_integer_labels
+    head = jax.jit(lambda targets, **more: linear_loss(hidden, weight, targets, loss=own, reduction="none"))
+    found = np.asarray(head(targets.at[5].set(bad)))
+    assert np.flatnonzero(np.isnan(found)).tolist() == [5]
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_log_probs_that_are_masked_spoil_no_gradient(which):
+    """Padding by -100, as torch has it."""
+    hidden, weight, targets = batch()
+    padded = targets.at[2].set(-100)
+    total = lambda w, y: jnp.sum(jnp.where(padded >= 0, linear_log_probs(hidden, w, y)[which], 0))
+    close(jax.jit(jax.grad(total))(weight, padded), np.asarray(jax.jit(jax.grad(total))(weight, targets)))
+
+
+@both
+@pytest.mark.parametrize("name", ["focal", "jensen_shannon", "confidence_penalty", "squared_hinge", "exponential"])
+def test_a_token_of_weight_0_has_a_target_that_no_bias_forbids(plan, name):
+    """Class 0 is forbidden, as padding often is, and no token that counts asks for it."""
+    hidden, weight, targets = batch()
+    targets = jnp.maximum(targets, 1)
+    bias = jnp.zeros(VOCAB).at[0].set(-1e30)
+    more = {"loss": LOSSES[name], "bias": bias, "plan": plan, "tiles": (7, 13)}
+    run = jax.jit(jax.grad(lambda w, h, y, t: linear_loss(h, w, y, token_weights=t, **more)))
+    found = run(weight, hidden, targets, jnp.ones(len(targets)).at[3].set(0))
+    others = np.delete(np.arange(len(targets)), 3)
+    close(found, np.asarray(run(weight, hidden[others], targets[others], jnp.ones(len(others)))), 2e-5)
+
+
+def test_a_setting_that_the_stream_form_lacks_is_told():
+    @loss(stream=lambda rivals, target: jax.nn.softplus(rivals - target))
+    def scaled(logits, targets, *, scale=1.0):
+        return scale * NLL(logits, targets)
+
+    hidden, weight, targets = batch()
+    close(linear_loss(hidden, weight, targets, loss=scaled), reference(NLL, targets, hidden, weight)[0])
+    with pytest.raises(LabError, match="takes no scale"):
+        linear_loss(hidden, weight, targets, loss=functools.partial(scaled, scale=3.0))
+    around = lambda logits, targets: scaled(logits, targets, scale=3.0)
+    close(linear_loss(hidden, weight, targets, loss=around), 3 * reference(NLL, targets, hidden, weight)[0])
+
+
+@both
+@pytest.mark.parametrize("name", [name for name, each in LOSSES.items() if stream_of(each)])
+def test_logits_of_ten_thousand_keep_their_digits(plan, name):
+    """What a loss is made of are differences of a few, which a float32 of 10,000 has to a thousandth."""
+    rng = np.random.default_rng(0)
+    logits = 1e4 * np.sign(rng.normal(size=(20, 1))) + rng.integers(-20, 20, size=(20, 40)) / 8
+    logits, targets = logits.astype(np.float32), rng.integers(0, 40, 20).astype(np.int32)
+    with jax.enable_x64(True):
+        right = np.asarray(LOSSES[name](jnp.asarray(logits, jnp.float64), jnp.asarray(targets)))
+    head = lambda z: linear_loss(z, jnp.eye(40), targets, loss=LOSSES[name], reduction="none", plan=plan, tiles=(8, 16))
+    np.testing.assert_allclose(jax.jit(head)(logits), right, rtol=1e-6)
+
+
+@both
+def test_an_impossible_target_costs_what_the_loss_says(plan):
+    bias, ones = jnp.array([-jnp.inf, 0, 0]), jnp.ones((2, 3))
+    for name in ("confidence_penalty", "jensen_shannon", "nll", "brier", "focal"):
+        naive = LOSSES[name](jnp.ones((1, 2)) @ ones + bias[None], jnp.array([0]))[0]
+        head = lambda bias, name=name: linear_loss(
+            jnp.ones((1, 2)), ones, jnp.array([0]), loss=LOSSES[name], bias=bias, plan=plan
+        )
+        np.testing.assert_allclose(jax.jit(head)(bias), naive, rtol=1e-6, err_msg=name)
+
+
+def test_stream_has_no_chunks_of_tokens():
+    assert explain_plan(8192, 256, 32768, NLL, plan="stream", tiles=(1, 512)).temporary_bytes > 8192 * 512 * 4
+
+
+@pytest.mark.parametrize("tokens", [509, 502, 256])
+def test_rows_that_no_block_divides_hold_as_little(tokens):
+    """A prime number of them: the last block overlaps. What XLA holds is what is reckoned, the loss alone no more."""
+    head = functools.partial(linear_loss, loss=lambda z, y: at_target(jax.nn.softplus(z), y), plan="tokens")
+    shapes = [
+        jax.ShapeDtypeStruct(*each) for each in (((tokens, 64), jnp.float32), ((64, 8192), jnp.float32), ((tokens,), jnp.int32))
+    ]
+    held = lambda run: jax.jit(run).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+    reckoned = explain_plan(tokens, 64, 8192, lambda z, y: z, plan="tokens").temporary_bytes
+    assert held(jax.value_and_grad(head, (0, 1))) < 1.1 * reckoned
+    assert held(head) < 1.1 * reckoned
