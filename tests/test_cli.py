@@ -106,6 +106,8 @@ def test_no_command_shows_the_help(capsys):
         ("race --text mine.py", "too few to train"),
         ("race --markov 5 --text mine.py", "exclude each other"),
         ("race --model mpl", "did you mean mlp"),
+        ("race --order 3", "--order is a Markov chain's: give --markov"),
+        ("race --markov 8 --bpe-vocab 300", "--bpe-vocab is a text's: leave --markov out"),
         ("race --optimizer adan", "did you mean adam"),
         ("race --seeds 1 1", "repeat"),
         ("race --losses nll brier nll", "each loss is named once; nll repeats"),

@@ -127,3 +127,31 @@ def test_only_what_jax_traces_is_taken_out():
     own = lambda shares: lambda z, y: LOSSES["nll"](z, y) * shares[y]
     assert scored(own(shares), *like)[1] == []
     assert jax.jit(lambda shares: len(scored(own(shares), *like)[1]))(shares) == 1
+
+
+def test_in_the_callers_own_shard_map(plain_annotations):
+    """JAX keeps account there of what varies: values and gradients by hidden and weight; with check_vma=False, by all."""
+    mesh, split, whole = jax.sharding.Mesh(jax.devices()[:1], ("data",)), jax.P("data"), jax.P()
+    learned, hidden, weight, targets = learned_values(), *batch()
+    right = slopes(functools.partial(naive, by_rows, "mean"), learned, hidden, weight, targets)
+
+    def run(argnums, **more):
+        def head(free, h, w, y):
+            return jax.lax.pmean(total(by_rows, "tokens", "mean", (*free, learned[2]), h, w, y), "data")
+
+        mapped = jax.shard_map(head, mesh=mesh, in_specs=(whole, split, whole, split), out_specs=whole, **more)
+        return jax.jit(jax.value_and_grad(mapped, argnums))(floats(learned), hidden, weight, targets)
+
+    close(run((1, 2)), (right[0], right[1][1:]))
+    close(run((0, 1, 2), check_vma=False), right, 1e-4)
+
+
+def test_with_a_mesh_in_the_context():
+    """A number that jit is given from elsewhere may be closed over, also under jax.set_mesh."""
+    mesh = jax.make_mesh((1, 1), ("data", "model"), devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    hidden, weight, targets = batch()
+    with jax.set_mesh(mesh):
+        found = jax.jit(lambda t: linear_loss(hidden, weight, targets, loss=lambda z, y: LOSSES["nll"](z / t, y), mesh=mesh))(
+            1.6
+        )
+    close(found, jnp.mean(LOSSES["nll"](hidden @ weight / 1.6, targets)))

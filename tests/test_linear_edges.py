@@ -177,7 +177,7 @@ def test_mistakes_are_told(monkeypatch):
     ):
         with pytest.raises(LabError, match=said):
             mistake()
-    assert explain_plan(8, 8, VOCAB, BRIER, tiles=(np.int64(3), np.int64(4))).tiles == (3, 4)
+    assert explain_plan(8, 8, VOCAB, BRIER, plan="tokens", tiles=(np.int64(3), np.int64(4))).tiles == (3, 4)
     close(head(targets, softcap=np.float64(3.0)), np.asarray(head(targets, softcap=3.0)))
     close(head(targets, loss=lambda z, y: at_target(z, y)), reference(lambda z, y: at_target(z, y), targets, hidden, weight)[0])
 

@@ -1,5 +1,6 @@
 """Metrics against arithmetic by hand and against SciPy."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,6 +21,13 @@ def test_calibration_error_is_a_mean_over_bins_and_not_over_tokens():
     same_bin = metrics.expected_calibration_error(np.array([0.5, 0.5]), np.array([1, 0]))
     two_bins = metrics.expected_calibration_error(np.array([0.3, 0.7]), np.array([1, 0]))
     assert (same_bin, two_bins) == (0, pytest.approx(0.7))
+
+
+def test_one_token_that_validation_has_not_shown_is_no_infinite_loss():
+    """In float32 a softmax is 0 below exp(-103), or earlier where such numbers are flushed: every share is above that."""
+    p = jax.nn.softmax(jnp.array([0.0, -200.0]))
+    assert p[1] == 0
+    assert all(np.isfinite(-np.log(metrics.smooth(p, jnp.float32(share)))).all() for share in metrics.SMOOTHING)
 
 
 def test_smoothing_makes_a_zero_finite_and_a_sure_token_dearer():

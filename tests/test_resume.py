@@ -1,5 +1,6 @@
 """Races that are killed, stopped, or find their disk full, go on and end as if nothing had been."""
 
+import errno
 import hashlib
 import json
 import multiprocessing
@@ -15,11 +16,14 @@ import time
 
 import pytest
 
+from xentlab import LabError
+from xentlab.checkpoints import Checkpoints, Grid
 from xentlab.cli import main
 
 TRAINS = True
 RACE = ("race", "--losses", "nll", "brier", "--markov", "8", "--model", "bigram", "--steps", "20", "--seeds", "0", "1")
 RACE += ("--learning-rates", ".02", ".1", "--extensions", "1", "--batch", "4", "--window", "8", "--format", "json")
+TEXT = "the quick brown fox jumps over the lazy dog; " * 400
 FRAMES = ("curves", "table", "tests", "pairs", "reliability", "frequency")
 KEPT = "checkpoints"
 # A server that has imported everything forks each child: a real process, to really kill, without a start of seconds.
@@ -284,6 +288,41 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(copy, whole):
     assert finish(start(copy, "race", "--resume", str(copy))) == 0, said(copy)
     assert f"damaged, and left out: block {newest.name}" in said(copy)
     assert_same(copy, whole)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES])
+def test_what_cannot_be_read_just_now_is_not_damaged(copy, whole, monkeypatch, number):
+    """Too many open files, say: nothing is deleted, and nobody is told to."""
+    grid = Checkpoints(copy / KEPT).grid("nll", 0)
+    before, refuse = checkpoints(copy), lambda *_: (_ for _ in ()).throw(OSError(number, os.strerror(number)))
+    monkeypatch.setattr(Grid, "_read", refuse)
+    with pytest.raises(LabError, match=f"just now: .*{os.strerror(number)}.*try again"):
+        grid.load(None)
+    assert checkpoints(copy) == before
+
+
+def test_it_goes_on_from_another_folder_with_its_text_elsewhere(tmp_path, monkeypatch):
+    """A text is what is in it, not where it lies."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir(), there.mkdir()
+    (here / "book.txt").write_text(TEXT)
+    monkeypatch.chdir(here)
+    race = ("race", "--losses", "nll", "--text", "book.txt", "--model", "bigram", "--steps", "2000", "--seeds", "0", "1")
+    process = start(here / "run", *race, "--learning-rates", ".1", "--out", "run", "--checkpoint-every", "0")
+    wait_for(lambda: len(checkpoints(here / "run")) > 1, process)
+    os.kill(process.pid, signal.SIGINT)
+    assert finish(process) == 130
+    (here / "book.txt").rename(there / "moved.txt")
+    monkeypatch.chdir(there)
+    assert finish(start(there / "on", "race", "--resume", "../here/run", "--text", "moved.txt")) == 0, said(there / "on")
+    assert "otherwise" not in said(there / "on")
+    assert "anew" not in said(there / "on")
+
+
+def test_a_race_goes_on_where_it_is(copy, tmp_path, capsys):
+    told = refused(["race", "--resume", copy, "--out", tmp_path / "elsewhere"], capsys)
+    assert "goes on in that folder" in told
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_where_all_are_damaged_it_says_what_to_delete(copy, whole):

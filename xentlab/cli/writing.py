@@ -14,18 +14,11 @@ from xentlab.contract import LabError
 
 
 def arguments_of(command: Any) -> dict[str, Any]:
-    """A command's arguments as a record has them: those that tell how to do it again, from any folder."""
+    """A command's arguments as a record has them: those that tell how to do it again; what is read, from any folder."""
     beside = ("format", "resume", "anyway", "verbose", "hosts")
     found = {key: value for key, value in dataclasses.asdict(command).items() if key not in beside}
     read = [key for key, value in found.items() if isinstance(value, pathlib.Path) and key != "out"]
-    found |= {key: found[key].expanduser().absolute() for key in read}
-    return found | ({"losses": tuple(map(_from_anywhere, found["losses"]))} if "losses" in found else {})
-
-
-def _from_anywhere(loss: str) -> str:
-    """A loss's name; of one in a file with the whole path."""
-    path, ending, rest = loss.partition(".py:")
-    return str(pathlib.Path(path).expanduser().absolute()) + ending + rest if ending else loss
+    return found | {key: found[key].expanduser().absolute() for key in read}
 
 
 def finish(
