@@ -162,8 +162,13 @@ def test_what_a_loss_closes_over_may_not_lie_on_the_mesh():
     arrays, on_mesh = (jnp.ones((2, 3)), jnp.ones((3, 4)), jnp.zeros(2, jnp.int32)), jax.NamedSharding(mesh, jax.P())
     head = jax.jit(lambda s, **more: linear_loss(*arrays, loss=loss_of("nll*", s), mesh=mesh, **more))
     assert float(head(jnp.float32(1))) == pytest.approx(np.log(4))
-    with pytest.raises(LabError, match="divide hidden"):
-        head(jax.device_put(jnp.float32(1), on_mesh))
+    placed = jax.device_put(jnp.float32(1), on_mesh)
+    for run in (
+        head,
+        lambda _: jax.jit(lambda h: linear_loss(h, *arrays[1:], loss=loss_of("nll*", placed), mesh=mesh))(arrays[0]),
+    ):
+        with pytest.raises(LabError, match="lies on a mesh"):
+            run(placed)
 
 
 def plan(*arguments):
