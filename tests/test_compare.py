@@ -1,8 +1,10 @@
 """Runs are read back, set side by side and done again: the same numbers to the last bit, or what differs."""
 
 import dataclasses
+import errno
 import io
 import json
+import os
 import pathlib
 import shutil
 
@@ -13,6 +15,7 @@ import pytest
 from xentlab import LabError
 from xentlab.cli import main
 from xentlab.compare import Run, differences, read_run, settings
+from xentlab.runs import write_frame
 
 TRAINS = True
 RACE = ["race", "--losses", "nll", "brier", "--markov", "8", "--model", "bigram", "--steps", "6", "--seeds", "0", "1"]
@@ -33,6 +36,26 @@ def test_a_rerun_is_the_same_to_the_last_bit(folder, tmp_path, capsys):
     assert "arguments." not in said
     for name in ("curves", "table", "tests", "pairs"):
         assert (tmp_path / "again" / f"{name}.csv").read_bytes() == (folder / f"{name}.csv").read_bytes()
+
+
+def test_half_of_one_run_and_half_of_another_are_no_run(folder, tmp_path, monkeypatch):
+    """A run that is written over one of before, and is cut short."""
+    mixed = tmp_path / "mixed"
+    shutil.copytree(folder, mixed)
+    frame = pd.DataFrame({"a": [1]})
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(LabError, match="No space left"):
+            write_frame(mixed, "curves", frame)
+    assert (mixed / "curves.csv").read_bytes() == (folder / "curves.csv").read_bytes()
+    assert read_run(mixed).record == read_run(folder).record  # what could not be replaced is whole
+    write_frame(mixed, "curves", frame)
+    with pytest.raises(LabError, match="is no run"):
+        read_run(mixed)
 
 
 def test_a_number_that_differs_is_found_and_ends_with_1(folder, tmp_path, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import json
 import os
 import pathlib
@@ -11,7 +12,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -66,8 +67,11 @@ def using(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         lock.release()
 
 
-def write_bytes(path: pathlib.Path, content: bytes) -> pathlib.Path:
-    """Writes a whole file or nothing: into a neighbour first, which then takes the name. Raises `LabError` where it cannot."""
+def write_bytes(path: pathlib.Path, content: bytes, before: Callable[[], None] = lambda: None) -> pathlib.Path:
+    """Writes a whole file or nothing: into a neighbour first, which then takes the name. Raises `LabError` where it cannot.
+
+    before: what is to happen once it is written, just before it takes the name.
+    """
     neighbour = None
     try:
         handle, neighbour = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -76,6 +80,7 @@ def write_bytes(path: pathlib.Path, content: bytes) -> pathlib.Path:
             file.flush()
             os.fsync(file.fileno())  # what it replaces, and checkpoints, may be gone before the system would have written it
         os.chmod(neighbour, 0o644)
+        before()
         os.replace(neighbour, path)
     except BaseException as error:
         if neighbour:
@@ -90,8 +95,9 @@ def write_bytes(path: pathlib.Path, content: bytes) -> pathlib.Path:
 
 
 def write_frame(folder: pathlib.Path, name: str, frame: pd.DataFrame) -> pathlib.Path:
-    """A frame as folder/<name>.csv."""
-    return write_bytes(folder / f"{name}.csv", frame.to_csv(index=False).encode())
+    """A frame as folder/<name>.csv. The record of a run that was there goes: half of it and half of another are no run."""
+    forget = functools.partial((folder / "run.json").unlink, missing_ok=True)
+    return write_bytes(folder / f"{name}.csv", frame.to_csv(index=False).encode(), forget)
 
 
 def record(arguments: dict[str, Any], sources: list[dict[str, Any]], seconds: float, **more: Any) -> dict[str, Any]:
