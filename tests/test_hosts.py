@@ -70,6 +70,28 @@ def test_two_processes_race_as_one(alone, tmp_path):
     assert_near(tmp_path / "both", alone)
 
 
+def test_what_the_first_process_refuses_the_others_hear_of(alone):
+    """A finished race in the folder, which only the first one looks at."""
+    both = [start(*RACE, "--out", alone, *each) for each in pair()]
+    said = [finish(process, code=2, seconds=90)[1] for process in both]
+    assert "holds a finished race" in said[0]
+    assert "the first process refuses" in said[1]
+    assert not any("Traceback" in each for each in said)
+
+
+def test_a_process_that_is_told_to_end_ends(tmp_path):
+    """JAX's own notifier would keep SIGTERM to itself."""
+    process = start(*RACE, "--steps", "200000", "--out", tmp_path / "told", "--hosts", f"{pair()[0][1].rsplit(',', 2)[0]},1,0")
+    end = time.monotonic() + 90
+    while not list((tmp_path / "told").glob("begun.json")):
+        assert time.monotonic() < end
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.terminate()
+    process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGTERM
+
+
 def lose(lost, folder):
     """Kills one of two processes in the middle of a race; the other ends in bounded time, and says why."""
     both = [start(*RACE, "--out", folder, "--checkpoint-every", "0", *each) for each in pair()]

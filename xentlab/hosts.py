@@ -7,6 +7,7 @@ import re
 import sys
 
 import jax
+import numpy as np
 
 from xentlab.contract import LabError
 
@@ -51,9 +52,10 @@ def first() -> bool:
     return jax.process_index() == 0
 
 
-def together() -> None:
-    """Waits until every process is here."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
+def together(well: bool) -> bool:
+    """Waits until every process is here; whether all of them are well."""
+    if jax.process_count() == 1:
+        return well
+    from jax.experimental import multihost_utils
 
-        multihost_utils.sync_global_devices("xentlab")
+    return bool(multihost_utils.process_allgather(np.array(well)).all())

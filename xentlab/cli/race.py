@@ -44,15 +44,19 @@ def run_race(command: Race) -> None:
             print(f"{layout.width} runs a call, {layout.at_a_time} calls at a time: {layout.why}.", file=sys.stderr)
 
     with contextlib.ExitStack() as held:
-        checkpoints = None
+        checkpoints = refusal = None
         if folder and hosts.first():
-            folder = held.enter_context(runs.using(folder_of(command)))
-            record = record_of(command, [source.describe()], 0.0)
-            options = (command.resume is not None, command.anyway, command.checkpoint_every)
-            checkpoints = resume.begin(folder, record, *options)
+            try:
+                folder = held.enter_context(runs.using(folder_of(command)))
+                record = record_of(command, [source.describe()], 0.0)
+                options = (command.resume is not None, command.anyway, command.checkpoint_every)
+                checkpoints = resume.begin(folder, record, *options)
+            except LabError as error:  # the others wait, and are to hear of it
+                refusal = error
         elif folder:
             checkpoints = resume.kept(folder, command.checkpoint_every)
-        hosts.together()
+        if not hosts.together(refusal is None):
+            raise refusal or LabError("the first process refuses; what it says, says why.")
         held.enter_context(resume.stopping(checkpoints))
         tell = held.enter_context(console.progress())
         try:
