@@ -11,6 +11,7 @@ from naive_heads import TOKENS, VOCAB, batch, close
 
 from xentlab import LOSSES
 from xentlab.linear import linear_loss
+from xentlab.linear import plan as plan_module
 from xentlab.linear.tokens import scored
 
 TRAINS = True  # as in test_linear.py
@@ -77,6 +78,17 @@ def test_it_has_the_naive_heads_gradient(plain_annotations, monkeypatch, make, p
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     head = functools.partial(total, make, plan, reduction)
     # Float32 on both sides: of one number the terms cancel to a thousandth of their size.
+    close(jax.jit(functools.partial(slopes, head))(learned_values(), hidden, weight, targets), right, 1e-4)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_with_blocks_of_rows_that_overlap(monkeypatch, reduction):
+    """Four rows at once of a chunk's seven: the last block has one that the first has had, and whose logits are gone."""
+    hidden, weight, targets = batch()
+    right = slopes(functools.partial(naive, by_rows, reduction), learned_values(), hidden, weight, targets)
+    monkeypatch.setattr(plan_module, "ROWS_BYTES", 4 * VOCAB * 4)
+    assert plan_module.rows_at_once(7, VOCAB, 4) == 4
+    head = functools.partial(total, by_rows, "tokens", reduction)
     close(jax.jit(functools.partial(slopes, head))(learned_values(), hidden, weight, targets), right, 1e-4)
 
 
