@@ -128,7 +128,7 @@ def races(table: pd.DataFrame) -> list[str]:
             sentence += f" ({first.bits_per_byte:.2f} bits a byte)"
         if "nll" in set(ranked.loss) and first.loss != "nll":
             behind = ranked.set_index("loss").test_nll["nll"] - first.test_nll
-            sentence += f"; nll itself is {behind:.3f} behind"
+            sentence += f"; nll itself is {_seen(behind)} behind"
         last = ranked.iloc[-1]
         if last.loss != first.loss:
             sentence += f". The most is {last.loss}'s, {last.test_nll:.3f}"
