@@ -12,7 +12,7 @@ PACKAGE = pathlib.Path(xentlab.__file__).parent
 SHELVES = (
     {"contract", "products"},
     {"losses"},
-    {"catalogue", "information"},
+    {"catalogue", "information", "hosts"},
     {
         "sources",
         "models",
@@ -25,7 +25,6 @@ SHELVES = (
         "layout",
         "checkpoints",
         "cache",
-        "hosts",
     },
     {"program"},
     {"training", "coding", "audit"},

@@ -94,24 +94,30 @@ def test_with_blocks_of_rows_that_overlap(monkeypatch, reduction):
 
 TRANSFORMED = {
     "checkpoint": lambda head: lambda learned, *arrays: slopes(jax.checkpoint(head), learned, *arrays),
-    "scan": lambda head: lambda *arrays: jax.lax.scan(lambda _, __: (None, slopes(head, *arrays)), None, length=1)[1],
-    "vmap": lambda head: (
-        lambda learned, *arrays: jax.vmap(lambda one: slopes(head, (*one, learned[2]), *arrays))(
-            jax.tree.map(lambda value: value[None], floats(learned))
-        )
+    "scan": lambda head: (
+        lambda learned, *arrays: jax.lax.scan(lambda _, t: (None, at(head, t, learned, *arrays)), None, TWO)[1]
     ),
+    "vmap": lambda head: lambda learned, *arrays: jax.vmap(lambda t: at(head, t, learned, *arrays))(TWO),
 }
+TWO = jnp.array([0.7, 1.6], jnp.float32)
+
+
+def at(head, temperature, learned, *arrays):
+    return slopes(head, (temperature, *learned[1:]), *arrays)
 
 
 @pytest.mark.parametrize("transform", TRANSFORMED)
 @pytest.mark.parametrize("eager", [True, False])
 def test_under_every_transformation(transform, eager):
-    """An integer that is closed over goes through as well."""
+    """An integer that is closed over goes through as well; of two temperatures each has its own result."""
     arrays = (learned_values(), *batch())
-    plainly = functools.partial(slopes, functools.partial(naive, by_rows, "mean"))
+    plainly = functools.partial(naive, by_rows, "mean")
     run = TRANSFORMED[transform](functools.partial(total, by_rows, "tokens", "mean"))
     found = (run if eager else jax.jit(run))(*arrays)
-    close(jax.tree.map(jnp.squeeze, found), plainly(*arrays))
+    right = slopes(plainly, *arrays)
+    if transform != "checkpoint":
+        right = jax.tree.map(lambda *each: jnp.stack(each), *(at(plainly, t, *arrays) for t in TWO))
+    close(found, right)
 
 
 def test_forward_over_reverse():

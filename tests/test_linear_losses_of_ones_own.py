@@ -35,7 +35,7 @@ def test_a_bad_target_is_nan_whatever_the_loss_makes_of_it(bad):
     """optax's own reads a negative target from the other end."""
     hidden, weight, targets = batch()
     own = optax.softmax_cross_entropy_with_integer_labels
-    head = jax.jit(lambda targets, **more: linear_loss(hidden, weight, targets, loss=own, reduction="none"))
+    head = jax.jit(lambda targets: linear_loss(hidden, weight, targets, loss=own, reduction="none"))
     found = np.asarray(head(targets.at[5].set(bad)))
     assert np.flatnonzero(np.isnan(found)).tolist() == [5]
 

@@ -291,7 +291,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(copy, whole):
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES])
-def test_what_cannot_be_read_just_now_is_not_damaged(copy, whole, monkeypatch, number):
+def test_what_cannot_be_read_just_now_is_not_damaged(copy, monkeypatch, number):
     """Too many open files, say: nothing is deleted, and nobody is told to."""
     grid = Checkpoints(copy / KEPT).grid("nll", 0)
     before, refuse = checkpoints(copy), lambda *_: (_ for _ in ()).throw(OSError(number, os.strerror(number)))

@@ -20,8 +20,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from xentlab import hosts
 from xentlab.contract import LabError
 
 # What a system refuses now and may grant later: no damage.
@@ -89,14 +89,13 @@ class Grid:
                     tree = self._read(manager, step, like, written)
                 except LabError:
                     raise
-                except (OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
-                    if isinstance(error, FileNotFoundError) or (isinstance(error, OSError) and error.errno not in PASSING):
-                        damaged.append(f"block {step} ({_short(error)})")
-                        continue
-                    raise LabError(
-                        f"a checkpoint of {self.loss} could not be read just now: {_short(error)}. It is whole: try again."
-                    ) from error
-                except Exception as error:  # whatever a decoder says of bytes that are not what was written
+                except Exception as error:
+                    no_room = isinstance(error, (MemoryError, jax.errors.JaxRuntimeError))
+                    if no_room or getattr(error, "errno", None) in PASSING:
+                        raise LabError(
+                            f"a checkpoint of {self.loss} could not be read just now: {_short(error)}. It is whole: try again."
+                        ) from error
+                    # Whatever a decoder says of bytes that are not what was written.
                     damaged.append(f"block {step} ({_short(error)})")
                     continue
                 for bad in [other for other in manager.all_steps() if other > step]:
@@ -129,10 +128,11 @@ class Grid:
 
         Raises `LabError` if it cannot be written: what was kept before stays whole.
         """
-        stop = self.place.stop.is_set()
-        due = last or stop or time.monotonic() - self.saved >= self.place.every
-        stop, due = _agreed(stop, due)
-        if due:
+        due = last or time.monotonic() - self.saved >= self.place.every
+        # Of several processes all must stop and save, or none: where one is to stop, and when the first one is to save.
+        stops, dues = hosts.told(self.place.stop.is_set(), due).T
+        stop = bool(stops.any())
+        if stop or dues[0]:
             self._save(block, tree())
             self.saved = time.monotonic()
         if stop:
@@ -184,16 +184,6 @@ def _hush() -> None:
     hook = sys.unraisablehook
     # Of a write that was under way when another one failed.
     sys.unraisablehook = lambda raised: None if "Event loop is closed" in str(raised.exc_value) else hook(raised)
-
-
-def _agreed(stop: bool, due: bool) -> tuple[bool, bool]:
-    """Of several processes, whether one of them is to stop, and whether the first one is to save: all must, or none."""
-    if jax.process_count() == 1:
-        return stop, due
-    from jax.experimental import multihost_utils
-
-    stops, dues = multihost_utils.process_allgather(np.array([stop, due])).reshape(-1, 2).T
-    return bool(stops.any()), bool(dues[0] or stops.any())
 
 
 def _shapes(tree: Any) -> list[str]:

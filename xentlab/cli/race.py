@@ -55,7 +55,7 @@ def run_race(command: Race) -> None:
                 refusal = error
         elif folder:
             checkpoints = resume.kept(folder, command.checkpoint_every)
-        if not hosts.together(refusal is None):
+        if not hosts.told(refusal is None).all():
             raise refusal or LabError("the first process refuses; what it says, says why.")
         held.enter_context(resume.stopping(checkpoints))
         tell = held.enter_context(console.progress())
@@ -98,9 +98,8 @@ def _asked(command: Race) -> dict[str, Any]:
 def _source(command: Race) -> Any:
     from xentlab.sources import MarkovSource, Text
 
-    fields = {field.name: field.default for field in dataclasses.fields(command)}
     without = ("order",) if command.markov is None else ("tokenizer", "bpe_vocab")
-    if ignored := [name for name in without if getattr(command, name) != fields[name]]:
+    if ignored := [name for name in without if getattr(command, name) != getattr(Race, name)]:
         whose = "a Markov chain's: give --markov" if command.markov is None else "a text's: leave --markov out"
         raise LabError(f"--{ignored[0].replace('_', '-')} is {whose}, or leave it out.")
     if command.markov is None:

@@ -90,7 +90,6 @@ def linear_loss(
     stream = stream_of(loss)
     if chosen.name == "tokens":
         score, values = scored(loss, stream, vocab, wide, mesh, varies(hidden))
-        hidden, weight, bias, flat, flat_weights, *values = together(hidden, weight, bias, flat, flat_weights, *values)
         how = score, stream and stream.reductions, head, chosen.tiles
     if not tokens:
         each = jnp.zeros(0, wide)

@@ -10,6 +10,9 @@ at certainty, where 1 - p is the rivals' share and lse - z_y would be a differen
 - `softplus`: the sum of log(1 + e^z) over the rivals.
 - `hinges`, `hinges_2`: the sum of max(0, 1 + z_j - z_y) over the rivals j, of its square.
 - `entropy`: of the rivals' own shares, softmax over them alone, in nats.
+
+A loss of which it is said that no common shift of the logits changes it (`Facts.shift`) may be given all of them less the
+greatest rival's: far from 0 they keep their digits so.
 """
 
 from __future__ import annotations
@@ -145,12 +148,12 @@ def _logsumexp(multiple: float, level: bool = True) -> Reduction:
     )
 
 
-def _scale(shift: jax.Array, log_mass: jax.Array) -> jax.Array:
+def _scale(shift: Any, log_mass: jax.Array) -> jax.Array:
     """What a share of the greatest is to be multiplied by, to be one of the mass; 0 where no rival has any."""
     return jnp.where(log_mass == -jnp.inf, 0, jnp.exp(shift - log_mass))
 
 
-def _log_mass(shift: jax.Array, mass: jax.Array) -> jax.Array:
+def _log_mass(shift: Any, mass: jax.Array) -> jax.Array:
     return jnp.where(mass == 0, -jnp.inf, shift + jnp.log(jnp.where(mass == 0, 1, mass)))
 
 
@@ -192,10 +195,10 @@ def _entropy() -> Reduction:
     def finish(state, shift):
         mass, moment = state
         safe = jnp.where(mass == 0, 1, mass)
-        return jnp.log(safe) - moment / safe, _log_mass(jnp.zeros_like(mass), mass)
+        return jnp.log(safe) - moment / safe, _log_mass(0, mass)
 
     def slope(value, log_mass, z, row):
-        share = row.share * _scale(jnp.zeros_like(log_mass), log_mass)
+        share = row.share * _scale(0, log_mass)
         return -share * (jnp.where(share > 0, z - row.shift - log_mass, 0) + value)
 
     return Reduction(
