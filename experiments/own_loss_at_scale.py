@@ -1,7 +1,8 @@
 """Does a loss of one's own run at the vocabulary of a large model, on a small machine?
 
-`pressed` below stands in no list. One step of gradient descent on the head at V = 128,256: as it is, by chunks of tokens; with
-a stream form, one line more, by tiles of the vocabulary; and the naive head, of which XLA's own count of bytes is given too.
+`pressed`, in the script, is in no catalogue. One step of gradient descent on the head at V = 128,256: as it is, by chunks of
+tokens; with a stream form, one line more, by tiles of the vocabulary; and the naive head, of which XLA's own count of bytes is
+given too.
 """
 
 import resource
@@ -34,7 +35,7 @@ def run(tokens: int = 1024, features: int = 512, vocab: int = 128_256, naive: bo
     hidden = jnp.asarray(rng.normal(size=(tokens, features)), jnp.float32)
     targets = jnp.asarray(rng.integers(0, vocab, tokens), jnp.int32)
     heads = {
-        "stream": lambda w: linear_loss(hidden, w, targets, loss=pressed_streamed),
+        "stream": lambda w: linear_loss(hidden, w, targets, loss=pressed_streamed, plan="stream"),
         "tokens": lambda w: linear_loss(hidden, w, targets, loss=pressed),
     }
     if naive:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import psutil
 
 from xentlab.contract import LabError, Loss, name_of
 from xentlab.linear.logits import turns
@@ -42,7 +43,7 @@ CPU = Sizes(chunk=512, chunk_bytes=None, kept_tile=4096, tile=512, tile_bytes=12
 # stream's tiles those of 256 MB are 3% faster, and hold twice as much. Chunks of 512 tokens take a slower kernel, of 2048
 # save 3% for half as much again.
 CHIP = Sizes(chunk=1024, chunk_bytes=2**30, kept_tile=None, tile=None, tile_bytes=96 * 2**20, lanes=128, held_bytes=2**32)
-SHARE = 16  # of a chip's memory the part that a plan may take to be faster
+SHARE = 16  # of a device's memory the part that a plan may take to be faster
 ROWS_BYTES = 2 * 2**20  # of logits, for a loss that sees whole rows: some ten passes over them then stay in a CPU's cache
 
 
@@ -129,18 +130,17 @@ def _chosen(loss, streams, per_token, held):
     if not streams:
         return "tokens", f"{name_of(loss)} has no stream form"
     # Measured: on a GPU (experiments/bench_chip.py) a third less time, for several times the memory; on a CPU
-    # (experiments/bench_linear_loss.py) at most a quarter less. Per-token results take four products either way.
+    # (experiments/bench_linear_loss.py) a tenth to a fifth less. Per-token results take four products either way.
     if not per_token and held <= _room():
-        return "tokens", f"it takes three products where stream takes four, and what it holds is under 1/{SHARE} of the device"
-    return (
-        "stream",
-        "it has a stream form, which holds no more logits than a tile's, for four products where tokens takes three",
-    )
+        return "tokens", f"it takes three products where stream takes four, and holds under 1/{SHARE} of the memory there is"
+    return "stream", "it holds no more logits than a tile's, for four products where tokens takes three and holds more"
 
 
 def _room() -> int:
-    """Bytes that the tokens plan may hold where stream could be taken: none on a CPU, nor on a chip of unknown size."""
-    stats = {} if on_cpu() else jax.local_devices()[0].memory_stats() or {}
+    """Bytes that the tokens plan may hold where stream could be taken: none on a chip of unknown size."""
+    if on_cpu():
+        return psutil.virtual_memory().total // (SHARE * jax.local_device_count())
+    stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("bytes_limit", 0) // SHARE
 
 
