@@ -171,10 +171,8 @@ def on_chip(benchmark: dict) -> str:
     said = []
     for grid, rows in grids.items():
         own = rows.pop("xentlab")
-        times = ", ".join(f"{what} {row['times']:.3g}" for what, row in rows.items())
-        said.append(
-            f"{grid}, {own['runs']} runs of {own['steps']} steps: {own['seconds']:.3f} s; as many times as long take {times}."
-        )
+        times = "; ".join(f"{what}, {row['times']:.3g}" for what, row in rows.items())
+        said.append(f"{grid}, {own['runs']} runs of {own['steps']} steps: {own['seconds']:.3f} s. Times as long: {times}.")
     return f"On an {benchmark['device']['kind']}, all runs in one program: {' '.join(said)}"
 
 
@@ -258,10 +256,9 @@ def heads(benchmark: dict) -> str:
     foot = (
         f"Tokens × features × vocabulary; value and gradients, float32, {benchmark['threads']} threads for everyone. Time is a "
         f"multiple of the first row's in the same round: the median of {benchmark['rounds']} rounds, each in another order, "
-        "with the quartiles; of one round for what is far slower. MB: the most that the process held beside the gradients. The "
-        "weight is [D, V] for JAX and xentlab, and [V, D] where it says so and for others, who take it so. Block sizes found "
-        "by trying: "
-        f"{blocks}. {', '.join(f'{name} {version}' for name, version in versions.items())}."
+        "with the quartiles; one round alone for heads that are far slower. MB: the most that the process held beside the "
+        "gradients. The weight is [D, V] for JAX and xentlab, and [V, D] where it says so and for others, who take it so. "
+        f"Block sizes found by trying: {blocks}. {', '.join(f'{name} {version}' for name, version in versions.items())}."
     )
     theirs = [found["ratio"] for rows in _by_shape(benchmark).values() for found in rows if found["what"] == TORCH_BARE]
     if theirs:
@@ -283,10 +280,10 @@ def fastest(benchmark: dict) -> str:
     for grid, rows in _by_grid(benchmark).items():
         own = next(row for row in rows if row["what"] == "xentlab")
         others = [row for row in rows if row["group"] == "by hand" and row["seconds"]]
-        times = ", ".join(f"{row['what']} {row['seconds'] / own['seconds']:.1f}" for row in others)
+        times = "; ".join(f"{row['what']}, {row['seconds'] / own['seconds']:.1f}" for row in others)
         said.append(
             f"{grid}, {own['runs']} runs of {own['steps']} steps: {own['seconds']:.2f} s, {own['to_floor']:.2f} times its "
-            f"matrix products alone. As many times as long as that take {times}."
+            f"matrix products alone. Times as long: {times}."
         )
     return " ".join(said)
 
@@ -320,8 +317,9 @@ def races(benchmark: dict) -> str:
     versions = {"jax": benchmark["versions"]["jax"], **benchmark["peers"]}
     foot = (
         f"Seconds of the whole grid: medians of {benchmark['rounds']} rounds in which all took turns, with quartiles, on "
-        f"{benchmark['machine']['cores']} cores; compiled before, but where it says so. Milliseconds a run, by their number: "
-        f"{', '.join(runs)}. Seconds by virtual devices of these cores that share the runs: {', '.join(devices)}. "
+        f"{benchmark['machine']['cores']} cores; compiled beforehand unless it says so. Milliseconds a run, by the number of "
+        f"runs: {', '.join(runs)}. Seconds, by the number of virtual devices that share the runs on these cores: "
+        f"{', '.join(devices)}. "
     )
     foot += f"{', '.join(f'{name} {version}' for name, version in versions.items())}."
     return "\n".join([*lines, "", foot])

@@ -231,7 +231,7 @@ def chart(frame: pd.DataFrame) -> alt.VConcatChart:
         above.append((bars + base.mark_circle(size=60, opacity=1).encode(x, hues) + written).properties(width=300, height=190))
     for what, axis in ((OURS, "runs"), (f"{OURS}, mesh", "devices")):
         part = rows[(rows.what == what) & rows.to_floor.isna()].assign(each=lambda rows: 1e3 * rows.seconds / rows.runs)
-        line = alt.Chart(part).mark_line(point=True, color=charts.HUES[1])
+        line = alt.Chart(part).mark_line(point=alt.OverlayMarkDef(color=charts.HUES[1]), color=charts.HUES[1])
         x = alt.X(f"{axis}:Q").scale(type="log", base=2).axis(values=sorted(part[axis]))
         below.append(
             line.encode(x, alt.Y("each:Q", title="milliseconds a run").scale(zero=True)).properties(width=300, height=150)

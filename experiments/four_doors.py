@@ -18,6 +18,7 @@ from xentlab.tour import Check, Figure, Station, show
 
 LOSSES = ("nll", "focal", "entmax15", "brier", "hinge", "mse_logits", "generalized_cross_entropy")
 DOORS = ["tokens_needed", "bits_per_byte", "gradient_error_bfloat16", "escape_steps"]
+WITHOUT = {"tokens_needed": "biased", "escape_steps": "never"}  # what a number that is infinite means
 
 
 def run(losses=LOSSES, replicates: int = 0, quick: bool = False) -> tuple[Scoreboard, pd.DataFrame]:
@@ -66,11 +67,13 @@ def stations(losses: tuple[str, ...] = LOSSES, quick: bool = False) -> list[Stat
     loose += f". Cross entropy is first at {sum(n == 'nll' for n in first.values())} of the {len(first)}."
     long = frame.melt("loss", DOORS, "door", "number")
     charts = []
-    for door, rows in long[np.isfinite(long.number)].groupby("door", sort=False):
+    for door, rows in long.groupby("door", sort=False):
         y, x = alt.Y("loss:N", sort=list(losses), title=None), alt.X("number:Q", title=None)
-        charts.append(alt.Chart(rows, title=str(door).replace("_", " ")).mark_bar().encode(x, y))
+        bars = alt.Chart(rows[np.isfinite(rows.number)]).mark_bar().encode(x, y)
+        without = alt.Chart(rows[np.isinf(rows.number)]).mark_text(align="left", dx=4, text=WITHOUT.get(door, ""))
+        charts.append(alt.layer(bars, without.encode(y, x=alt.value(0)), title=str(door).replace("_", " ")))
     told = "Four roads lead to cross entropy: likelihood, code length, numerics, training signal."
-    figure = Figure(tuple(charts), "No bar: no number. " + said[0])
+    figure = Figure(tuple(charts), said[0])
     frames = {"four_doors": frame, "codes": codes}
     return [Station(19, "Four doors", told, "\n".join(said), loose, tuple(checks), (figure,), frames)]
 

@@ -64,7 +64,8 @@ def stations(steps: int = 400) -> list[Station]:
     loose += "rise in loss may be the city's, not the map's. And the extra is not symmetric: a map of the new city would "
     loose += f"cost {there.kl_back:.3f} bits extra in the old one."
     lines = frame.melt("share", ["cross_entropy", "entropy", "kl", "kl_back"], "what", "bits")
-    chart = alt.Chart(lines, title="the city moves, the map stays (dots: drawn tokens)").mark_line(strokeWidth=2.5)
+    about = "dots: drawn tokens, the large one where the page's slider is; kl_back: the new city's map in the old one"
+    chart = alt.Chart(lines, title=alt.Title("the city moves, the map stays", subtitle=about)).mark_line(strokeWidth=2.5)
     chart = chart.encode(
         alt.X("share:Q", title="share of the new law"), alt.Y("bits:Q", title="bits"), alt.Color("what:N", title=None)
     )

@@ -1,7 +1,7 @@
 """What does it take to bring a loss of one's own?
 
-One function. `cubic` below, |1 - p|^3, stands in no list: from here it goes through gradients, a budget and a race. The
-commands take it too: `xentlab report --losses nll experiments/new_loss.py:cubic`.
+One function. `cubic`, |1 - p|^3, in the script, is in no catalogue: from here it goes through gradients, a budget and a race.
+The commands take it too: `xentlab report --losses nll experiments/new_loss.py:cubic`.
 """
 
 import jax

@@ -43,8 +43,10 @@ def picture(frame: pd.DataFrame) -> alt.LayerChart:
     points = alt.Chart(frame.dropna(subset=["tokens_needed"])).mark_point(size=70, filled=True, opacity=0.7)
     trials = alt.Chart(frame.dropna(subset=["simulated"]) if "simulated" in frame else frame[:0])
     bars = trials.mark_rule(strokeWidth=2, xOffset=16).encode(x, alt.Y("simulated_low:Q"), alt.Y2("simulated_high:Q"))
-    middles = trials.mark_tick(thickness=3, width=14, xOffset=16).encode(x, alt.Y("simulated:Q"))
-    title = alt.Title("Theory, by scale of the weights", subtitle="black: fits to samples at scale 0.7, with 95% interval")
+    middles = trials.mark_tick(thickness=3, width=14, xOffset=16, color="black").encode(x, alt.Y("simulated:Q"))
+    title = alt.Title(
+        "Dots: theory, by scale of the weights", subtitle="black: fits to samples at scale 0.7, with 95% interval"
+    )
     return alt.layer(points.encode(x, y, alt.Color("scale:O", title="scale")), bars, middles, title=title)
 
 

@@ -59,10 +59,10 @@ def stations() -> list[Station]:
     ]
     rows = frame.assign(log10=np.log10(frame["numpy"].clip(lower=5e-324)).where(frame["numpy"] > 0, -400), what=frame.dtype)
     logs = rows[rows.dtype == "float32"].assign(what="sum of logs", log10=lambda f: f.sum_of_logs / math.log(10))
-    y = alt.Y("log10:Q", title="log₁₀ of the product; the floor is 0")
+    y = alt.Y("log10:Q", title="log₁₀ of the product; where it is 0, −400")
     rows = pd.concat([rows, logs])[["tokens", "log10", "what"]]
     lines = alt.Chart(rows, title="n tokens at p = 0.1").mark_line(strokeWidth=2.5)
-    lines = lines.encode(alt.X("tokens:Q", title="n, tokens").scale(type="log"), y, alt.Color("what:N", title=None))
+    lines = lines.encode(alt.X("tokens:Q", title="n, tokens").scale(type="log", nice=False), y, alt.Color("what:N", title=None))
     found = f"100 tokens at 0.1 are {nats:.4f} nats. The product is 0 from n = "
     found += ", ".join(f"{n} in {dtype}" for dtype, n in cliffs.numpy_first_zero.items()) + " (NumPy)."
     loose = "“The product underflows” depends on the number format: float64 holds 10⁻¹⁰⁰. In float32 JAX on this device is "

@@ -94,6 +94,7 @@ def test_no_command_shows_the_help(capsys):
         ("race --stps 3", "--steps INT"),
         ("race --steps x", "Error parsing --steps"),
         ("show", "Missing from xentlab show"),
+        ("rase --quick", "no command 'rase'; did you mean race"),
         ("show entmax", "did you mean entmax15"),
         ("show mine.py", "as in mine.py:FUNCTION"),
         ("show mine.py:nothing", "no function 'nothing'"),

@@ -98,7 +98,7 @@ def test_what_was_set_differently_is_said(folder, tmp_path, capsys):
     main(["compare", str(folder), str(tmp_path / "other")])
     said = capsys.readouterr().out
     assert "arguments.batch: 16 | 8" in said
-    assert "numbers differ." in said
+    assert "numbers that both have differ" in said
     assert [row["what"] for row in settings(read_run(folder), read_run(tmp_path / "other"))] == ["arguments.batch"]
     both, said = ("compare", str(folder), str(tmp_path / "other")), {}
     for form, read in (("json", json.loads), ("csv", lambda text: pd.read_csv(io.StringIO(text)).to_dict("records"))):
@@ -151,7 +151,8 @@ def test_numbers_of_one_run_alone_are_counted_and_shown_when_asked_for(folder, t
     for more in ((), ("--all",)):
         main(["compare", str(folder), str(tmp_path / "cut"), *more])
         said[more] = capsys.readouterr().out
-    assert "of them are numbers in one run alone: --all shows them too." in said[()]
+    lacks = len(frame.read_text().splitlines()[0].split(",")) - 3  # numbers a row, without its source, loss and seed
+    assert f" numbers that both have differ; {lacks - 1} are in one run alone (--all shows them too)." in said[()]
     assert "frequency" not in said[()]
     assert "frequency" in said["--all",]
 

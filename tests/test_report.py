@@ -110,13 +110,24 @@ def test_what_diverged_at_every_rate_is_told_and_what_the_mark_of_the_grids_end_
     ]
 
 
+def test_both_ends_of_an_interval_are_in_one_notation():
+    rows = {"source": "s", "loss": "brier", "against": "nll", "metric": "test_nll", "seeds": 3, "difference": 2e-3}
+    said = reading.pairs(pd.DataFrame([rows | {"low": low, "high": 4e-3, "tells_apart": True} for low in (3.7e-4, 1e-3)]))
+    assert [each[each.index("[") :] for each in said] == ["[+3.7e-04, +4.0e-03], 3 seeds).", "[+0.001, +0.004], 3 seeds)."]
+
+
+def test_what_was_mixed_in_is_said_for_what_it_is():
+    rows = table(nll=(1.0, 0.1), brier=(2.0, 0.1)).assign(smoothing=[1e-6, 0.1])
+    assert "mixed with a share of the uniform, the one that is best on validation: brier (0.1)." in reading.races(rows)[-1]
+
+
 def test_what_is_equal_as_printed_has_no_least_and_no_most():
     counts = [{"count_low": low, "count_high": high, "tokens": 500} for low, high in ((0, 0), (1000, 2999))]
     rows = [{"source": "s", "loss": loss, **each} for loss in ("nll", "brier") for each in counts]
     said = reading.rarity(pd.DataFrame(rows).assign(test_nll=[5.0, 2.001, 6.0, 2.002]))
     assert said == [
-        "On s what training saw never (500 of the test's tokens) costs from 5.00 (nll) to 6.00 nats (brier); "
-        "the most frequent, 1,000 times and up, 2.00 nats by every loss."
+        "On s tokens that never occur in the training part (500 of the test's) cost from 5.00 (nll) to 6.00 nats (brier); "
+        "those that occur 1,000 times and up, 2.00 nats by every loss."
     ]
 
 

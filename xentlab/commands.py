@@ -52,7 +52,7 @@ class Gradients:
     vocab: int = 16
     """size of the vocabulary"""
     rivals: Literal["even", "one", "both"] = "even"
-    """how p becomes small: the target's logit falls (even), or one rival rises (one)"""
+    """how p becomes small: the target's logit falls (even), or one rival rises (one), where p cannot reach 1/(V - 1)"""
     out: Out = None
     format: Format = "table"
     seed: int = 0
@@ -65,14 +65,15 @@ class Gradients:
 class Budget:
     """Where a real batch's gradient goes, by the probability that your model gave each right token.
 
-    FILE is an .npz with arrays logits [..., V] and targets [...], or a .npy of logits with --targets.
+    The file is an .npz with arrays logits [..., V] and targets [...], or a .npy of logits with --targets.
+
     Example: xentlab budget batch.npz --losses nll focal
     """
 
     file: Positional[pathlib.Path]
     """.npz with logits and targets, or .npy of logits"""
     targets: pathlib.Path | None = None
-    """.npy of targets, where FILE holds logits alone"""
+    """.npy of targets, where the file holds logits alone"""
     losses: Losses = DEFAULT
     bins: tuple[float, ...] = ()
     """rising edges of p from 0 to 1; by default 0 1e-4 1e-3 .01 .1 .25 .5 .75 .9 .99 1"""
@@ -85,7 +86,8 @@ class Plan:
     """What the head, linear_loss, costs at a shape, on one device or a mesh: compiled, never run.
 
     Needs no accelerator: of a mesh larger than this machine the devices are virtual ones of its CPU.
-    Example: xentlab plan --tokens 8192 --features 2304 --vocab 256000 --mesh data=8,model=32 --loss brier
+
+    Example: xentlab plan --tokens 8192 --features 2304 --vocab 256000 --loss brier --mesh data=8,model=32
     """
 
     tokens: int
@@ -121,8 +123,10 @@ class Audit:
 class Race:
     """Train a model with each loss, at each loss's own best learning rate, and compare on held-out tokens.
 
-    Losses are paired by their seeds; what differs is said with an interval. With --out it writes its frames, run.json and
+    Losses are paired by their seeds; what differs is said with an interval. Each model is read through its loss's own link,
+    mixed with the share of the uniform that validation likes best. With --out it writes its frames, run.json and
     pictures there, and keeps how far it has come: stopped by Ctrl-C or killed, it goes on with --resume, to the same numbers.
+
     Example: xentlab race --losses nll brier --text book.txt --steps 500 --seeds 0 1 2 --out runs/book
     """
 
@@ -130,6 +134,7 @@ class Race:
     text: pathlib.Path | None = None
     """a UTF-8 file or folder; without it, the English that comes with Python"""
     tokenizer: Literal["bytes", "bpe"] = "bytes"
+    """bpe needs the extra `bpe`"""
     bpe_vocab: int = 1024
     """tokens of the BPE vocabulary that is trained on the text"""
     markov: int | None = None
@@ -142,6 +147,7 @@ class Race:
     extensions: int = 6
     """further rates, at most, while a loss's best one sits on the grid's edge"""
     steps: int = 400
+    """of each run"""
     seeds: tuple[int, ...] = ()
     """by default three, from --seed on"""
     batch: int = 16
@@ -153,12 +159,11 @@ class Race:
     schedule: str = "cosine"
     """constant, linear or cosine, with options: "cosine(warmup=.1)" """
     clip: float | None = None
-    """greatest length of the gradient"""
+    """global norm to which the gradient is clipped"""
     label_noise: float = 0.0
     """share of the training targets that are another token; what is read and tested stays clean"""
     mesh: str | None = None
-    """runs=2,data=4,model=2: devices that take different runs, or share each, its tokens and its vocabulary; on a machine with
-    fewer, virtual ones"""
+    """runs=2,data=4,model=2: devices for different runs, or to share a run's tokens, and vocabulary; virtual if need be"""
     hosts: str | None = None
     """HOST:PORT,COUNT,INDEX: this process and others race together, each started with its INDEX; or auto on a cluster"""
     out: Out = None
@@ -169,6 +174,7 @@ class Race:
     checkpoint_every: float = 10.0
     """seconds, at least, between two checkpoints; each is made after a block of steps"""
     seed: int = 0
+    """the first of the default --seeds; and what a Markov chain's law and text are drawn by"""
     format: Format = "table"
     verbose: bool = False
     """say how the runs lie on this machine, and why"""
@@ -182,6 +188,7 @@ class Scoreboard:
 
     Races the losses on a text and on a Markov chain first, to have models to code with. With --out it writes
     scoreboard.csv, codes.csv, the coded files and run.json.
+
     Example: xentlab scoreboard --losses nll brier ./mine.py:my_loss --format json
     """
 
@@ -199,9 +206,10 @@ class Scoreboard:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The main job: gradients, budgets, races, scoreboard and audit, as one page that opens without a network.
+    """Gradients, budgets, races, scoreboard and audit, as one page that opens without a network.
 
     Writes report.html, pictures, CSVs and run.json into --out (by default runs/report-<time>).
+
     Example: xentlab report --losses nll focal ./mine.py:my_loss --text book.txt
     """
 
@@ -209,6 +217,7 @@ class Report:
     text: pathlib.Path | None = None
     """a UTF-8 file or folder; without it, the English that comes with Python"""
     tokenizer: Literal["bytes", "bpe"] = "bytes"
+    """bpe needs the extra `bpe`"""
     bpe_vocab: int = 1024
     out: Out = None
     seed: int = 0
@@ -219,10 +228,11 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class Tour:
-    """The whole argument for cross entropy, claim by claim: runs every experiment and writes one page to walk through.
+    """The whole argument for cross entropy, claim by claim: runs each claim's experiment and writes one page to walk through.
 
     Writes tour.html, tour.json, pictures, CSVs and run.json into --out (by default runs/tour-<time>); a few minutes. Ends with
     exit code 1 if a number is not what it must be.
+
     Example: xentlab tour --format json
     """
 
@@ -260,6 +270,7 @@ class Compare:
     """Two runs side by side: what was set differently, and every number that came out differently.
 
     In csv and json what was set differently comes first, as rows whose frame is "settings".
+
     Example: xentlab compare runs/monday runs/tuesday --format csv
     """
 
@@ -277,6 +288,7 @@ class Rerun:
     """Do a run again from its run.json, and compare: the same numbers to the last bit, or what differs.
 
     Ends with exit code 1 if a number differs. Takes runs of race, gradients, budget and scoreboard.
+
     Example: xentlab rerun runs/book --out runs/again
     """
 

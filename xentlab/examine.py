@@ -60,7 +60,7 @@ def predict(link: Callable, model: Any, share: Any, tokens: Any) -> Any:
 class Examined:
     """scores: each of `TEST_METRICS`. reliability: of each reading (raw, tempered), rows as `metrics.reliability` has them.
 
-    frequency: rows of count_low, count_high (how often training saw the token), tokens, test_nll, tempered_nll.
+    frequency: rows of count_low, count_high (how often the training part has the token), tokens, test_nll, tempered_nll.
     """
 
     scores: dict[str, float]
@@ -144,7 +144,7 @@ def _scores(each, source, targets):
 
 
 def _by_frequency(seen, nll, tempered):
-    """Rows by how often training saw a token, two a decade: never, 1 or 2, 3 to 9, 10 to 29, and so on."""
+    """Rows by how often the training part has a token, two a decade: never, 1 or 2, 3 to 9, 10 to 29, and so on."""
     edges = [0, *(base * 10**power for power in range(10) for base in (1, 3))]
     place, rows = np.searchsorted(edges, seen, side="right") - 1, []
     for each in np.unique(place).tolist():

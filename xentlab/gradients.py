@@ -57,7 +57,7 @@ def gradient_profile(
 
     Returns one row a path, loss and p, columns loss, rivals, p, value, dvalue_dp (the total derivative along the path),
     dvalue_dlogit (the partial derivative dL/dz_y), gradient_norm (the length of the whole gradient in z). On "one" a p of
-    1/(V - 1) and above cannot be reached: NaN. Raises `LabError` for bad arguments.
+    1/(V - 1) and above cannot be reached: NaN in all four. Raises `LabError` for bad arguments.
 
     >>> profile = gradient_profile(["nll", "brier"], [0.1], vocab=2)
     >>> profile[["loss", "dvalue_dp", "dvalue_dlogit"]].round(6).values.tolist()  # -1/p, -(1-p); -4(1-p), -4p(1-p)^2
@@ -76,7 +76,10 @@ def gradient_profile(
     paths = PATHS if rivals == "both" else (rivals,)
     z, dz = map(np.concatenate, zip(*(path_logits(p, vocab, path) for path in paths), strict=True))
     frames = []
+    unreachable = np.isnan(z).any(axis=-1)
     for name, (value, gradient) in zip(found, _values_and_gradients(found.values(), z), strict=True):
+        value = np.where(unreachable, np.nan, value)
+        gradient = np.where(unreachable[:, None], np.nan, gradient)  # which may not read the logits at all
         frames.append(
             pd.DataFrame(
                 {
@@ -199,7 +202,9 @@ def load_batch(logits: Batch, targets: Batch | None = None) -> tuple[np.ndarray,
         else:
             logits = loaded
     if targets is None:
-        raise LabError(f"{where} holds logits alone; give the targets too, or one .npz with logits and targets.")
+        raise LabError(
+            f"{where} holds logits alone; give the targets too (--targets FILE.npy), or one .npz with logits and targets."
+        )
     if isinstance(targets, str | pathlib.Path):
         targets = _load(pathlib.Path(targets))
         if isinstance(targets, dict):
@@ -209,7 +214,7 @@ def load_batch(logits: Batch, targets: Batch | None = None) -> tuple[np.ndarray,
     if logits.dtype.kind != "f" and not jnp.issubdtype(logits.dtype, jnp.floating):
         raise LabError(f"{where}: logits are floating numbers; got {logits.dtype}.")
     if targets.dtype.kind not in "iu":
-        raise LabError(f"targets are integers; got {targets.dtype}.")
+        raise LabError(f"targets are integers; got {targets.dtype}. targets.astype(int) makes them so.")
     if logits.ndim < 1 or logits.shape[:-1] != targets.shape or logits.size == 0:
         raise LabError(
             f"logits [..., V] go with targets [...], at least one token; got {list(logits.shape)} and {list(targets.shape)}."
@@ -235,4 +240,7 @@ def _load(path: pathlib.Path):
         loaded = np.load(path, allow_pickle=False)
         return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
     except (ValueError, OSError, EOFError) as error:
-        raise LabError(f"{path} is not an .npz or .npy of plain arrays: {error}") from error
+        # NumPy's own words would recommend to load it unsafely.
+        raise LabError(
+            f"{path} is not an .npz or .npy of plain arrays. Write one with numpy.savez(file, logits=..., targets=...)."
+        ) from error

@@ -94,7 +94,9 @@ class Spread:
     def __post_init__(self):
         devices = self.mesh.shape.get("data", 1) if self.mesh else 1
         if self.windows % devices:
-            raise LabError(f"{devices} devices cannot share a batch of {self.windows} windows evenly; take a multiple.")
+            raise LabError(
+                f"{devices} devices cannot share a batch of {self.windows} windows evenly; take a multiple of {devices}."
+            )
 
     @property
     def within(self) -> Mesh | None:

@@ -46,8 +46,8 @@ class Race:
     pairs: `paired` of the tests, by test_nll and by tempered_nll.
     reliability: how sure and how right, a row a loss, reading (raw, tempered) and bin of confidence, all seeds together:
     source, loss, reading, bin_low, bin_high, tokens, confidence, accuracy.
-    frequency: where rare tokens make the difference, a row a loss, seed and half decade of how often training saw it: source,
-    loss, seed, count_low, count_high, tokens, test_nll, tempered_nll.
+    frequency: where rare tokens make the difference, a row a loss, seed and half decade of its count in the training part:
+    source, loss, seed, count_low, count_high, tokens, test_nll, tempered_nll.
     predictors: each loss's model at its best rate and first seed; a loss that diverged everywhere has none.
     """
 
@@ -83,7 +83,8 @@ def race(
 
     A grid of rates grows past the edge on which the best one sits, so that no loss is held back by where it began.
     losses: names or callables. source: `MarkovSource`, `Text`, or an object with their members. model: a name with
-    options, or a function (vocab, key) -> model. recipe: the other fields of `recipe.Recipe`. progress(loss, done,
+    options, or a function (vocab, key) -> model. learning_rates, seeds: each loss trains with every pair of them, as
+    `training.train` has it. steps: of each run. recipe: the other fields of `recipe.Recipe`. progress(loss, done,
     total) is called after every block, in steps of each run. mesh: of devices that take different runs or share each, as
     `training.train` has it. extensions: how many rates a grid of more than one may grow by, one step at a time. checkpoints:
     where runs are kept between blocks, so that the same call later goes on from there and finds the same. laid_out is told how

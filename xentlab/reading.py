@@ -145,8 +145,8 @@ def races(table: pd.DataFrame) -> list[str]:
         smoothed = [f"{r.loss} ({r.smoothing:.2g})" for r in rows.itertuples() if r.smoothing > 1e-3]
         if smoothed:
             sentences.append(
-                f"On {source} these models gave right tokens too little, or nothing, to be scored by likelihood as they "
-                f"are; validation mixed in this share of the uniform: {words(smoothed)}."
+                f"On {source} test NLL is of predictions mixed with a share of the uniform, the one that is best on "
+                f"validation: {words(smoothed)}."
             )
     return sentences
 
@@ -154,6 +154,12 @@ def races(table: pd.DataFrame) -> list[str]:
 def _seen(nats: float, sign: str = "") -> str:
     """To three digits after the point; what would be 0 there, and is not, to two of its own."""
     return f"{nats:{sign}.3f}" if nats == 0 or abs(nats) >= 5e-4 else f"{nats:{sign}.1e}"
+
+
+def _all_seen(*nats: float) -> list[str]:
+    """With their signs, all in the one notation or the other."""
+    small = any("e" in _seen(each) for each in nats)
+    return [f"{each:+.1e}" if small else _seen(each, "+") for each in nats]
 
 
 def pairs(frame: pd.DataFrame) -> list[str]:
@@ -166,7 +172,7 @@ def pairs(frame: pd.DataFrame) -> list[str]:
             apart = (
                 f"{row.loss}'s test NLL is {_seen(abs(row.difference))} nats {'more' if row.difference > 0 else 'less'} than"
             )
-            interval = f"[{_seen(row.low, '+')}, {_seen(row.high, '+')}], {row.seeds} seeds"
+            interval = f"[{', '.join(_all_seen(row.low, row.high))}], {row.seeds} seeds"
             if row.tells_apart:
                 sentences.append(f"On {source} {apart} {row.against}'s ({interval}).")
             elif math.isnan(row.low):
@@ -187,7 +193,7 @@ def pairs(frame: pd.DataFrame) -> list[str]:
             ]
             against = tempered.against.iloc[0]
             sentences.append(
-                f"On {source}, each and {against} after a temperature of its own, at the rate that was best without one: "
+                f"On {source}, each after a temperature of its own, at the rate that was best without one, against {against}: "
                 f"{'; '.join(said)}."
             )
     return sentences
@@ -228,10 +234,10 @@ def rarity(frequency: pd.DataFrame) -> list[str]:
         rare, frequent = means.iloc[0], means.iloc[-1]
         low = int(here.count_high[here.count_low == means.index[0]].iloc[0])
         tokens = here[(here.count_low == means.index[0]) & (here.loss == here.loss.iloc[0])].tokens.iloc[0]
-        seen = "never" if low == 0 else f"at most {low:,} times"
+        seen = "never occur" if low == 0 else f"occur at most {low:,} times"
         sentences.append(
-            f"On {source} what training saw {seen} ({tokens:,} of the test's tokens) costs {_costs(rare)}; the most frequent, "
-            f"{int(means.index[-1]):,} times and up, {_costs(frequent)}."
+            f"On {source} tokens that {seen} in the training part ({tokens:,} of the test's) cost {_costs(rare)}; those that "
+            f"occur {int(means.index[-1]):,} times and up, {_costs(frequent)}."
         )
     return sentences
 

@@ -52,4 +52,4 @@ def same_gradient_as(probe: Probe) -> Verdict:
         factor = float(np.sum(field * theirs)) / norm if norm else 0.0
         if factor > 0 and np.allclose(field, factor * theirs, rtol=1e-8, atol=1e-10):
             return Verdict({"loss": name, "factor": round(factor, 9)}, f"equal at {POINTS} points to 1e-8")
-    return Verdict(None, f"differs from all {len(catalogue)} at {POINTS} points")
+    return Verdict(None, f"differs from all {len(catalogue)} losses and settings at {POINTS} points")

@@ -52,7 +52,8 @@ def low_p(probe: Probe) -> dict[str, Verdict]:
                 power = found if abs(found) > 0.02 else -k if abs(k) > 0.1 else 0.0
                 limits[rivals] = 0.0 if power > 0 else float("inf") if power < 0 else plain(round(pull[-1], 8))
                 said.append(
-                    f"{rivals}: |dL/dz_y| = {pull[0]:.4g} at p = 1e-6, {pull[-1]:.4g} at 1e-14, order {found:.3f}, k {k:.2f}"
+                    f"{rivals}: |dL/dz_y| = {pull[0]:.4g} at p = 1e-6, {pull[-1]:.4g} at 1e-14, "
+                    f"as p^{round(found, 3) + 0.0:.3f} log(1/p)^{round(k, 2) + 0.0:.2f}"
                 )
         if rivals == "even":
             order = UNDECIDED if found is None and limits[rivals] == UNDECIDED else found

@@ -52,7 +52,7 @@ def local(probe: Probe) -> Verdict:
     off = np.arange(VOCAB) != y[:, None]
     rest = np.logaddexp.reduce(np.where(off, z, -np.inf), axis=1, keepdims=True)
     even = np.where(off, rest - np.log(VOCAB - 1), z) + 0.9
-    what = "two points with one p_y have two values"
+    what = "two points of equal p_y have two values"
     return _same(probe, even, y, z, y, what, "the value stays the same while p_y does")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import tyro
 
 from xentlab.cache import keep_compiled
+from xentlab.catalogue import near_names
 from xentlab.cli.race import begun
 from xentlab.commands import COMMANDS, Race
 from xentlab.contract import LabError
@@ -91,8 +92,8 @@ def _fail(message: str, code: int = 2) -> None:
 
 ABOUT = (
     "A differentiable loss lab for next-token models. `xentlab COMMAND --help` tells more. What JAX compiles is kept in your "
-    "cache folder for the next time, or in FOLDER/compiled with XENTLAB_CACHE=FOLDER; --no-cache or XENTLAB_CACHE=off turns "
-    "that off."
+    "cache folder for the next time, or in FOLDER/compiled with XENTLAB_CACHE=FOLDER; --no-cache, with any command, or "
+    "XENTLAB_CACHE=off turns that off."
 )
 
 
@@ -103,6 +104,8 @@ def _parse(arguments: list[str]) -> Any:
             if arguments[:1] == ["race"] and (default := begun(arguments)):
                 # What is not given is as it was begun; what is given otherwise is then seen.
                 return tyro.cli(Race, default=default, prog="xentlab race", args=arguments[1:])
+            if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+                raise LabError(f"no command {arguments[0]!r}; {near_names(arguments[0], COMMANDS)}")
             return tyro.extras.subcommand_cli_from_dict(
                 COMMANDS, prog="xentlab", description=ABOUT, args=arguments or ["--help"]
             )

@@ -61,16 +61,18 @@ def _side_by_side(first: Any, second: Any, form: str, every: bool = False) -> in
         rows = [{"frame": "settings", "where": row["what"], "metric": None, "difference": None} | row for row in made]
         console.print_rows([{key: row[key] for key in frame.columns} for row in [*rows, *shown.to_dict("records")]], form)
         return len(differ)
+    if made:
+        print("set differently, first | second:")
     for row in made:
         print(f"{row['what']}: {console.text(row['first'])} | {console.text(row['second'])}")
+    alone = shown["first"].isna() != shown["second"].isna()
+    single = (frame["first"].isna() != frame["second"].isna()).sum()
     if len(differ):
-        print(f"{len(differ)} of {len(frame)} numbers differ.")
+        beside = f"; {single} are in one run alone{'' if every else ' (--all shows them too)'}" if single else ""
+        print(f"{len(differ) - single} of {len(frame) - single} numbers that both have differ{beside}.")
     else:
         print(f"All {len(frame)} numbers are the same to the last bit.")
-    alone = shown["first"].isna() != shown["second"].isna()
-    if alone.any() and not every:
-        print(f"{alone.sum()} of them are numbers in one run alone: --all shows them too.")
-        shown = shown[~alone]
+    shown = shown if every else shown[~alone]
     if len(shown):
         console.print_table(shown.to_dict("records"))
     return len(differ)

@@ -24,6 +24,8 @@ def run_list(command: List) -> None:
     if command.format == "table":
         columns = ("loss", "family", "settings", "proper", "calibrated", "convex", "bounded", "low_p_even", "low_p_one")
         console.print_table([{column: row[column] for column in columns} for row in rows])
+        print("proper: the expected loss is least at the truth, read by a softmax, or by the loss's own link, or not.")
+        print("calibrated: the likeliest class there is the truth's.")
         print("low_p: the limit of |dL/dz_y| as p -> 0 (V = 16), with even rivals, and with one that rises.")
         print("More on one of them: xentlab show LOSS. A loss of your own: ./file.py:function, wherever a name may stand.")
         for name, value in others.items():
@@ -88,6 +90,8 @@ def run_gradients(command: Gradients) -> None:
     probabilities = command.probabilities[:3] if command.quick else command.probabilities
     frame = gradient_profile(command.losses, probabilities, command.vocab, command.rivals)
     finish(command, {"profiles": frame}, "profiles", begun)
+    if command.rivals != "even" and max(probabilities) >= 1 / (command.vocab - 1):
+        print("nan: with one rival rising, p cannot reach 1/(V - 1).", file=sys.stderr)
 
 
 def run_budget(command: Budget) -> None:
@@ -164,6 +168,6 @@ def run_audit(command: Audit) -> None:
         print(f"{len(audits) - len(differ)} of {len(audits)} agree with every claim that is made of them.")
         for name, said in differ.items():
             print(f"{name}: {'; '.join(said)}")
-        print('Evidence, witnesses, limits and errors: one loss at a time, or --format json. "?" is undecided.')
+        print('low_p_limit, finite, max_error, evidence, witnesses: one loss at a time, or --format json. "?" is undecided.')
         return
     console.print_audit(audits[0])

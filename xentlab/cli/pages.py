@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import sys
 import time
+import warnings
 
 from xentlab import console
 from xentlab.cli.writing import finish, folder_of
@@ -106,5 +107,7 @@ def run_api(command: Api) -> None:
 
     # pdoc leaves out the modules that a package's __all__ does not name.
     modules = [found.name for found in pkgutil.walk_packages(xentlab.__path__, "xentlab.") if "experiments" not in found.name]
-    pdoc.pdoc("xentlab", *modules, output_directory=folder)
+    with warnings.catch_warnings():  # of annotations that only a type checker resolves
+        warnings.simplefilter("ignore", UserWarning)
+        pdoc.pdoc("xentlab", *modules, output_directory=folder)
     print(f"Wrote {folder}. `xentlab open {folder}` shows it.", file=sys.stderr)

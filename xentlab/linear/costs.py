@@ -84,7 +84,7 @@ def _compiled(head, mesh, tokens, features, vocab, dtype):
         return jax.jit(run).lower(*shaped).compile()
     data, model = ((axis if axis in mesh.axis_names else None) for axis in ("data", "model"))
     if tokens % mesh.shape.get("data", 1):
-        raise LabError(f"{tokens} tokens cannot lie evenly on {mesh.shape['data']} devices; take a multiple.")
+        raise LabError(f"{tokens} tokens cannot lie evenly on {mesh.shape['data']} devices; take a multiple of that.")
     place = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))
     given = (place(data), place(None, model), place(data))
     return jax.jit(run, in_shardings=given, out_shardings=(place(), given[:2])).lower(*shaped).compile()

@@ -83,9 +83,13 @@ def label_smoothing(logits: Logits, targets: Targets, *, epsilon: float = 0.1) -
 def z_loss(logits: Logits, targets: Targets, *, coefficient: float = 1e-4) -> PerToken:
     """`nll` plus coefficient * logsumexp(z)^2, which keeps the normaliser near 1: logits [..., V], targets [...] -> [...].
 
+    coefficient: at least 0; at 0 it is `nll`.
+
     >>> print(f"{z_loss(jnp.log(jnp.array([1.0, 3.0])), jnp.array(0), coefficient=1.0):.5f}")  # log 4 + (log 4)^2
     3.30811
     """
+    if is_known(coefficient) and not coefficient >= 0:
+        raise LabError(f"z_loss needs a coefficient of at least 0; got {coefficient}. At 0 it is nll.")
     return nll(logits, targets) + coefficient * jax.nn.logsumexp(logits, axis=-1) ** 2
 
 
@@ -108,9 +112,13 @@ def z_loss(logits: Logits, targets: Targets, *, coefficient: float = 1e-4) -> Pe
 def confidence_penalty(logits: Logits, targets: Targets, *, beta: float = 0.1) -> PerToken:
     """`nll` minus beta times the prediction's entropy: logits [..., V], targets [...] -> [...], in nats.
 
+    beta: at least 0; at 0 it is `nll`.
+
     >>> confidence_penalty(jnp.zeros(2), jnp.array(0), beta=0.5) / jnp.log(2.0)  # log 2 - 1/2 log 2
     Array(0.5, dtype=float32)
     """
+    if is_known(beta) and not beta >= 0:
+        raise LabError(f"confidence_penalty needs beta of at least 0; got {beta}. At 0 it is nll.")
     log_p = log_softmax(logits)
     p = jnp.exp(log_p)
     entropy = -jnp.sum(p * jnp.where(p > 0, log_p, 0), axis=-1)  # 0 log 0 is 0

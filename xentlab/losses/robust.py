@@ -53,6 +53,8 @@ def focal(logits: Logits, targets: Targets, *, gamma: float = 2.0) -> PerToken:
     >>> focal(jnp.zeros(2), jnp.array(0)) / jnp.log(2.0)  # (1/2)^2 log 2
     Array(0.25, dtype=float32)
     """
+    if is_known(gamma) and not gamma >= 0:
+        raise LabError(f"focal needs gamma of at least 0; got {gamma}. At 0 it is nll.")
     return _focal(at_target(log_softmax(logits), targets), gamma=gamma)
 
 
@@ -208,7 +210,11 @@ def _mixce(log_p, *, eta):
 def mixce(logits: Logits, targets: Targets, *, eta: float = 0.5) -> PerToken:
     """Cross entropy mixed with its reverse, by a weight that is not differentiated: logits [..., V], targets [...] -> [...].
 
+    eta: cross entropy's share, in [0, 1].
+
     >>> mixce(jnp.zeros(2), jnp.array(0)) / jnp.log(2.0)  # 1/2 + 1/2 * 1/2
     Array(0.75, dtype=float32)
     """
+    if is_known(eta) and not 0 <= eta <= 1:
+        raise LabError(f"mixce needs eta in [0, 1]; got {eta}. At 1 it is nll.")
     return _mixce(at_target(log_softmax(logits), targets), eta=eta)
