@@ -206,6 +206,15 @@ def test_a_run_of_another_kind_is_not_overwritten(tmp_path, capsys, held, comman
     assert (tmp_path / "held" / "run.json").read_text() == held
 
 
+def test_nothing_is_written_into_an_unfinished_race(tmp_path, capsys):
+    (tmp_path / "held").mkdir()
+    (tmp_path / "held" / "begun.json").write_text('{"kind": "race"}')
+    code, out, err = in_process(capsys, "gradients", "--quick", "--out", "held")
+    assert (code, out) == (2, "")
+    assert "held holds an unfinished race, which gradients would write into" in err
+    assert [path.name for path in (tmp_path / "held").iterdir()] == ["begun.json"]
+
+
 @pytest.mark.parametrize("command", ["race", "report", "scoreboard"])
 def test_no_run_is_written_into_its_own_text(tmp_path, capsys, command):
     """It would be another text the next time, and the race would never go on."""

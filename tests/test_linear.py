@@ -1,12 +1,14 @@
 """The head against the naive one in float64: every loss, both plans, awkward shapes, derivatives."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import optax
+import psutil
 import pytest
 from naive_heads import (
     BRIER,
@@ -240,14 +242,20 @@ def test_against_optax_and_torch(plan):
 
 def test_auto_takes_what_explain_plan_says(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")  # these tests run on a GPU too, which may have the room
-    big = explain_plan(8192, 2304, 256_000, NLL, jnp.bfloat16)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(total=8 * 10**9 * jax.local_device_count()))
+    big, small = explain_plan(8192, 2304, 256_000, NLL), explain_plan(1024, 256, 32_768, NLL)
     assert (big.name, big.products) == ("stream", 4)
+    assert (small.name, small.products) == ("tokens", 3)
+    assert "under 1/16 of the memory" in small.why
+    assert explain_plan(1024, 256, 32_768, NLL, per_token=True).name == "stream"  # four products either way
     without = explain_plan(8192, 2304, 256_000, LOSSES["entmax15"])
     assert (without.name, without.products, without.why) == ("tokens", 3, "entmax15 has no stream form")
     assert explain_plan(8192, 2304, 256_000, NLL, plan="tokens").why == "it was asked for"
     hidden, weight, targets = batch()
     run = lambda plan: jax.jit(lambda w: linear_loss(hidden, w, targets, plan=plan)).lower(weight).as_text()
-    assert run("auto") == run("stream") != run("tokens")
+    assert run("auto") == run("tokens") != run("stream")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(total=0))
+    assert run("auto") == run("stream")
 
 
 def test_a_loss_of_ones_own_goes_through_either_way():

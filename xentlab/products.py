@@ -97,6 +97,15 @@ def _widens_bfloat16() -> bool:
     return "f32[4]" in jax.jit(write).lower(*shapes).compile().as_text()
 
 
+def lift(size: jax.Array) -> jax.Array:
+    """A power of two by which a size is about 1, for what would be below float16's least number; 1 for none.
+
+    >>> lift(jnp.array([0.0, 2.0**-12]))
+    Array([1.000e+00, 4.096e+03], dtype=float32)
+    """
+    return jnp.exp2(-jnp.round(jnp.log2(jnp.where(size > 0, lax.stop_gradient(size), 1))))
+
+
 def on_cpu() -> bool:
     """Whether programs are compiled for a CPU."""
     return jax.default_backend() == "cpu"

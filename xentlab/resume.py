@@ -17,8 +17,9 @@ from xentlab import runs
 from xentlab.checkpoints import Checkpoints
 from xentlab.compare import settings_of_records
 from xentlab.contract import LabError
+from xentlab.runs import BEGUN
 
-BEGUN, KEPT = "begun.json", "checkpoints"
+KEPT = "checkpoints"
 # What a race may go on with differently, besides what is no part of a run's making: its devices.
 FREE = ("mesh",)
 

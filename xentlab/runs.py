@@ -26,12 +26,14 @@ PACKAGES = ("jax", "jaxlib", "optax", "numpy", "equinox", "pandas", "altair", "s
 # The commands whose records have always said their kind; a record that does not is a report's, a tour's or an experiment's.
 NAMED = ("race", "gradients", "budget", "scoreboard")
 PAGES = ("tour.html", "report.html", "index.html")
+BEGUN = "begun.json"  # what an unfinished race began with
 
 
 def new_folder(kind: str, out: str | pathlib.Path | None = None, replace: bool = False) -> pathlib.Path:
     """The folder for a run's files, made if need be: `out`, or runs/<kind>-<time>.
 
-    Raises `LabError` if it is no folder, or, but for replace, holds a run of another kind, or one that cannot be read.
+    Raises `LabError` if it is no folder, holds another command's unfinished race, or, but for replace, holds a run of another
+    kind, or one that cannot be read.
     """
     folder = pathlib.Path(out).expanduser() if out else pathlib.Path("runs") / f"{kind}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     try:
@@ -40,6 +42,8 @@ def new_folder(kind: str, out: str | pathlib.Path | None = None, replace: bool =
         raise LabError(f"cannot make the folder {folder}: {error.strerror}. Give another one with --out.") from error
     if not os.access(folder, os.W_OK):
         raise LabError(f"cannot write into {folder}. Give another folder with --out.")
+    if (folder / BEGUN).exists() and kind != "race":
+        raise LabError(f"{folder} holds an unfinished race, which {kind} would write into. Give another folder with --out.")
     if (folder / "run.json").exists() and not replace:
         remedy = "Give another folder with --out" + (", or replace it with --anyway." if kind == "race" else ".")
         held = read_json(folder / "run.json", remedy).get("kind")

@@ -77,15 +77,17 @@ def explain_plan(
 ) -> Plan:
     """The plan that `linear_loss` takes for hidden [tokens, features] and a weight [features, vocab], and why.
 
-    per_token: with reduction "none".
-    layout: devices among which the tokens are split, and the vocabulary; what is counted is one device's.
+    loss, plan, tiles: as `linear_loss` takes them. dtype: of hidden and weight. per_token: with reduction "none". layout:
+    devices among which the tokens are split, and the vocabulary; what is counted is one device's. Of a loss with a stream form
+    auto takes "tokens" where that holds little of this device's memory, so its answer differs from machine to machine.
 
-    Raises `LabError` for an unknown plan, and for "stream" with a loss that has no
-    stream form.
+    Raises `LabError` for an unknown plan, and for "stream" with a loss that has no stream form.
 
     >>> from xentlab import resolve
-    >>> explain_plan(8192, 2304, 256_000, resolve("nll")).name, explain_plan(8192, 2304, 256_000, resolve("entmax15")).name
-    ('stream', 'tokens')
+    >>> explain_plan(8192, 2304, 256_000, resolve("entmax15")).why
+    'entmax15 has no stream form'
+    >>> explain_plan(8192, 2304, 256_000, resolve("nll"), plan="stream").products  # logits, made anew for two gradients
+    4
     """
     if plan not in PLANS:
         raise LabError(f"a plan is one of {', '.join(PLANS)}; got {plan!r}.")

@@ -19,7 +19,7 @@ from jax import lax
 from xentlab.contract import is_at_target
 from xentlab.linear.logits import Head, over_tiles, read_at, rivals_of, write_at
 from xentlab.linear.reductions import LOWEST, Reduction, Row, greatest, lowest, risen
-from xentlab.products import accumulator, apart, moved_whole
+from xentlab.products import accumulator, apart, lift, moved_whole
 
 Found = dict[str, jax.Array]
 SHIFT = ""  # the name, no reduction's, under which the asides hold the greatest rival
@@ -123,7 +123,11 @@ def _pulled_back(
     reductions, head, tile, hidden, weight, bias, targets, found, asides, cotangents, kept=None, sums=None, bits=False
 ):
     tokens, vocab = len(hidden), head.vocab(weight)
-    pull_of = pulling(reductions, head, vocab, targets, found, asides, cotangents)
+    # A mean's 1 / N would leave most shares of a vocabulary below float16's least number.
+    factor = lift(_greatest(cotangents)) if weight.dtype == jnp.float16 and sums is None else None
+    lifted = lambda each: each if factor is None else each * factor
+    lowered = lambda each: each if factor is None else each / factor
+    pull_of = pulling(reductions, head, vocab, targets, found, asides, jax.tree.map(lifted, cotangents))
     across = head.across(hidden)
 
     def step(state, start, fresh):
@@ -135,9 +139,9 @@ def _pulled_back(
         # What is written over may overlap; what is added to may not.
         pull = pull if sums is None else new
         if bias is not None:
-            more = jnp.sum(pull, axis=0) + (0 if sums is None else _part(to_bias, start, tile))
+            more = lowered(jnp.sum(pull, axis=0)) + (0 if sums is None else _part(to_bias, start, tile))
             to_bias = lax.dynamic_update_slice_in_dim(to_bias, more.astype(to_bias.dtype), start, 0)
-        more = head.to_weight(hidden, across, pull.astype(weight.dtype))
+        more = lowered(head.to_weight(hidden, across, pull.astype(weight.dtype)))
         more = more if sums is None else more + head.part(to_weight, start, tile).astype(more.dtype)
         more = more.astype(weight.dtype).view(to_weight.dtype) if bits else more
         return to_hidden + head.to_hidden(new.astype(weight.dtype), part), head.put(to_weight, more, start), to_bias
@@ -146,7 +150,13 @@ def _pulled_back(
     to_weight = to_weight.view(jnp.uint16) if bits else to_weight
     begun = jnp.zeros(hidden.shape, accumulator(hidden.dtype)), to_weight, to_bias
     to_hidden, to_weight, to_bias = over_tiles(step, begun, vocab, tile)
-    return to_hidden, to_weight.view(weight.dtype) if bits else to_weight, to_bias
+    return lowered(to_hidden), to_weight.view(weight.dtype) if bits else to_weight, to_bias
+
+
+def _greatest(cotangents):
+    """The greatest of them all that is a number, without its sign."""
+    known = [jnp.max(jnp.where(jnp.isfinite(each), jnp.abs(each), 0), initial=0) for each in cotangents.values()]
+    return functools.reduce(jnp.maximum, known)
 
 
 def pulling(reductions, head: Head, vocab: int, targets, found: Found, asides: Found, cotangents: Found):

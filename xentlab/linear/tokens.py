@@ -24,7 +24,7 @@ from xentlab.linear.logits import over_tiles
 from xentlab.linear.plan import rows_at_once, tokens_held
 from xentlab.linear.reductions import Stream, or_nan_outside
 from xentlab.linear.stream import kept_tile, pull_back, pulling, reduce, room
-from xentlab.products import accumulator, moved_whole, on_cpu, sliced
+from xentlab.products import accumulator, lift, moved_whole, on_cpu, sliced
 
 Score = Callable[[Any, jax.Array, list[jax.Array]], jax.Array]
 
@@ -300,10 +300,9 @@ def _value_and_gradients(score, reductions, head, tiles, hidden, weight, bias, t
         losses, *gradients = head.spread(run, hidden, weight, bias, targets, weights, values, out="ttwba")
         return losses, gradients
     # The greatest weight is made 1: a mean's 1 / N would leave most shares of a vocabulary below float16's least number.
-    size = lax.stop_gradient(jnp.max(jnp.abs(weights)))
-    lift = jnp.exp2(-jnp.round(jnp.log2(jnp.where(size > 0, size, 1))))
-    losses, *gradients = head.spread(run, hidden, weight, bias, targets, weights * lift, values, out="ttwba")
-    return losses, jax.tree.map(lambda each: each / lift, gradients)
+    factor = lift(jnp.max(jnp.abs(weights)))
+    losses, *gradients = head.spread(run, hidden, weight, bias, targets, weights * factor, values, out="ttwba")
+    return losses, jax.tree.map(lambda each: each / factor, gradients)
 
 
 def kept_type(dtype):

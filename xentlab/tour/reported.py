@@ -191,10 +191,19 @@ def gaps(tests: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def nll_trained(source: Source, model: str | Callable, rate: float, seeds: Sequence[int], **recipe: Any) -> Callable:
-    """A function (vocab, key) -> a model that nll trained: one a seed, of which the key picks, so that losses are paired."""
+    """A function (vocab, key) -> the model that nll trained from the seed of that key, so that losses are paired by their seeds.
+
+    Of the key of another seed, all NaN.
+    """
     models = train(resolve("nll"), source, model, [rate], seeds, Recipe(**recipe)).models
     arrays, rest = eqx.partition(models, eqx.is_inexact_array)
-    return lambda vocab, key: eqx.combine(jax.tree.map(lambda leaf: jax.random.choice(key, leaf), arrays), rest)
+    keys = jax.vmap(lambda seed: jax.random.key_data(jax.random.key(seed)))(np.asarray(seeds, np.uint32))
+
+    def make(vocab, key):
+        own = jnp.all(keys == jax.random.key_data(key)[None], axis=-1)
+        return eqx.combine(jax.tree.map(lambda leaf: jnp.where(own.any(), leaf[jnp.argmax(own)], jnp.nan), arrays), rest)
+
+    return make
 
 
 def picture(pairs: pd.DataFrame, title: str) -> alt.FacetChart:
