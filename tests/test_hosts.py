@@ -79,6 +79,16 @@ def test_what_the_first_process_refuses_the_others_hear_of(alone):
     assert not any("Traceback" in each for each in said)
 
 
+def test_processes_that_were_started_unlike_are_refused(tmp_path):
+    """With other data or steps each would take its part of another race; without a common folder they would wait for ever."""
+    there = [tmp_path / "a", tmp_path / "b"]
+    different = ([("--seed", 0), ("--seed", 7)], [("--out", there[0]), ("--out", there[1])])
+    for options, named in zip(different, ("seed, source", "the folder"), strict=True):
+        both = [start(*RACE, *option, *each) for option, each in zip(options, pair(), strict=True)]
+        said = [finish(process, code=2, seconds=90)[1] for process in both]
+        assert all(f"started unlike: {named} differ" in each for each in said), said
+
+
 def test_a_process_that_is_told_to_end_ends(tmp_path):
     """JAX's own notifier would keep SIGTERM to itself."""
     process = start(*RACE, "--steps", "200000", "--out", tmp_path / "told", "--hosts", f"{pair()[0][1].rsplit(',', 2)[0]},1,0")

@@ -2,6 +2,7 @@
 
 import hypothesis
 import numpy as np
+import optax
 import pandas as pd
 import pytest
 import scipy.stats
@@ -9,9 +10,11 @@ from hypothesis import strategies as st
 
 from xentlab import LOSSES, LabError
 from xentlab.examine import TEST_METRICS
+from xentlab.metrics import SMOOTHING
 from xentlab.race import _tuned, best_rate, paired, race
 from xentlab.reading import pairs
 from xentlab.sources import MarkovSource, Text
+from xentlab.tour import reported
 from xentlab.training import Trained
 
 TRAINS = True
@@ -155,6 +158,62 @@ def test_seeds_pair_the_losses(finished):
     """Every loss starts from the same parameters: after a tiny step at a tiny rate they still agree."""
     start = race(["nll", "brier"], SOURCE, "bigram", [1e-12], [0], 1).curves.validation_nll
     assert start[0] == pytest.approx(start[1], rel=1e-6)
+
+
+def one(logits, targets):
+    return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+
+
+def another_one(logits, targets):
+    return one(logits, targets)
+
+
+def test_a_seed_gives_every_loss_the_same_batches():
+    curves = race([one, another_one], SOURCE, "bigram", [0.03, 0.1], [0, 1], 12, blocks=3, extensions=0).curves
+    numbers = ["rate", "seed", "step", "train_loss", "validation_nll"]
+    first, second = (curves[curves.loss == name][numbers].to_numpy() for name in ("one", "another_one"))
+    assert np.array_equal(first, second)
+    assert len(np.unique(first[:, 3])) == len(first)  # and every seed other ones
+
+
+class Parts:
+    """Training and test alternate between two tokens; validation is even over four."""
+
+    name, vocab, order, token_bytes = "parts", 4, 1, None
+
+    def split(self, part):
+        if part == "validation":
+            return np.random.default_rng(0).integers(0, 4, 2000, dtype=np.int32)
+        return np.tile(np.array([0, 1], np.int32), 1000)
+
+    def describe(self):
+        return {"kind": "parts", "vocab": 4}
+
+
+def test_rates_and_what_is_mixed_in_are_chosen_on_validation_and_the_table_is_of_the_test():
+    """On test the surest model is the best; validation wants the least sure one, of the least rate, and mixes in the most."""
+    found = race(["nll"], Parts(), "bigram", [0.03, 0.3], [0, 1], 40, validation_tokens=1000, extensions=0).table.iloc[0]
+    assert found.best_rate == 0.03
+    assert found.smoothing == pytest.approx(max(SMOOTHING))
+    assert found.validation_nll > np.log(4) * 0.9
+    assert found.test_nll < 1
+    assert found.accuracy == 1
+    assert found.temperature > 2
+    rows = reported.trials("arm", None, ["nll"], Parts(), "bigram", [0.03, 0.3], [0, 1], 40, blocks=1)
+    assert (rows.rate < 0.3).all()
+    assert (rows.test_nll < np.log(4) - 0.01).all()
+
+
+def test_labels_that_are_noise_alone_teach_what_is_wrong():
+    for noise, accuracy in ((0.0, 1.0), (1.0, 0.0)):
+        options = {"validation_tokens": 500, "extensions": 0, "label_noise": noise}
+        assert race(["nll"], Parts(), "bigram", [0.3], [0, 1], 40, **options).table.accuracy[0] == accuracy
+
+
+def test_an_optimizer_that_keeps_a_random_key_is_refused():
+    noisy = lambda rate: optax.chain(optax.add_noise(0.01, 0.5, key=0), optax.sgd(rate))
+    with pytest.raises(LabError, match="keeps a random key"):
+        race(["nll"], SOURCE, "bigram", [0.1], [0], 2, optimizer=noisy)
 
 
 def test_each_loss_is_read_through_its_own_link():

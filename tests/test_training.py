@@ -12,7 +12,7 @@ import pytest
 from xentlab import LOSSES, LabError
 from xentlab.layout import Layout
 from xentlab.models import logits, resolve_model
-from xentlab.program import windows
+from xentlab.program import program, windows
 from xentlab.recipe import OPTIMIZERS, SCHEDULES, Recipe
 from xentlab.sources import MarkovSource
 from xentlab.training import train
@@ -162,8 +162,12 @@ def test_grids_refuse():
 
 def test_training_lowers_for_gpu_and_tpu():
     """Only lowered: no such device is here."""
-    z, y = jax.ShapeDtypeStruct((4, 6), jnp.float32), jax.ShapeDtypeStruct((4,), jnp.int32)
-    for platform in ("cuda", "tpu"):
-        for loss in LOSSES.values():
-            step = jax.jit(jax.value_and_grad(lambda z, y, loss=loss: loss(z, y).mean()))
-            assert jax.export.export(step, platforms=[platform])(z, y).mlir_module()
+    recipe = Recipe(steps=4, batch=2, window=8, blocks=2)
+    for model, loss in (("mlp", "nll"), ("transformer(layers=1)", "entmax15"), ("bigram", "hinge")):
+        made = program(LOSSES[loss], SOURCE, model, recipe)
+        of = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype)
+        rates, places = of(jnp.float32, 3), of(jnp.int32, 3, *next(made.draws([0]))[1].shape[1:])
+        states = jax.eval_shape(made.begin, rates, of(jnp.uint32, 3))
+        for function, arguments in ((made.block, (rates, states, of(jnp.int32), places)), (made.measure, (states,))):
+            exported = jax.export.export(jax.jit(function), platforms=["cuda", "tpu"])(*arguments)
+            assert exported.platforms == ("cuda", "tpu")

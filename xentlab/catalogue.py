@@ -203,17 +203,32 @@ def resolve_all(losses: Iterable[str | Loss]) -> dict[str, Loss]:
     return found
 
 
-def own_files(losses: Iterable[str | Loss]) -> dict[str, dict[str, str | None]]:
-    """Of each loss that is not this package's the file that it stands in, and that file's sha256; None where there is none.
+def placed(name: str) -> str:
+    """A loss's name as any folder knows it: one in a file by the file's whole path.
 
-    Raises `LabError` for a name that `resolve` does not know.
+    >>> placed("focal(gamma=1)"), placed("/made/./mine.py:cubic(power=2)")
+    ('focal(gamma=1)', '/made/mine.py:cubic(power=2)')
+    """
+    named, opened, settings = name.partition("(")
+    where, _, function = named.rpartition(":")
+    if not where or not (where.endswith(".py") or "/" in where):
+        return name
+    return f"{pathlib.Path(where).expanduser().absolute()}:{function}{opened}{settings}"
+
+
+def own_files(losses: Iterable[str | Loss]) -> dict[str, dict[str, str | None]]:
+    """Of each loss that is not this package's the file that it stands in, and sha256s of that file and of the loss's program.
+
+    The program is what JAX makes of its value and gradient: what it calls in other files is in it, and what it closes over.
+    None for what there is not. Raises `LabError` for a name that `resolve` does not know.
 
     >>> own_files(["nll"])
     {}
     """
     found = {}
     for loss in losses:
-        function = unwrapped(resolve(loss, check=False))[0]
+        whole = resolve(loss, check=False)
+        function = unwrapped(whole)[0]
         if any(function is own for own in LOSSES.values()):
             continue
         code = inspect.unwrap(function)
@@ -222,5 +237,14 @@ def own_files(losses: Iterable[str | Loss]) -> dict[str, dict[str, str | None]]:
             file = {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         except (TypeError, OSError):  # built in, typed at a prompt, or gone
             file = {"file": None, "sha256": None}
-        found[loss if isinstance(loss, str) else name_of(loss)] = file
+        found[loss if isinstance(loss, str) else name_of(loss)] = file | {"program": _program(whole)}
     return found
+
+
+def _program(loss: Loss) -> str | None:
+    logits, targets = jax.ShapeDtypeStruct((2, 5), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
+    try:
+        lowered = jax.jit(jax.value_and_grad(lambda z, y: jnp.sum(loss(z, y)))).lower(logits, targets)
+    except FAILURES:  # an error of its own, which whoever trains by it is told
+        return None
+    return hashlib.sha256(lowered.as_text().encode()).hexdigest()

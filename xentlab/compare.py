@@ -47,13 +47,13 @@ def read_run(folder: str | pathlib.Path) -> Run:
 
 def settings(one: Run, other: Run) -> list[dict[str, Any]]:
     """What the two records say differently of how the runs were made: rows of what, first, second."""
-    return settings_of_records(one.record, other.record)
+    return settings_of_records(one.record, other.record, "resumed_with")
 
 
-def settings_of_records(one: dict[str, Any], other: dict[str, Any]) -> list[dict[str, Any]]:
-    """The same of two records, of which one may not have been written yet."""
+def settings_of_records(one: dict[str, Any], other: dict[str, Any], *more: str) -> list[dict[str, Any]]:
+    """The same of two records, of which one may not have been written yet; more: further keys of theirs."""
     rows = []
-    keys = ("arguments", "losses", "sources", "versions", "commit", "device")
+    keys = ("arguments", "losses", "sources", "versions", "commit", "device", *more)
     read = lambda record: json.loads(json.dumps({key: record.get(key) for key in keys}, default=str))
     first, second = _flat(read(one)), _flat(read(other))
     for what in dict.fromkeys([*first, *second]):

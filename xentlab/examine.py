@@ -25,6 +25,7 @@ TEST_METRICS = (
 )
 TEMPERATURES = (1 / 64, 64.0)
 READINGS = ("raw", "tempered")
+AT_ONCE = 2**22  # predictions' numbers, some dozen arrays of which are held
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +88,8 @@ def examiner(source: Source, window: int, validation_tokens: int) -> Callable[[P
         return jax.tree.map(lambda leaf: leaf[0], found)
 
     # A few windows at a time: [all tokens, V] of a large vocabulary would not fit.
-    over = lambda one, all_windows: jax.lax.map(one, all_windows, batch_size=min(64, len(all_windows)))
+    few = max(1, min(64, AT_ONCE // (window * source.vocab)))
+    over = lambda one, all_windows: jax.lax.map(one, all_windows, batch_size=min(few, len(all_windows)))
 
     @eqx.filter_jit
     def scores(link, model, share, temperature):

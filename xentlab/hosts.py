@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -54,8 +58,24 @@ def first() -> bool:
 
 def told(*flags: bool) -> np.ndarray:
     """What every process says, [processes, flags]; waits until all have."""
+    return _gathered(np.array(flags))
+
+
+def unlike(what: Mapping[str, Any]) -> list[str]:
+    """The names under which the processes hold different things; waits until all have said. Names are the same in all.
+
+    >>> unlike({"steps": 400})  # alone
+    []
+    """
+    written = [json.dumps(each, sort_keys=True, default=str).encode() for each in what.values()]
+    sums = _gathered(np.stack([np.frombuffer(hashlib.sha256(each).digest(), np.uint8) for each in written]))
+    return [name for place, name in enumerate(what) if (sums[:, place] != sums[:1, place]).any()]
+
+
+def _gathered(array: np.ndarray) -> np.ndarray:
+    """Every process's array, [processes, ...]."""
     if jax.process_count() == 1:
-        return np.array([flags])
+        return array[None]
     from jax.experimental import multihost_utils
 
-    return multihost_utils.process_allgather(np.array(flags)).reshape(-1, len(flags))
+    return multihost_utils.process_allgather(array).reshape(-1, *array.shape)

@@ -106,6 +106,10 @@ def program(
         arrays = eqx.filter(make(source.vocab, jax.random.key(seed)), eqx.is_inexact_array)
         return arrays, recipe.transformation(rate).init(arrays), jnp.int32(-1)
 
+    states = jax.eval_shape(begin, jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.uint32))
+    if any(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in jax.tree.leaves(states)):
+        raise LabError("the optimizer keeps a random key, which no checkpoint holds; take one without noise of its own.")
+
     # By NumPy: a program that draws takes XLA half as long again to compile.
     def draws(seeds):
         of, size = {seed: np.random.default_rng(seed) for seed in seeds}, (recipe.steps_a_block, recipe.batch)

@@ -103,6 +103,7 @@ def race(
     for name, loss in found.items():
         report = (lambda done, name=name: progress(name, done, steps)) if progress else None
         compiled, grids, made = program(loss, source, model, plan, mesh), count(), all_made[name]
+        link = link_of(loss)  # once: what is compiled of a link goes by its identity
 
         def at(rates, name=name, loss=loss, report=report, compiled=compiled, grids=grids, made=made):
             rated = made | {"learning rates": [float(rate) for rate in rates]}
@@ -111,7 +112,7 @@ def race(
 
         trained = _tuned(at, learning_rates, extensions)
         runs = np.flatnonzero(trained.rates == best_rate(trained)).tolist()
-        chosen = [Predictor(trained.model(run), link_of(loss), SMOOTHING[trained.smoothing[run]]) for run in runs]
+        chosen = [Predictor(trained.model(run), link, SMOOTHING[trained.smoothing[run]]) for run in runs]
         examined = [examine(predictor) for predictor in chosen]
         # Without the models of all rates and seeds: those of all losses would pile up.
         finished.append(_Finished(name, dataclasses.replace(trained, models=None), runs, next(iter(chosen), None), examined))

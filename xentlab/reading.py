@@ -181,6 +181,10 @@ def pairs(frame: pd.DataFrame) -> list[str]:
                 )
             else:
                 sentences.append(f"On {source} the seeds do not tell {row.loss} from {row.against}: {interval} covers 0.")
+        if (count := (here.metric == "test_nll").sum()) > 1:
+            sentences.append(
+                f"On {source} these are {count} intervals of 95%: where nothing differs, one in twenty still says that it does."
+            )
         tempered = here[here.metric == "tempered_nll"].sort_values("difference")
         if len(tempered):
             worse, same = (tempered[tempered.tells_apart == apart] for apart in (True, False))

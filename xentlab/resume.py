@@ -41,8 +41,17 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     if texts[0] == texts[1] and all(texts[0]):  # the same text, wherever it lies
         where = re.compile(r"arguments\.text|sources\.\d+\.(path|name)")
         rows = [row for row in rows if not where.fullmatch(row["what"])]
+    if losses_of(before) == losses_of(now):  # the same ones, wherever their files lie
+        rows = [row for row in rows if not re.match(r"(arguments\.)?losses\b", row["what"])]
     kept = [row for row in rows if row["what"].removeprefix("arguments.") not in FREE and not row["what"].startswith("device")]
     return [f"{row['what'].removeprefix('arguments.')}: {row['first']} there, {row['second']} now" for row in kept]
+
+
+def losses_of(record: dict[str, Any]) -> Any:
+    """What a record says of its losses, without where their files lie."""
+    last = lambda name: pathlib.PurePath(name).name
+    own = {last(name): each for name, each in record.get("losses", {}).items()}
+    return [*map(last, record.get("arguments", {}).get("losses", ()))], own
 
 
 def begin(folder: pathlib.Path, record: dict[str, Any], resume: bool, anyway: bool, every: float) -> Checkpoints:

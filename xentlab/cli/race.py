@@ -57,6 +57,11 @@ def run_race(command: Race) -> None:
             checkpoints = resume.kept(folder, command.checkpoint_every)
         if not hosts.told(refusal is None).all():
             raise refusal or LabError("the first process refuses; what it says, says why.")
+        if differ := hosts.unlike(_shared(command, source, folder)):
+            raise LabError(
+                f"the processes were started unlike: {', '.join(differ)} differ. Start each by the same command but for its "
+                "INDEX in --hosts, with the same text, losses and versions, and an --out that all of them see."
+            )
         held.enter_context(resume.stopping(checkpoints))
         tell = held.enter_context(console.progress())
         try:
@@ -66,7 +71,11 @@ def run_race(command: Race) -> None:
                 raise KeyboardInterrupt(f"What is done is kept. Go on with: xentlab race --resume {folder}") from None
             raise
         except jax.errors.JaxRuntimeError as error:
-            if processes == 1 or "RESOURCE_EXHAUSTED" in str(error):
+            if "RESOURCE_EXHAUSTED" in str(error):
+                raise LabError(
+                    f"the memory is full: {error}. Take fewer seeds, a smaller batch or window, or more devices by --mesh."
+                ) from error
+            if processes == 1:
                 raise
             raise LabError(
                 f"the other processes are lost: {error}. What is kept is whole; go on with --resume, on as many devices "
@@ -83,6 +92,23 @@ def run_race(command: Race) -> None:
         said = [*reading.races(result.table), *reading.pairs(result.pairs)]
         for sentence in [*said, *reading.temperatures(result.table), *reading.rarity(result.frequency)]:
             print(f"- {sentence}")
+
+
+def _shared(command: Race, source: Any, folder: pathlib.Path | None) -> dict[str, Any]:
+    """What must be the same in all processes of a race; where texts and folders lie need not be."""
+    from xentlab.resume import losses_of
+    from xentlab.runs import BEGUN
+
+    record = record_of(command, [source.describe()], 0.0)
+    begun = folder / BEGUN if folder else None
+    places = ("text", "out", "losses")
+    return {
+        **{key: value for key, value in record["arguments"].items() if key not in places},
+        "losses": losses_of(record),
+        "source": {key: value for key, value in record["sources"][0].items() if key not in ("path", "name")},
+        "versions": [record["versions"][name] for name in ("xentlab", "jax", "jaxlib", "optax")],
+        "the folder": begun and (begun.read_text() if begun.is_file() else "not there"),
+    }
 
 
 def _asked(command: Race) -> dict[str, Any]:

@@ -15,9 +15,12 @@ from xentlab.contract import LabError
 
 def arguments_of(command: Any) -> dict[str, Any]:
     """A command's arguments as a record has them: those that tell how to do it again; what is read, from any folder."""
+    from xentlab.catalogue import placed
+
     beside = ("format", "resume", "anyway", "verbose", "hosts")
     found = {key: value for key, value in dataclasses.asdict(command).items() if key not in beside}
     read = [key for key, value in found.items() if isinstance(value, pathlib.Path) and key != "out"]
+    found |= {"losses": tuple(map(placed, found["losses"]))} if "losses" in found else {}
     return found | {key: found[key].expanduser().absolute() for key in read}
 
 
@@ -52,8 +55,9 @@ def record_of(command: Any, sources: list[dict], seconds: float) -> dict[str, An
     from xentlab import runs
     from xentlab.catalogue import own_files
 
-    more = {"kind": kind_of(command), "losses": own_files(command.losses)}
-    return runs.record(arguments_of(command), sources, seconds, **more)
+    arguments = arguments_of(command)
+    more = {"kind": kind_of(command), "losses": own_files(arguments["losses"])}
+    return runs.record(arguments, sources, seconds, **more)
 
 
 def folder_of(command: Any) -> pathlib.Path:

@@ -191,7 +191,7 @@ def gaps(tests: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def nll_trained(source: Source, model: str | Callable, rate: float, seeds: Sequence[int], **recipe: Any) -> Callable:
-    """A function (vocab, key) -> the model that nll trained from the seed of that key, so that losses are paired by their seeds.
+    """A function (vocab, key) -> the model that nll trained from the seed of that key, so that losses are paired by seeds.
 
     Of the key of another seed, all NaN.
     """
