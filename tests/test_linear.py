@@ -220,6 +220,10 @@ def test_log_probs_and_entropy():
     close(entropy.reshape(-1), right)
     slope = jax.jit(jax.grad(lambda w: linear_log_probs(hidden, w, targets, tiles=(7, 13))[1].sum()))(weight)
     close(slope, np.asarray(hidden, np.float64).T @ (-np.exp(exact) * (exact + right[:, None])))  # dH / dz = -p (log p + H)
+    turned = functools.partial(linear_log_probs, tiles=(7, 13), softcap=3.0, vocab_first=True)
+    capped = jax.nn.log_softmax(3 * np.tanh(z / 3))
+    log_p, entropy = jax.jit(turned)(hidden, weight.T, targets)
+    close((log_p, entropy), (capped[np.arange(24), np.asarray(targets)], -(np.exp(capped) * capped).sum(-1)))
     one = run(jnp.ones((1, 2)), jnp.ones((2, 1)), jnp.array([0]))
     assert [float(each[0]) for each in one] == [0, 0]  # one class: certain
 
@@ -247,7 +251,12 @@ def test_auto_takes_what_explain_plan_says(monkeypatch):
     assert (big.name, big.products) == ("stream", 4)
     assert (small.name, small.products) == ("tokens", 3)
     assert "under 1/16 of the memory" in small.why
-    assert explain_plan(1024, 256, 32_768, NLL, per_token=True).name == "stream"  # four products either way
+    for plan in ("auto", "tokens"):  # four products either way
+        each = explain_plan(1024, 256, 32_768, NLL, plan=plan, per_token=True)
+        assert (each.name, each.products) == ("stream" if plan == "auto" else plan, 4)
+    with monkeypatch.context() as several:  # whose memories may differ, and plans may not
+        several.setattr(jax, "process_count", lambda: 2)
+        assert explain_plan(1024, 256, 32_768, NLL).name == "stream"
     without = explain_plan(8192, 2304, 256_000, LOSSES["entmax15"])
     assert (without.name, without.products, without.why) == ("tokens", 3, "entmax15 has no stream form")
     assert explain_plan(8192, 2304, 256_000, NLL, plan="tokens").why == "it was asked for"

@@ -64,6 +64,17 @@ def test_what_explain_plan_reckons_is_about_what_xla_holds(plan, name, tokens, f
     assert 0.7 < head.memory_analysis().temp_size_in_bytes / reckoned < 1.05
 
 
+@pytest.mark.parametrize("plan", ["tokens", "stream"])
+def test_a_bfloat16_weight_of_which_classes_are_read_is_not_widened(plan):
+    """By a loss whose margins want each target's logit ahead."""
+    shapes = (((64, 128), jnp.bfloat16), ((128, 8192), jnp.bfloat16), ((64,), jnp.int32))
+    head = lambda name: jax.value_and_grad(
+        functools.partial(linear_loss, loss=LOSSES[name], plan=plan, tiles=(32, 512)), (0, 1)
+    )
+    nll, ahead = (compiled(head(name), *shapes).memory_analysis().temp_size_in_bytes for name in ("nll", "squared_hinge"))
+    assert ahead < nll + 4 * 128 * 8192 / 10
+
+
 def test_a_bfloat16_weight_is_neither_widened_nor_written_anew_with_each_tile():
     """XLA's CPU backend would do both: a copy in float32 ahead of the loop, and a pass over all of the gradient in it."""
     shapes = (((256, 128), jnp.bfloat16), ((128, 32_768), jnp.bfloat16), ((256,), jnp.int32))

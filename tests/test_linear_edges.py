@@ -116,6 +116,54 @@ def test_a_loss_that_is_scaled(plan, dtype, scales):
 
 
 @both
+def test_in_float16_all_rivals_may_push_at_once(plan):
+    """The target's share of the gradient is minus all others' together, of which float16 holds 65,504."""
+    name = "hinge_weston_watkins"
+    hidden, weight, targets = batch(8, 4, 70_000, scale=0.1, dtype=jnp.float16)
+    exact = reference(LOSSES[name], targets, hidden, weight)[1]
+    found = jax.jit(jax.grad(lambda h, w: linear_loss(h, w, targets, loss=LOSSES[name], plan=plan), (0, 1)))(hidden, weight)
+    for each, right in zip(found, exact, strict=True):
+        assert np.linalg.norm(np.asarray(each, np.float64) - right) < 2e-3 * np.linalg.norm(right)
+
+
+def test_in_float16_weights_may_be_negative():
+    hidden, weight, targets = batch(2048, 8, 4096, scale=0.1, dtype=jnp.float16)
+    weights = jnp.full(2048, -1 / 2048)
+    run = lambda h: linear_loss(h, weight, targets, token_weights=weights, reduction="sum", plan="tokens")
+    found, (right, _) = jax.jit(jax.grad(run))(hidden), reference(NLL, targets, hidden, weight)[1]
+    assert np.linalg.norm(np.asarray(found, np.float64) + right) < 4e-3 * np.linalg.norm(right)
+
+
+@both
+def test_tokens_that_are_out_do_no_harm_to_a_loss_without_a_derivative_at_0(plan):
+    normed = lambda z, y: NLL(z / jnp.linalg.norm(z, axis=-1, keepdims=True), y)
+    streamed = loss(stream=lambda squares, target, rivals: rivals / jnp.sqrt(squares + target**2) - target)(
+        lambda z, y: jnp.zeros(y.shape)
+    )
+    hidden, weight, targets = batch()
+    weights = jnp.ones(len(hidden)).at[2].set(0)
+    hidden = hidden.at[2].set(jnp.nan)
+    used = normed if plan == "tokens" else streamed
+    found = jax.jit(jax.grad(lambda w: linear_loss(hidden, w, targets, loss=used, token_weights=weights, plan=plan)))(weight)
+    assert np.isfinite(found).all()
+
+
+@both
+@pytest.mark.parametrize("name", ["nll", "brier", "focal", "confidence_penalty", "exponential"])
+def test_classes_may_be_masked_by_the_least_number(plan, name):
+    """Of finfo.min, as masks are written: all rivals, and the first tiles."""
+    hidden, weight, _ = batch(6, 4, 40)
+    least, targets = jnp.finfo(jnp.float32).min, jnp.full(6, 30)
+    for bias in (jnp.full(40, least).at[30].set(0.0), jnp.where(jnp.arange(40) < 20, least, 0.0)):
+        run = lambda w, bias=bias: linear_loss(hidden, w, targets, loss=LOSSES[name], bias=bias, plan=plan, tiles=(4, 8))
+        plain = lambda w, bias=bias: jnp.mean(LOSSES[name](hidden @ w + bias[None], targets))
+        close(jax.jit(jax.value_and_grad(run))(weight), jax.jit(jax.value_and_grad(plain))(weight))
+        log_p, entropy = jax.jit(functools.partial(linear_log_probs, tiles=(4, 8)))(hidden, weight, targets, bias=bias)
+        exact = jax.nn.log_softmax(hidden @ weight + bias[None])
+        close((log_p, entropy), (exact[:, 30], -jnp.sum(jnp.where(exact > -1e30, jnp.exp(exact) * exact, 0), -1)))
+
+
+@both
 def test_a_function_around_a_loss_is_another_loss(plan):
     """functools.wraps copies a loss's facts, and with them its stream form."""
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from xentlab import LOSSES, LabError
-from xentlab.linear import linear_loss
+from xentlab.linear import linear_log_probs, linear_loss
 from xentlab.linear.costs import collectives
 from xentlab.linear.mesh import parse_mesh
 
@@ -25,10 +25,25 @@ TOKENS, FEATURES, VOCAB = 23, 5, 96
 
 def loss_of(name, s):
     """Of "nll*" that of s times the logits, by rows; of "focal:gamma" that with s for the setting; else s is left alone."""
+    if name == "normed":  # without a derivative where all logits are 0
+        return lambda logits, targets: LOSSES["nll"](3 * logits / jnp.linalg.norm(logits, axis=-1, keepdims=True), targets)
     stem, _, setting = name.partition(":")
     if setting:
         return functools.partial(LOSSES[stem], **{setting: s})
     return (lambda logits, targets: LOSSES[stem[:-1]](logits * s, targets)) if stem.endswith("*") else LOSSES[stem]
+
+
+def total_of(case, h, w, b, t, s, y, mesh=None):
+    """A case's results in one number. A plan with "/turned" has the weight [V, D]."""
+    name, plan, reduction = case
+    plan, _, turned = plan.partition("/")
+    more = {"bias": b, "tiles": (4, 7), "softcap": 4.0, "vocab_first": bool(turned), "mesh": mesh}
+    if reduction == "log_probs":
+        each = jnp.concatenate(linear_log_probs(h, w.T if turned else w, y, **more))
+    else:
+        kind = {"loss": loss_of(name, s), "plan": plan, "reduction": reduction, "token_weights": t}
+        each = linear_loss(h, w.T if turned else w, y, **kind, **more)
+    return jnp.sum(each * jnp.cos(jnp.arange(each.size)).reshape(each.shape))
 
 
 # What runs where the devices are: a process of its own, for JAX counts a CPU's devices once.
@@ -41,24 +56,19 @@ jax.config.update("jax_num_cpu_devices", 8 if rank < 0 else 4)
 if rank >= 0:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=rank, initialization_timeout=60)
-from xentlab import LOSSES, linear_loss
+from xentlab import LOSSES, linear_log_probs, linear_loss
 
 rng = np.random.default_rng(0)
 hidden, weight = rng.normal(size=(TOKENS, FEATURES)), rng.normal(size=(FEATURES, VOCAB))
 targets, bias, weights = rng.integers(0, VOCAB, TOKENS), rng.normal(size=VOCAB), rng.random(TOKENS)
+weights[3] = 0
 mesh = jax.make_mesh(shape, ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 cases = json.loads(sys.argv[4])
 
-def total(case, h, w, b, t, s, y):
-    name, plan, reduction = case
-    more = {"bias": b, "token_weights": t, "mesh": mesh, "tiles": (4, 7), "softcap": 4.0}
-    each = linear_loss(h, w, y, loss=loss_of(name, s), plan=plan, reduction=reduction, **more)
-    return jnp.sum(each * jnp.cos(jnp.arange(each.size)).reshape(each.shape))
-
 @functools.partial(jax.jit, out_shardings=whole)
 def run(*arrays):
-    return [jax.value_and_grad(functools.partial(total, case), range(5))(*arrays) for case in cases]
+    return [jax.value_and_grad(functools.partial(total_of, case, mesh=mesh), range(5))(*arrays) for case in cases]
 
 place = lambda array, dtype: jax.make_array_from_callback(array.shape, whole, lambda at: array[at].astype(dtype))
 arrays = [place(each, np.float32) for each in (hidden, weight, bias, weights)]
@@ -84,12 +94,8 @@ def expected(name, plan, reduction):
     arrays = [rng.normal(size=(TOKENS, FEATURES)), rng.normal(size=(FEATURES, VOCAB))]
     targets = jnp.asarray(rng.integers(0, VOCAB, TOKENS), jnp.int32)
     arrays += [rng.normal(size=VOCAB), rng.random(TOKENS)]
-
-    def total(h, w, b, t, s):
-        more = {"bias": b, "token_weights": t, "tiles": (4, 7), "softcap": 4.0}
-        each = linear_loss(h, w, targets, loss=loss_of(name, s), plan=plan, reduction=reduction, **more)
-        return jnp.sum(each * jnp.cos(jnp.arange(each.size)).reshape(each.shape))
-
+    arrays[3][3] = 0
+    total = lambda *arrays: total_of((name, plan, reduction), *arrays, targets)
     arrays += [np.array(0.3)]
     value, gradients = jax.jit(jax.value_and_grad(total, range(5)))(*[jnp.asarray(each, jnp.float32) for each in arrays])
     return value, *gradients
@@ -97,7 +103,7 @@ def expected(name, plan, reduction):
 
 def start(rank, port, shape, cases, *form):
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", inspect.getsource(loss_of) + WORKER]
+    command = [sys.executable, "-c", inspect.getsource(loss_of) + inspect.getsource(total_of) + WORKER]
     command += [str(rank), str(port), json.dumps(shape), json.dumps(cases)]
     command += [json.dumps([TOKENS, FEATURES, VOCAB]), *form]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
@@ -124,6 +130,8 @@ CASES += [["entmax15", "tokens", "none"], ["focal", "tokens", "none"], ["squared
 
 # What a loss closes over is learned as well.
 CASES += [["entmax15*", "tokens", "mean"], ["label_smoothing:epsilon", "tokens", "none"], ["poly1:epsilon", "stream", "mean"]]
+# The weight turned; and a loss of which tokens that are out, and those that fill up a device's share, must be far from 0.
+CASES += [["nll", "stream/turned", "log_probs"], ["brier", "tokens/turned", "mean"], ["normed", "tokens", "mean"]]
 
 
 @pytest.mark.parametrize("shape", [(2, 4), (8, 1), (1, 8)])
@@ -134,7 +142,7 @@ def test_eight_devices_equal_one(shape):
 
 
 def test_the_form_for_other_chips_is_right_on_a_mesh():
-    found = finish(start(-1, 0, (2, 4), [*CASES[4:6], *CASES[-3:-1]], "gpu"))
+    found = finish(start(-1, 0, (2, 4), [*CASES[4:6], *CASES[9:11]], "gpu"))
     assert len(found) == 4
     check(found)
 
@@ -143,7 +151,7 @@ def test_two_processes_equal_one():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    cases = [CASES[0], CASES[4], CASES[5], CASES[-3]]
+    cases = [CASES[0], CASES[4], CASES[5], CASES[9], ["nll", "auto", "mean"]]
     found = finish(*[start(rank, port, (2, 4), cases) for rank in (0, 1)])
     assert len(found) == len(cases)
     check(found)
@@ -184,7 +192,7 @@ def test_stream_sends_only_what_it_must():
     weight = ring(4 * features * vocab / model, data)
     # Target, the greatest logit and the mass: three numbers a token; the loss itself is one.
     assert sent["all-reduce"] == pytest.approx(hidden + weight + ring(3 * 4 * tokens / data, model), rel=1e-3)
-    assert found["stream"]["taken_by_auto"]
+    assert sum(each["taken_by_auto"] for each in found.values()) == 1
     trade = plan(*shape, "--mesh", f"data={data},model={model}", "--loss", "entmax15")["tokens"]["sent"]["all-to-all"]
     assert trade == pytest.approx(2 * 4 * tokens / data * vocab / model * (model - 1) / model, rel=1e-6)
 
@@ -220,6 +228,8 @@ def test_meshes_that_do_not_fit_are_told():
     devices = np.array(jax.devices()[:1])
     auto = jax.sharding.Mesh(devices, ("rows",))
     explicit = jax.sharding.Mesh(devices, ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(explicit), pytest.raises(LabError, match=r"has explicit axes.*AxisType.Auto,\) \* 1"):
+        linear_loss(jnp.ones((2, 3)), jnp.ones((3, 5)), jnp.array([0, 1]))
     head = lambda mesh, **axes: linear_loss(jnp.ones((2, 3)), jnp.ones((3, 5)), jnp.array([0, 1]), mesh=mesh, **axes)
     with pytest.raises(LabError, match="axes are rows; token_axis is 'data', vocab_axis 'model'"):
         head(auto)

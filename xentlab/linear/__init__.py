@@ -8,6 +8,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import AxisType, Mesh
 from jaxtyping import Array, Float, Integer
 
@@ -23,6 +24,8 @@ from xentlab.losses.numerics import log_p_target, one_minus_exp, p_log_p
 from xentlab.products import accumulator
 
 __all__ = ["Plan", "explain_plan", "linear_log_probs", "linear_loss"]
+
+MASKED = -1e37  # below this a bias is a mask: no softmax gives such a class a share
 
 Hidden = Float[AnyArray, "*tokens features"]
 Weight = Float[AnyArray, "rows columns"]
@@ -80,10 +83,8 @@ def linear_loss(
     tokens = targets.size
     hidden, weight, bias, targets, weights = together(hidden, weight, bias, as_index(targets), weights)
     hidden, flat, flat_weights = _level(head, hidden, targets, weights)
-    # A token that is out has a target that exists, and that no bias forbids.
-    flat = jnp.where(flat_weights == 0, 0 if bias is None else jnp.argmax(bias).astype(flat.dtype), flat)
-    if token_weights is not None:  # and numbers that do no harm: 0 times NaN would be in every gradient
-        hidden = jnp.where(flat_weights[:, None] == 0, jnp.zeros((), hidden.dtype), hidden)
+    if tokens and (token_weights is not None or len(flat) > tokens):
+        hidden, flat = _without_those_out(hidden, flat, flat_weights, bias)
     layout = (head.count(head.tokens), head.count(head.classes))
     chosen = explain_plan(tokens, hidden.shape[-1], vocab, loss, hidden.dtype, plan, tiles, reduction == "none", layout)
     _try(loss, vocab, wide)
@@ -147,11 +148,24 @@ def linear_log_probs(
     return or_nan_outside(log_p, targets, vocab), or_nan_outside(entropy, targets, vocab)
 
 
+def _without_those_out(hidden, targets, weights, bias):
+    """Hidden states and targets, tokens of weight 0 replaced by one that counts.
+
+    0 times what they may hold, NaN, a target that does not exist or that a bias forbids, would be in every gradient; so would
+    be 0 times that of a loss which has none where all logits are 0.
+    """
+    out = weights == 0
+    place, none = jnp.argmax(~out), out.all()
+    state = jnp.where(none, jnp.ones((), hidden.dtype), lax.stop_gradient(hidden[place]))
+    target = jnp.where(none, 0 if bias is None else jnp.argmax(bias).astype(targets.dtype), targets[place])
+    return jnp.where(out[:, None], state[None], hidden), jnp.where(out, target, targets)
+
+
 def _level(head, hidden, targets, *weights):
-    """All tokens in one row, and, on a mesh, some more so that every device gets as many: zeros, with the last one's target."""
+    """All tokens in one row, and, on a mesh, some more so that every device gets as many: like the last one, of weight 0."""
     flat = [hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1), *[array.reshape(-1) for array in weights]]
     more = -len(flat[0]) % (head.count(head.tokens) * head.count(head.classes))
-    modes = ["constant", "edge", "constant"]  # class 0 may be one that a bias forbids
+    modes = ["edge", "edge", "constant"]  # class 0 may be one that a bias forbids
     pad = lambda each, mode: jnp.pad(each, ((0, more),) + ((0, 0),) * (each.ndim - 1), mode)
     return [pad(each, mode) for each, mode in zip(flat, modes, strict=False)] if more else flat
 
@@ -178,6 +192,8 @@ def _checked(hidden, weight, targets, bias, softcap, vocab_first, spread):
         )
     if hidden.shape[:-1] != targets.shape:
         raise LabError(f"hidden [..., D] goes with targets [...]; got {list(hidden.shape)} and {list(targets.shape)}.")
+    if features == 0:
+        raise LabError("hidden states have no features: their logits are all alike.")
     if bias is not None and np.shape(bias) != (vocab,):
         raise LabError(f"a bias is one number a class, [{vocab}]; got {list(np.shape(bias))}.")
     if vocab == 0:
@@ -192,13 +208,25 @@ def _checked(hidden, weight, targets, bias, softcap, vocab_first, spread):
         raise LabError(
             f"hidden is {hidden.dtype} and the weight {weight.dtype}; cast one of them, so that no one is surprised."
         )
-    return hidden, weight, targets, None if bias is None else jnp.asarray(bias), head, vocab
+    if bias is not None:  # that masks classes by finfo.min, say; what is added to that would overflow
+        bias = jnp.asarray(bias)
+        bias = jnp.where(bias < MASKED, -jnp.inf, bias).astype(bias.dtype)
+    return hidden, weight, targets, bias, head, vocab
 
 
 def _axes(mesh, token_axis, vocab_axis):
     """The mesh, and its axes for tokens and vocabulary where it has them."""
+    around = jax.sharding.get_abstract_mesh()
+    if AxisType.Explicit in (*around.axis_types, *(mesh.axis_types if mesh else ())):
+        count = len(around.axis_names if mesh is None else mesh.axis_names)
+        raise LabError(
+            "the mesh has explicit axes, by which JAX wants every array's place told; make it, for jax.set_mesh too, with "
+            f"axis_types=(jax.sharding.AxisType.Auto,) * {count}."
+        )
     if mesh is None:
         return None, None, None
+    if around.manual_axes:
+        raise LabError("within jax.shard_map each device has its share already; leave mesh= out in there.")
     axes = [axis if axis in mesh.axis_names else None for axis in (token_axis, vocab_axis)]
     lacking = [axis for axis in (token_axis, vocab_axis) if axis not in (*mesh.axis_names, "data", "model", None)]
     if axes == [None, None] or lacking:
@@ -209,11 +237,6 @@ def _axes(mesh, token_axis, vocab_axis):
     if token_axis == vocab_axis:
         raise LabError(
             f"tokens and vocabulary are split over two axes; both are {token_axis!r}. Give vocab_axis=None to leave it whole."
-        )
-    if AxisType.Explicit in mesh.axis_types:
-        raise LabError(
-            "the mesh has explicit axes, by which JAX wants every array's place told; make it with axis_types=(jax.sharding."
-            f"AxisType.Auto,) * {len(mesh.axis_names)}."
         )
     return mesh, *axes
 

@@ -59,10 +59,13 @@ class Head:
 
     def logits_at(self, hidden: jax.Array, weight: jax.Array, bias: jax.Array | None, places: jax.Array) -> jax.Array:
         """The logits [N] of one class a token, each within the weight's part."""
-        columns = jnp.take(weight, places, axis=self.vocab_axis)
-        z = jnp.einsum(
-            "nd,nd->n" if self.vocab_first else "nd,dn->n", hidden, columns, preferred_element_type=accumulator(hidden.dtype)
-        )
+        wide = accumulator(hidden.dtype)
+        if moved_whole(weight.dtype):  # a gather would widen all of it
+            own = lambda place: self.part(weight, place, 1).reshape(-1)
+            z = jnp.einsum("nd,nd->n", hidden, lax.map(own, places), preferred_element_type=wide)
+        else:
+            columns = jnp.take(weight, places, axis=self.vocab_axis)
+            z = jnp.einsum("nd,nd->n" if self.vocab_first else "nd,dn->n", hidden, columns, preferred_element_type=wide)
         if bias is not None:
             z = z + bias.astype(z.dtype)[places]
         return self._capped(z)

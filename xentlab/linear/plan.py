@@ -79,7 +79,8 @@ def explain_plan(
 
     loss, plan, tiles: as `linear_loss` takes them. dtype: of hidden and weight. per_token: with reduction "none". layout:
     devices among which the tokens are split, and the vocabulary; what is counted is one device's. Of a loss with a stream form
-    auto takes "tokens" where that holds little of this device's memory, so its answer differs from machine to machine.
+    auto takes "tokens" where that holds little of this device's memory, so its answer differs from machine to machine; among
+    several processes, which must agree, it takes "stream".
 
     Raises `LabError` for an unknown plan, and for "stream" with a loss that has no stream form.
 
@@ -106,7 +107,10 @@ def explain_plan(
         chunk = per_device[0] if name == "stream" else max(chunk // layout[1], 1) * layout[1]
         chunk = min(chunk, max(per_device[0], 1))
         tile = min(tile, per_device[1])
-        return (chunk, tile), _temporary(name, streams, *per_device, features, chunk, tile, dtype)
+        held = _temporary(name, streams, *per_device, features, chunk, tile, dtype)
+        if layout[0] > 1:  # once all else is gone, the sum of the devices' gradients stands beside their own
+            held = max(held, features * per_device[1] * (wide if name == "tokens" else jnp.dtype(dtype).itemsize))
+        return (chunk, tile), held
 
     name, why = plan, "it was asked for"
     if plan == "auto":
@@ -139,7 +143,9 @@ def _chosen(loss, streams, per_token, held):
 
 
 def _room() -> int:
-    """Bytes that the tokens plan may hold where stream could be taken: none on a chip of unknown size."""
+    """Bytes that the tokens plan may hold where stream could be taken: none on a chip of unknown size, or among processes."""
+    if jax.process_count() > 1:  # which must all take the same plan, and may have other memories
+        return 0
     if on_cpu():
         return psutil.virtual_memory().total // (SHARE * jax.local_device_count())
     stats = jax.local_devices()[0].memory_stats() or {}

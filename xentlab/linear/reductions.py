@@ -163,7 +163,7 @@ def _total_below() -> Reduction:
     def add(state, tile):
         total, count = state
         below = jnp.sum(jnp.where(tile.counts, tile.below, 0), axis=-1)
-        return total + count * tile.fallen + below, count + jnp.sum(tile.counts, axis=-1)
+        return total + count * tile.fallen + below, count + jnp.sum(tile.counts, axis=-1, dtype=count.dtype)
 
     def merge(state, fallen, axis):
         total, count = state

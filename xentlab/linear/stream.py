@@ -124,7 +124,8 @@ def _pulled_back(
 ):
     tokens, vocab = len(hidden), head.vocab(weight)
     # A mean's 1 / N would leave most shares of a vocabulary below float16's least number.
-    factor = lift(_greatest(cotangents)) if weight.dtype == jnp.float16 and sums is None else None
+    narrow = weight.dtype == jnp.float16 and sums is None
+    factor = lift(_greatest({**cotangents, SHIFT: _to_target(reductions, asides, cotangents)})) if narrow else None
     lifted = lambda each: each if factor is None else each * factor
     lowered = lambda each: each if factor is None else each / factor
     pull_of = pulling(reductions, head, vocab, targets, found, asides, jax.tree.map(lifted, cotangents))
@@ -165,10 +166,7 @@ def pulling(reductions, head: Head, vocab: int, targets, found: Found, asides: F
     vocab: one device's classes. The rest as `pull_back` has it.
     """
     column = lambda values: {name: value[:, None] for name, value in values.items()}
-    to_target = cotangents["target"]
-    for name, reduction in reductions.items():
-        if reduction.by_target:
-            to_target = to_target + cotangents[name] * reduction.by_target(asides[name])
+    to_target = _to_target(reductions, asides, cotangents)
     found, asides, cotangents = column(found), column(asides), column(cotangents)
     first = head.place(head.classes) * vocab
 
@@ -181,6 +179,12 @@ def pulling(reductions, head: Head, vocab: int, targets, found: Found, asides: F
         return head.before_softcap(pull, z)
 
     return pull_of
+
+
+def _to_target(reductions, asides, cotangents):
+    """The gradient by each token's z_y [N]."""
+    own = {name: reduction.by_target for name, reduction in reductions.items() if reduction.by_target}
+    return cotangents["target"] + sum(cotangents[name] * by_target(asides[name]) for name, by_target in own.items())
 
 
 def kept_tile(kept: jax.Array, start: Any, tokens: int, tile: int) -> jax.Array:

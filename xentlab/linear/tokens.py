@@ -26,6 +26,9 @@ from xentlab.linear.reductions import Stream, or_nan_outside
 from xentlab.linear.stream import kept_tile, pull_back, pulling, reduce, room
 from xentlab.products import accumulator, lift, moved_whole, on_cpu, sliced
 
+GREATEST = 2**15  # what float16 surely holds
+MARGIN = 16  # a rival's, by which it may push
+
 Score = Callable[[Any, jax.Array, list[jax.Array]], jax.Array]
 
 
@@ -197,7 +200,9 @@ def _value_and_gradients(score, reductions, head, tiles, hidden, weight, bias, t
 
         to_weight = None if summed is None else jnp.zeros(weight.shape, summed)
         sums = to_weight, None if bias is None else jnp.zeros(bias.shape, dtype), _nothing_yet(values)
-        begun = (jnp.zeros(hidden.shape, kept_type(hidden.dtype)), sums, jnp.zeros(len(hidden), dtype), kept)
+        # Devices' shares are summed before they are rounded.
+        waits = dtype if head.classes else kept_type(hidden.dtype)
+        begun = (jnp.zeros(hidden.shape, waits), sums, jnp.zeros(len(hidden), dtype), kept)
         to_hidden, sums, losses, _ = over_tiles(step, begun, len(hidden), group)
         to_weight, to_bias, to_values = head.summed(sums, head.tokens)
         to_bias = None if bias is None else to_bias.astype(kept_type(bias.dtype))
@@ -299,8 +304,12 @@ def _value_and_gradients(score, reductions, head, tiles, hidden, weight, bias, t
     if weight.dtype != jnp.float16:
         losses, *gradients = head.spread(run, hidden, weight, bias, targets, weights, values, out="ttwba")
         return losses, gradients
-    # The greatest weight is made 1: a mean's 1 / N would leave most shares of a vocabulary below float16's least number.
-    factor = lift(jnp.max(jnp.abs(weights)))
+    # The greatest weight is made 1: a mean's 1 / N would leave most shares of a vocabulary below float16's least number. Less
+    # where all rivals may push the target at once, whose sum is to stay below the greatest number.
+    most = head.vocab(weight) / GREATEST
+    if reductions is not None:
+        most = most * MARGIN if any(reduction.by_target for reduction in reductions.values()) else 1
+    factor = lift(max(1, most) * jnp.max(jnp.abs(weights)))
     losses, *gradients = head.spread(run, hidden, weight, bias, targets, weights * factor, values, out="ttwba")
     return losses, jax.tree.map(lambda each: each / factor, gradients)
 
