@@ -1,4 +1,4 @@
-"""What does training save when the loss goes through linear_loss, and never holds a batch's logits?
+"""What does training save when the loss goes through linear_loss, and not through a batch's logits?
 
 One block of steps of an MLP on the text that comes with Python, as tokens of a BPE trained on it. Both heads run in turn:
 ratio to the naive head in the same round, median and quartiles, and what XLA says of temporary memory.

@@ -260,7 +260,8 @@ def test_auto_takes_what_explain_plan_says(monkeypatch):
     without = explain_plan(8192, 2304, 256_000, LOSSES["entmax15"])
     assert (without.name, without.products, without.why) == ("tokens", 3, "entmax15 has no stream form")
     assert explain_plan(8192, 2304, 256_000, NLL, plan="tokens").why == "it was asked for"
-    hidden, weight, targets = batch()
+    assert explain_plan(512, 64, 32_768, NLL).name == "stream"  # a batch of one chunk: all of its logits
+    hidden, weight, targets = batch(4096, 8, 2048)
     run = lambda plan: jax.jit(lambda w: linear_loss(hidden, w, targets, plan=plan)).lower(weight).as_text()
     assert run("auto") == run("tokens") != run("stream")
     monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(total=0))

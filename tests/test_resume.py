@@ -16,9 +16,14 @@ import time
 
 import pytest
 
-from xentlab import LabError
+from xentlab import LOSSES, LabError
+from xentlab.catalogue import own_files, placed
 from xentlab.checkpoints import Checkpoints, Grid
 from xentlab.cli import main
+from xentlab.race import _made
+from xentlab.recipe import Recipe
+from xentlab.resume import differences
+from xentlab.sources import MarkovSource
 
 TRAINS = True
 RACE = ("race", "--losses", "nll", "brier", "--markov", "8", "--model", "bigram", "--steps", "20", "--seeds", "0", "1")
@@ -226,11 +231,68 @@ def test_a_loss_that_was_edited_meanwhile_is_no_part_of_the_race(tmp_path, capsy
     wait_for(lambda: len(checkpoints(folder)) > 1, process)
     os.kill(process.pid, signal.SIGINT)
     assert finish(process) == 130
-    (was,) = json.loads((folder / "begun.json").read_text())["losses"].values()
-    assert was == {"file": "own.py", "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    ((name, was),) = json.loads((folder / "begun.json").read_text())["losses"].items()
+    assert name == f"{file}:own"
+    assert (was["file"], was["sha256"]) == ("own.py", hashlib.sha256(file.read_bytes()).hexdigest())
     file.write_text(OWN.format(2))
     told = refused(["race", "--resume", folder], capsys)
-    assert f"losses../own.py:own.sha256: {was['sha256']} there, {hashlib.sha256(file.read_bytes()).hexdigest()} now" in told
+    assert f"own.sha256: {was['sha256']} there, {hashlib.sha256(file.read_bytes()).hexdigest()} now" in told
+    assert f"own.program: {was['program']} there" in told
+    # And one that is edited after it was read is not what the race says that it was.
+    file.write_text(OWN.format(1))
+    kept = checkpoints(folder)[-1]
+    process = start(folder, "race", "--resume", str(folder))
+    wait_for(lambda: kept not in checkpoints(folder), process)
+    file.write_text(OWN.format(2))
+    assert finish(process) == 0, said(folder)
+    assert json.loads((folder / "run.json").read_text())["losses"] == {name: was}
+
+
+HELPED = """
+from helper_of_a_loss import scaled
+
+own = scaled({})
+"""
+
+
+def test_a_loss_is_known_by_what_it_computes_wherever_that_stands(tmp_path, monkeypatch):
+    """Through a helper's file, which stays, and wherever its own file lies."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "helper_of_a_loss.py").write_text("def scaled(by):\n    return lambda z, y: by * z[..., 0] + 0 * y\n")
+    records = {}
+    for folder, by in (("a", 1.0), ("b", 1.0), ("c", 2.0)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(HELPED.format(by))
+        name = placed(f"{tmp_path}/{folder}/mine.py:own")
+        records[folder] = {"arguments": {"losses": ["nll", name]}, "losses": own_files(["nll", name])}
+    assert differences(records["a"], records["b"]) == []
+    assert any("own.program" in each for each in differences(records["a"], records["c"]))
+
+
+def test_runs_are_kept_as_of_all_that_makes_them():
+    scaled = lambda by: lambda logits, targets: by * LOSSES["nll"](logits, targets)
+    usual = {"loss": scaled(1.0), "seeds": [0, 1], "source": MarkovSource(vocab=8), "model": "bigram", "plan": Recipe()}
+    others = {
+        "loss": [scaled(2.0)],
+        "seeds": [[0, 2]],
+        "source": [MarkovSource(vocab=8, seed=1), MarkovSource(vocab=9)],
+        "model": ["mlp"],
+        "plan": [
+            *(Recipe(**{name: 3}) for name in ("steps", "batch", "window", "blocks", "validation_tokens")),
+            *(
+                Recipe(optimizer="sgd"),
+                Recipe(schedule="linear"),
+                Recipe(clip=1.0),
+                Recipe(label_noise=0.1),
+                Recipe(head="naive"),
+            ),
+        ],
+    }
+    kept = _made(**usual)
+    assert kept == _made(**usual | {"loss": scaled(1.0)})
+    for name, values in others.items():
+        for value in values:
+            assert _made(**usual | {name: value}) != kept, (name, value)
 
 
 def test_a_race_that_cannot_print_is_finished(whole, tmp_path):

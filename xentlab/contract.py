@@ -48,7 +48,7 @@ class Facts:
     - `infinite`: where infinity is the right value in float32: "large gaps", "-inf rival", both, or nowhere.
     - `settings`: keyword settings that the laws are tested at.
     - `stream`: the same loss as a function of reductions of the logits, which its parameters name (`linear/reductions.py`):
-      with it, `linear_loss` never holds a row of logits. The loss's settings come as keywords.
+      with it, `linear_loss` need never hold a row of logits. The loss's settings come as keywords.
     """
 
     source: str = ""

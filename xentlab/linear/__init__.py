@@ -1,4 +1,4 @@
-"""The head: a linear layer and any loss, without ever holding the logits [tokens, vocabulary]."""
+"""The head: a linear layer and any loss, a chunk or a tile of the logits [tokens, vocabulary] at a time."""
 
 from __future__ import annotations
 

@@ -112,13 +112,13 @@ def explain_plan(
             held = max(held, features * per_device[1] * (wide if name == "tokens" else jnp.dtype(dtype).itemsize))
         return (chunk, tile), held
 
-    name, why = plan, "it was asked for"
+    name, why, naive = plan, "it was asked for", 2 * per_device[0] * per_device[1] * wide
     if plan == "auto":
-        name, why = _chosen(loss, streams, per_token, sized("tokens")[1])
+        name, why = _chosen(loss, streams, per_token, sized("tokens")[1], naive)
     tiles, temporary = sized(name)
     products = 4 if name == "stream" or per_token else 3
     flops = products * 2 * per_device[0] * features * per_device[1]
-    return Plan(name, why, tiles, products, flops, temporary, 2 * per_device[0] * per_device[1] * wide)
+    return Plan(name, why, tiles, products, flops, temporary, naive)
 
 
 def _counts(tiles):
@@ -131,23 +131,26 @@ def _counts(tiles):
     return chunk, tile
 
 
-def _chosen(loss, streams, per_token, held):
-    """The plan that auto takes, and why; held: bytes that the tokens plan would."""
+def _chosen(loss, streams, per_token, held, naive):
+    """The plan that auto takes, and why; held: bytes that the tokens plan would; naive: the naive head."""
     if not streams:
         return "tokens", f"{name_of(loss)} has no stream form"
     # Measured: on a GPU (experiments/bench_chip.py) a third less time, for several times the memory; on a CPU
     # (experiments/bench_linear_loss.py) a tenth to a fifth less. Per-token results take four products either way.
-    if not per_token and held <= _room():
+    if not per_token and held <= _room(naive):
         return "tokens", f"it takes three products where stream takes four, and holds under 1/{SHARE} of the memory there is"
     return "stream", "it holds no more logits than a tile's, for four products where tokens takes three and holds more"
 
 
-def _room() -> int:
-    """Bytes that the tokens plan may hold where stream could be taken: none on a chip of unknown size, or among processes."""
+def _room(naive: int) -> int:
+    """Bytes that the tokens plan may hold where stream could be taken: none on a chip of unknown size, or among processes.
+
+    On a CPU, where it gains less, at most half of what the naive head would: a batch of one chunk is all of its logits.
+    """
     if jax.process_count() > 1:  # which must all take the same plan, and may have other memories
         return 0
     if on_cpu():
-        return psutil.virtual_memory().total // (SHARE * jax.local_device_count())
+        return min(psutil.virtual_memory().total // (SHARE * jax.local_device_count()), naive // 2)
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("bytes_limit", 0) // SHARE
 
