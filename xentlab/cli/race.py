@@ -57,7 +57,7 @@ def run_race(command: Race) -> None:
             checkpoints = resume.kept(folder, command.checkpoint_every)
         if not hosts.told(refusal is None).all():
             raise refusal or LabError("the first process refuses; what it says, says why.")
-        if differ := hosts.unlike(_shared(command, source, folder)):
+        if processes > 1 and (differ := hosts.unlike(_shared(command, source, folder))):
             raise LabError(
                 f"the processes were started unlike: {', '.join(differ)} differ. Start each by the same command but for its "
                 "INDEX in --hosts, with the same text, losses and versions, and an --out that all of them see."

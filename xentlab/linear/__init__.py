@@ -208,9 +208,9 @@ def _checked(hidden, weight, targets, bias, softcap, vocab_first, spread):
         raise LabError(
             f"hidden is {hidden.dtype} and the weight {weight.dtype}; cast one of them, so that no one is surprised."
         )
-    if bias is not None:  # that masks classes by finfo.min, say; what is added to that would overflow
-        bias = jnp.asarray(bias)
-        bias = jnp.where(bias < MASKED, -jnp.inf, bias).astype(bias.dtype)
+    bias = None if bias is None else jnp.asarray(bias)
+    if bias is not None and jnp.issubdtype(bias.dtype, jnp.floating):
+        bias = jnp.where(bias < MASKED, -jnp.inf, bias)  # a mask of finfo.min, say: what is added to that would overflow
     return hidden, weight, targets, bias, head, vocab
 
 
