@@ -61,21 +61,18 @@ def stations(losses: tuple[str, ...] = LOSSES, quick: bool = False) -> list[Stat
         checks.append(Check("optimisation: brier escapes a wrong start", brier.escape_steps, math.inf))
     said = read(board.table, codes)
     first = {door: frame.loc[frame[door].idxmin()].loss for door in DOORS}
-    loose = "The doors do not all single it out: " + ", ".join(
-        f"{d.replace('_', ' ')} is least for {n}" for d, n in first.items()
-    )
+    least = [f"{door.replace('_', ' ')} is least for {name}" for door, name in first.items()]
+    loose = f"The doors do not all single it out: {', '.join(least)}"
     loose += f". Cross entropy is first at {sum(n == 'nll' for n in first.values())} of the {len(first)}."
-    long = frame.melt("loss", DOORS, "door", "number")
     charts = []
-    for door, rows in long.groupby("door", sort=False):
+    for door, rows in frame.melt("loss", DOORS, "door", "number").groupby("door", sort=False):
         y, x = alt.Y("loss:N", sort=list(losses), title=None), alt.X("number:Q", title=None)
         bars = alt.Chart(rows[np.isfinite(rows.number)]).mark_bar().encode(x, y)
         without = alt.Chart(rows[np.isinf(rows.number)]).mark_text(align="left", dx=4, text=WITHOUT.get(door, ""))
-        charts.append(alt.layer(bars, without.encode(y, x=alt.value(0)), title=str(door).replace("_", " ")))
+        charts.append(alt.layer(bars, without.encode(y, x=alt.value(0)), title=door.replace("_", " ")))
     told = "Four roads lead to cross entropy: likelihood, code length, numerics, training signal."
-    figure = Figure(tuple(charts), said[0])
-    frames = {"four_doors": frame, "codes": codes}
-    return [Station(19, "Four doors", told, "\n".join(said), loose, tuple(checks), (figure,), frames)]
+    figures, frames = (Figure(tuple(charts), said[0]),), {"four_doors": frame, "codes": codes}
+    return [Station(19, "Four doors", told, "\n".join(said), loose, tuple(checks), figures, frames)]
 
 
 if __name__ == "__main__":

@@ -66,10 +66,9 @@ def stations(steps: int = 400) -> list[Station]:
     lines = frame.melt("share", ["cross_entropy", "entropy", "kl", "kl_back"], "what", "bits")
     about = "dots: drawn tokens, the large one where the page's slider is; kl_back: the new city's map in the old one"
     chart = alt.Chart(lines, title=alt.Title("the city moves, the map stays", subtitle=about)).mark_line(strokeWidth=2.5)
-    chart = chart.encode(
-        alt.X("share:Q", title="share of the new law"), alt.Y("bits:Q", title="bits"), alt.Color("what:N", title=None)
-    )
-    dots = alt.Chart(frame).mark_point(color="#888888", filled=True, size=25).encode(alt.X("share:Q"), alt.Y("drawn:Q"))
+    x = alt.X("share:Q", title="share of the new law")
+    chart = chart.encode(x, alt.Y("bits:Q", title="bits"), alt.Color("what:N", title=None))
+    dots = alt.Chart(frame).mark_point(color="#888888", filled=True, size=25).encode(x, alt.Y("drawn:Q"))
     chart = charts.marked(alt.layer(chart, dots), frame, "share", "cross_entropy", 0)
     figure = Figure((chart,), found, Slider("share of the new law", frame, 0))
     told = "Cross entropy is the way you walk in a rebuilt city with an old map."
