@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from xentlab import LOSSES, LabError
@@ -350,6 +351,20 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(copy, whole):
     assert finish(start(copy, "race", "--resume", str(copy))) == 0, said(copy)
     assert f"damaged, and left out: block {newest.name}" in said(copy)
     assert_same(copy, whole)
+
+
+def test_what_a_killed_save_left_is_gone_before_the_next_one(tmp_path):
+    """Much of it: Orbax, told to remove it, would be at it for the reading still when the writing begins and fails on it."""
+    grid = Checkpoints(tmp_path).grid("nll", 0)
+    for step in (1, 2):
+        data = grid.folder / f"{step}.orbax-checkpoint-tmp" / "tree" / "d"
+        data.mkdir(parents=True)
+        for place in range(3000):
+            (data / str(place)).touch()
+    tree = {"numbers": jax.numpy.arange(3)}
+    assert grid.load(tree) is None
+    grid.after(1, True, lambda: tree)
+    assert [path.name for path in grid.folder.iterdir()] == ["1"]
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES])

@@ -11,6 +11,7 @@ import logging
 import os
 import pathlib
 import re
+import shutil
 import sys
 import threading
 import time
@@ -24,6 +25,7 @@ import jax.numpy as jnp
 from xentlab import hosts
 from xentlab.contract import LabError
 
+HALF_WRITTEN = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is not whole yet
 # What a system refuses now and may grant later: no damage.
 PASSING = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
 
@@ -158,10 +160,11 @@ class Grid:
     def _manager(self) -> Iterator[Any]:
         import orbax.checkpoint as ocp
 
+        if hosts.first():  # Orbax does it in a thread, which may outlive the manager, and meet the next one's
+            for left in self.folder.glob(f"*{HALF_WRITTEN}*"):
+                shutil.rmtree(left, ignore_errors=True)
         # Written before the next block begins: it takes a twentieth of a second, and what is on disk is what was reached.
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=self.place.keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
-        )
+        options = ocp.CheckpointManagerOptions(max_to_keep=self.place.keep, enable_async_checkpointing=False)
         _hush()
         manager = ocp.CheckpointManager(self.folder.absolute(), options=options, item_names=("tree", "sums"))
         try:
