@@ -165,7 +165,7 @@ def _named(loss: str) -> Loss:
         return with_settings(LOSSES[name], settings)
     if ":" in name:
         where, _, function = name.rpartition(":")
-        if where.endswith(".py") or "/" in where:
+        if _is_path(where):
             module = _module_at(pathlib.Path(where).expanduser())
         else:
             try:
@@ -203,6 +203,11 @@ def resolve_all(losses: Iterable[str | Loss]) -> dict[str, Loss]:
     return found
 
 
+def _is_path(where: str) -> bool:
+    """Whether what stands before a function's name is a file, and no module."""
+    return where.endswith(".py") or "/" in where
+
+
 def placed(name: str) -> str:
     """A loss's name as any folder knows it: one in a file by the file's whole path.
 
@@ -211,7 +216,7 @@ def placed(name: str) -> str:
     """
     named, opened, settings = name.partition("(")
     where, _, function = named.rpartition(":")
-    if not where or not (where.endswith(".py") or "/" in where):
+    if not _is_path(where):
         return name
     return f"{pathlib.Path(where).expanduser().absolute()}:{function}{opened}{settings}"
 

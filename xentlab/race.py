@@ -18,7 +18,7 @@ from xentlab.layout import Layout
 from xentlab.metrics import SMOOTHING, mean_and_interval
 from xentlab.program import program, windows
 from xentlab.recipe import Recipe
-from xentlab.sources import MarkovSource, Source, Text
+from xentlab.sources import MarkovSource, Source, Text, identity
 from xentlab.training import Trained, check_grid, joined, train
 
 if TYPE_CHECKING:
@@ -146,10 +146,8 @@ def planned(
 
 def _made(loss, seeds, source, model, plan):
     """What a loss's runs are trained with, besides their rates, as their checkpoints keep it."""
-    # Neither where the source lies, nor what was computed of it and may differ by a rounding elsewhere.
-    source = {key: value for key, value in source.describe().items() if key not in ("path", "name", "entropy_rate_nats")}
-    made = {"seeds": [int(seed) for seed in seeds], "model": model, "loss": own_files([loss]), "source": source}
-    made |= dataclasses.asdict(plan)
+    made = {"seeds": [int(seed) for seed in seeds], "model": model, "loss": own_files([loss])}
+    made |= {"source": identity(source.describe())} | dataclasses.asdict(plan)
     return json.loads(json.dumps(made, default=lambda each: name_of(each) if callable(each) else str(each)))
 
 

@@ -36,6 +36,14 @@ class Source(Protocol):
     def describe(self) -> dict: ...
 
 
+def identity(described: dict) -> dict:
+    """What a source's `describe()` says of what it is: neither where it lies, nor what was computed of it.
+
+    The latter may differ by a rounding on another machine.
+    """
+    return {key: value for key, value in described.items() if key not in ("path", "name", "entropy_rate_nats")}
+
+
 @dataclasses.dataclass(frozen=True)
 class MarkovSource:
     """A Markov chain over `vocab` tokens whose next-token law, given the last `order` tokens, is known and Zipf-like.

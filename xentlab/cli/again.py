@@ -65,14 +65,14 @@ def _side_by_side(first: Any, second: Any, form: str, every: bool = False) -> in
         print("set differently, first | second:")
     for row in made:
         print(f"{row['what']}: {console.text(row['first'])} | {console.text(row['second'])}")
-    alone = shown["first"].isna() != shown["second"].isna()
-    single = (frame["first"].isna() != frame["second"].isna()).sum()
+    alone = frame["first"].isna() != frame["second"].isna()
+    single = alone.sum()
     if len(differ):
         beside = f"; {single} are in one run alone{'' if every else ' (--all shows them too)'}" if single else ""
         print(f"{len(differ) - single} of {len(frame) - single} numbers that both have differ{beside}.")
     else:
         print(f"All {len(frame)} numbers are the same to the last bit.")
-    shown = shown if every else shown[~alone]
+    shown = frame if every else differ[~alone[differ.index]]
     if len(shown):
         console.print_table(shown.to_dict("records"))
     return len(differ)

@@ -98,6 +98,7 @@ def _shared(command: Race, source: Any, folder: pathlib.Path | None) -> dict[str
     """What must be the same in all processes of a race; where texts and folders lie need not be."""
     from xentlab.resume import losses_of
     from xentlab.runs import BEGUN
+    from xentlab.sources import identity
 
     record = record_of(command, [source.describe()], 0.0)
     begun = folder / BEGUN if folder else None
@@ -105,7 +106,7 @@ def _shared(command: Race, source: Any, folder: pathlib.Path | None) -> dict[str
     return {
         **{key: value for key, value in record["arguments"].items() if key not in places},
         "losses": losses_of(record),
-        "source": {key: value for key, value in record["sources"][0].items() if key not in ("path", "name")},
+        "source": identity(record["sources"][0]),
         "versions": [record["versions"][name] for name in ("xentlab", "jax", "jaxlib", "optax")],
         "the folder": begun and (begun.read_text() if begun.is_file() else "not there"),
     }

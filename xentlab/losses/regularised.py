@@ -120,8 +120,7 @@ def confidence_penalty(logits: Logits, targets: Targets, *, beta: float = 0.1) -
     if is_known(beta) and not beta >= 0:
         raise LabError(f"confidence_penalty needs beta of at least 0; got {beta}. At 0 it is nll.")
     log_p = log_softmax(logits)
-    p = jnp.exp(log_p)
-    entropy = -jnp.sum(p * jnp.where(p > 0, log_p, 0), axis=-1)  # 0 log 0 is 0
+    entropy = -jnp.sum(p_log_p(log_p), axis=-1)
     return -at_target(log_p, targets) - beta * entropy
 
 
