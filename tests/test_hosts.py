@@ -10,11 +10,11 @@ import time
 
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
 
 from xentlab import LabError, hosts
 from xentlab.layout import Layout, fitted, memory_limit
+from xentlab.memory import machine_memory
 
 RACE = ("race", "--losses", "nll", "--markov", "8", "--model", "bigram", "--steps", "20", "--seeds", "0", "1", "2")
 RACE += ("--learning-rates", ".02", ".1", "--extensions", "1", "--batch", "4", "--window", "8", "--format", "json")
@@ -146,4 +146,4 @@ def test_a_grid_takes_no_more_than_memory_holds():
     assert fitted(8, cores, needs, 30).at_a_time == 2
     with pytest.raises(LabError, match="Take fewer seeds or rates"):
         fitted(8, cores, needs, 17)
-    assert 1e8 < memory_limit() < psutil.virtual_memory().total
+    assert 1e8 < memory_limit() < machine_memory()[0]

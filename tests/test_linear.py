@@ -1,14 +1,12 @@
 """The head against the naive one in float64: every loss, both plans, awkward shapes, derivatives."""
 
 import functools
-import types
 
 import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import optax
-import psutil
 import pytest
 from naive_heads import (
     BRIER,
@@ -29,6 +27,7 @@ from naive_heads import (
 from xentlab import LOSSES, LabError, at_target, loss, name_of, resolve
 from xentlab.contract import off_target
 from xentlab.linear import explain_plan, linear_log_probs, linear_loss
+from xentlab.linear import plan as planning
 
 TRAINS = True  # the losses are tested strictly elsewhere; here NumPy's float64 meets float32 in the references
 both = pytest.mark.parametrize("plan", ["tokens", "stream"])
@@ -246,7 +245,8 @@ def test_against_optax_and_torch(plan):
 
 def test_auto_takes_what_explain_plan_says(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")  # these tests run on a GPU too, which may have the room
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(total=8 * 10**9 * jax.local_device_count()))
+    memory = lambda total: monkeypatch.setattr(planning, "machine_memory", lambda: (total, total))
+    memory(8 * 10**9 * jax.local_device_count())
     big, small = explain_plan(8192, 2304, 256_000, NLL), explain_plan(1024, 256, 32_768, NLL)
     assert (big.name, big.products) == ("stream", 4)
     assert (small.name, small.products) == ("tokens", 3)
@@ -264,7 +264,7 @@ def test_auto_takes_what_explain_plan_says(monkeypatch):
     hidden, weight, targets = batch(4096, 8, 2048)
     run = lambda plan: jax.jit(lambda w: linear_loss(hidden, w, targets, plan=plan)).lower(weight).as_text()
     assert run("auto") == run("tokens") != run("stream")
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(total=0))
+    memory(0)
     assert run("auto") == run("stream")
 
 

@@ -7,10 +7,10 @@ import os
 from collections.abc import Callable
 
 import jax
-import psutil
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from xentlab.contract import LabError
+from xentlab.memory import machine_memory
 from xentlab.products import on_cpu
 
 USED = 0.8  # of the memory that is free: the rest is for what XLA does not count
@@ -76,11 +76,11 @@ def fitted(runs: int, wanted: Layout, needs: Callable[[int], tuple[int, int]], l
 
 
 def memory_limit() -> int | None:
-    """Bytes that a grid may take: most of what is free on the device, or in a CPU's machine; None where neither says."""
+    """Bytes that a grid may take: most of what is free on the device, or for this process on a CPU; None where neither says."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return int(USED * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
-    return int(USED * psutil.virtual_memory().available) if on_cpu() else None
+    return int(USED * machine_memory()[1]) if on_cpu() else None
 
 
 @dataclasses.dataclass(frozen=True)

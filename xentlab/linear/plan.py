@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import psutil
 
 from xentlab.contract import LabError, Loss, name_of
 from xentlab.linear.logits import turns
 from xentlab.linear.reductions import stream_of
+from xentlab.memory import machine_memory
 from xentlab.products import accumulator, moved_whole, on_cpu
 
 PLANS = ("auto", "stream", "tokens")
@@ -150,7 +150,7 @@ def _room(naive: int) -> int:
     if jax.process_count() > 1:  # which must all take the same plan, and may have other memories
         return 0
     if on_cpu():
-        return min(psutil.virtual_memory().total // (SHARE * jax.local_device_count()), naive // 2)
+        return min(machine_memory()[0] // (SHARE * jax.local_device_count()), naive // 2)
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("bytes_limit", 0) // SHARE
 
