@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from xentlab import LabError, hosts
+from xentlab.checkpoints import Checkpoints, Grid
 from xentlab.layout import Layout, fitted, memory_limit
 from xentlab.memory import machine_memory
 
@@ -127,6 +128,17 @@ def test_a_lost_process_ends_the_first_and_the_race_goes_on_without_it(alone, tm
     lose(1, tmp_path / "half")
     finish(start("race", "--resume", tmp_path / "half"))
     assert_near(tmp_path / "half", alone)
+
+
+def test_processes_that_see_different_checkpoints_are_refused(tmp_path, monkeypatch):
+    """Each would go on from another block, and wait for the others at it."""
+    (tmp_path / "nll-0" / "0" / "20").mkdir(parents=True)
+    grid = Grid(Checkpoints(tmp_path), tmp_path / "nll-0" / "0", "nll")
+    seen = []
+    monkeypatch.setattr(hosts, "unlike", lambda what: seen.append(what) or ["steps"])
+    with pytest.raises(LabError, match="see different checkpoints of nll"):
+        grid.load({})
+    assert seen == [{"steps": ["20"]}]
 
 
 @pytest.mark.parametrize("text", ["here", "host:1,2", "host:1,2,2", "host:1,2,-1", "host,2,0"])

@@ -75,6 +75,11 @@ class Grid:
         """
         import orbax.checkpoint as ocp
 
+        if hosts.unlike({"steps": sorted(path.name for path in self.folder.glob("*") if path.name.isdecimal())}):
+            raise LabError(
+                f"the processes see different checkpoints of {self.loss} in {self.folder}. Is it one folder, that all of them "
+                "share? A network's file system may take a while to show what was written: try again."
+            )
         if not self.folder.is_dir():
             return None
         damaged = []

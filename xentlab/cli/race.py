@@ -7,6 +7,7 @@ import dataclasses
 import pathlib
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from xentlab import console
@@ -17,8 +18,6 @@ from xentlab.contract import LabError
 
 def run_race(command: Race) -> None:
     """A race, begun or resumed, alone or with other processes."""
-    import jax
-
     from xentlab import hosts, reading, resume, runs
     from xentlab.linear.mesh import AXES, make_mesh, parse_mesh
     from xentlab.race import planned, race
@@ -44,6 +43,7 @@ def run_race(command: Race) -> None:
             print(f"{layout.width} runs a call, {layout.at_a_time} calls at a time: {layout.why}.", file=sys.stderr)
 
     with contextlib.ExitStack() as held:
+        held.enter_context(_in_a_line(processes))
         checkpoints = refusal = None
         if folder and hosts.first():
             try:
@@ -70,17 +70,6 @@ def run_race(command: Race) -> None:
             if folder:
                 raise KeyboardInterrupt(f"What is done is kept. Go on with: xentlab race --resume {folder}") from None
             raise
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" in str(error):
-                raise LabError(
-                    f"the memory is full: {error}. Take fewer seeds, a smaller batch or window, or more devices by --mesh."
-                ) from error
-            if processes == 1:
-                raise
-            raise LabError(
-                f"the other processes are lost: {error}. What is kept is whole; go on with --resume, on as many devices "
-                "as there are."
-            ) from error
         if folder and hosts.first():
             # As it began: a loss's file that was edited meanwhile is not what was raced.
             kept = {key: value for key, value in resume.started(folder).items() if key in ("losses", "resumed_with")}
@@ -92,6 +81,25 @@ def run_race(command: Race) -> None:
         said = [*reading.races(result.table), *reading.pairs(result.pairs)]
         for sentence in [*said, *reading.temperatures(result.table), *reading.rarity(result.frequency)]:
             print(f"- {sentence}")
+
+
+@contextlib.contextmanager
+def _in_a_line(processes: int) -> Iterator[None]:
+    """What ends a race from without, a full memory or the loss of another process, is a `LabError`."""
+    import jax
+
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise LabError(
+                f"the memory is full: {error}. Take fewer seeds, a smaller batch or window, or more devices by --mesh."
+            ) from error
+        if processes == 1:
+            raise
+        raise LabError(
+            f"the other processes are lost: {error}. What is kept is whole; --resume goes on, on as many devices as there are."
+        ) from error
 
 
 def _shared(command: Race, source: Any, folder: pathlib.Path | None) -> dict[str, Any]:
