@@ -21,7 +21,7 @@ COLUMNS = ["loss", "p", "value", "dvalue_dp", "dvalue_dlogit"]
 
 def run(losses=LOSSES, vocab: int = 16, points: int = 49) -> pd.DataFrame:
     """Profiles on both paths, and each loss's gradient relative to nll's at the same p."""
-    p = np.logspace(-12, -0.005, points)
+    p = np.append(np.logspace(-12, 0, points)[:-1], 10**-0.005)  # with each power of ten, and not 1
     frame = gradient_profile(losses, p, vocab, "both")
     nll = gradient_profile(["nll"], p, vocab, "both").set_index(["rivals", "p"]).dvalue_dlogit.rename("nll")
     joined = frame.join(nll, on=["rivals", "p"])

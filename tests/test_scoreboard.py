@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from xentlab import LOSSES, LabError, reading, resolve
+from xentlab import LOSSES, LabError, at_target, reading, resolve
 from xentlab.race import run_stage, standard_stages
 from xentlab.scoreboard import Scoreboard, code_lengths, scoreboard
 from xentlab.scoreboard.efficiency import CONSISTENT, efficiency, make_truth, simulate, tokens_needed
@@ -79,6 +79,15 @@ def test_a_loss_that_is_not_proper_has_a_bias_instead():
         found = judged(name)
         assert found.bias > CONSISTENT
         assert math.isnan(found.tokens_needed)
+
+
+def test_a_loss_that_teaches_nothing_or_is_no_number_has_no_number():
+    """It stays where the search began, which is the truth: that is no consistency, and needs no fewer tokens than any."""
+    nothing = lambda logits, targets: (jnp.argmax(logits, axis=-1) != targets).astype(logits.dtype)
+    no_number = lambda logits, targets: jnp.sqrt(at_target(jax.nn.log_softmax(logits), targets))
+    for loss in (nothing, no_number):
+        found = efficiency(loss, make_truth(points=64))
+        assert np.isnan([found.bias, found.tokens_needed, found.excess]).all()
 
 
 def test_a_stop_gradient_is_judged_by_its_field():

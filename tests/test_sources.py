@@ -95,6 +95,14 @@ def test_parts_are_the_text_in_order_and_do_not_overlap():
     assert len(text.split("train")) > 10 * len(text.split("test"))
 
 
+def test_no_passage_of_the_builtin_text_is_trained_on_and_tested():
+    parts = {part: bytes(Text().split(part).astype(np.uint8)) for part in PARTS}
+    size = 100
+    trained = {parts["train"][start : start + size] for start in range(len(parts["train"]) - size)}
+    for part in ("validation", "test"):
+        assert not trained & {parts[part][start : start + size] for start in range(len(parts[part]) - size)}
+
+
 @pytest.fixture
 def prose(tmp_path):
     path = tmp_path / "prose.txt"

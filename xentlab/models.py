@@ -246,13 +246,14 @@ def _make(model, options, vocab, key):
 
 def checked_model(model: Any, vocab: int) -> Any:
     """The model itself, or one of shapes, once its two members have been seen to fit. Raises `LabError`."""
-    if not callable(getattr(model, "hidden", None)) or not hasattr(model, "weight"):
+    # By name: a property, a tied embedding's transpose say, can be read of arrays only.
+    if not callable(getattr(model, "hidden", None)) or "weight" not in dir(model):
         raise LabError(f"{type(model).__name__} needs .hidden(tokens [..., T]) -> [..., T, D] and .weight [D, V].")
-    read = lambda model, tokens: model.hidden(tokens)
-    hidden = eqx.filter_eval_shape(read, model, jax.ShapeDtypeStruct((2, 3), jnp.int32))
-    if hidden.ndim != 3 or model.weight.shape != (hidden.shape[-1], vocab) or hidden.shape[:2] != (2, 3):
+    read = lambda model, tokens: (model.hidden(tokens), model.weight)
+    hidden, weight = eqx.filter_eval_shape(read, model, jax.ShapeDtypeStruct((2, 3), jnp.int32))
+    if hidden.ndim != 3 or weight.shape != (hidden.shape[-1], vocab) or hidden.shape[:2] != (2, 3):
         raise LabError(
             f"{type(model).__name__}: tokens [2, 3] gave hidden {list(hidden.shape)} beside a weight "
-            f"{list(model.weight.shape)}; they should be [2, 3, D] and [D, {vocab}]."
+            f"{list(weight.shape)}; they should be [2, 3, D] and [D, {vocab}]."
         )
     return model

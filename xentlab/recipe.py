@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from xentlab.catalogue import near_names, parse_call
-from xentlab.contract import LabError
+from xentlab.contract import LabError, name_of
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "sgd": optax.sgd,
@@ -28,13 +28,26 @@ def _constant(steps: int) -> optax.Schedule:
 
 
 def _linear(steps: int, *, warmup: float = 0.05) -> optax.Schedule:
-    up = max(1, round(warmup * steps))
-    return optax.join_schedules([optax.linear_schedule(0, 1, up), optax.linear_schedule(1, 0, max(1, steps - up))], [up])
+    up = _warmed(steps, warmup)
+    return _after(up, optax.linear_schedule(1, 0, max(1, steps - up)))
 
 
 def _cosine(steps: int, *, warmup: float = 0.05, end: float = 0.05) -> optax.Schedule:
-    up = max(1, round(warmup * steps))
-    return optax.warmup_cosine_decay_schedule(0, 1, up, max(up + 1, steps), end)
+    up = _warmed(steps, warmup)
+    if not 0 <= end <= 1:
+        raise LabError(f"end is the share of the rate that is left, from 0 to 1; got {end}.")
+    return _after(up, optax.cosine_decay_schedule(1, max(1, steps - up), end))
+
+
+def _warmed(steps, warmup):
+    if not 0 <= warmup <= 1:
+        raise LabError(f"warmup is a share of the steps, from 0 to 1; got {warmup}.")
+    return round(warmup * steps)
+
+
+def _after(up, schedule):
+    """The schedule once the rate has risen for `up` steps, from the first of them on: of a rate of 0 a step is lost."""
+    return optax.join_schedules([optax.linear_schedule(1 / up, 1, up - 1), schedule], [up]) if up else schedule
 
 
 SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {"constant": _constant, "linear": _linear, "cosine": _cosine}
@@ -45,10 +58,11 @@ class Recipe:
     """How a run is trained; every loss of a race gets the same.
 
     steps; batch: windows a step; window: predicted tokens a window; optimizer: one of `OPTIMIZERS` with its options,
-    "adamw(weight_decay=0.1)", or a function learning_rate -> optax transformation; schedule: one of `SCHEDULES` with its
-    options, scaled by the rate; clip: greatest length of the whole gradient, or None; blocks: how often it is measured;
-    label_noise: the share of training targets that are another token, drawn once; what a model reads, and what it is tested on,
-    stays clean; head: the loss by `linear_loss`, or of a batch's whole logits, to compare with (experiments/bench_training.py).
+    "adamw(weight_decay=0.1)", or a function that makes an optax transformation of a schedule (step -> rate), which optax takes
+    for a learning rate; schedule: one of `SCHEDULES` with its options, scaled by the rate; clip: greatest length of the whole
+    gradient, or None; blocks: how often it is measured; label_noise: the share of training targets that are another token,
+    drawn once; what a model reads, and what it is tested on, stays clean; head: the loss by `linear_loss`, or of a batch's
+    whole logits, to compare with (experiments/bench_training.py).
     """
 
     steps: int = 400
@@ -72,11 +86,14 @@ class Recipe:
             raise LabError(f"label_noise is a share of the targets, from 0 to 1; got {self.label_noise}.")
         if self.head not in ("linear_loss", "naive"):
             raise LabError(f"a head is linear_loss or naive; got {self.head!r}.")
-        with _told("schedule", self.schedule):
+        with _told("schedule", self.schedule, "Has each option a value of its kind?"):
             jax.eval_shape(self._shape, jax.ShapeDtypeStruct((), jnp.int32))
         if not callable(self.optimizer):  # a function's own may want other parameters than these
-            with _told("optimizer", self.optimizer):
+            with _told("optimizer", self.optimizer, "Has each option a value of its kind?"):
                 jax.eval_shape(self._first_step, jax.ShapeDtypeStruct((2, 2), jnp.float32))
+        else:
+            with _told("optimizer", name_of(self.optimizer), "It is given a schedule, a function of the step, and no number."):
+                self.transformation(0.1)
 
     @property
     def steps_a_block(self) -> int:
@@ -105,17 +122,15 @@ class Recipe:
 
 
 @contextlib.contextmanager
-def _told(what: str, text: str) -> Iterator[None]:
-    """An option's value that optax cannot use fails where it is used, and says nothing of whose it is."""
+def _told(what: str, text: str, remedy: str) -> Iterator[None]:
+    """What optax cannot use fails where it is used, and says nothing of whose it is."""
     try:
         yield
     except LabError:
         raise
     except Exception as error:
         first = str(error).strip().split("\n")[0]
-        raise LabError(
-            f"the {what} {text} fails: {type(error).__name__}: {first}. Has each option a value of its kind?"
-        ) from error
+        raise LabError(f"the {what} {text} fails: {type(error).__name__}: {first}. {remedy}") from error
 
 
 def _from_table(text: str, what: str, table: dict[str, Callable], skip: int) -> Callable:

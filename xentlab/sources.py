@@ -1,7 +1,7 @@
 """Where tokens come from: a Markov chain whose law is known, or real text, split by position into three parts.
 
-A source has `name`, `vocab`, `split(part)` -> int32 tokens [N], `token_bytes` ([V] UTF-8 bytes of each token, or None)
-and `law(contexts)` (or None): training and race ask for no more, so an object of your own with these works too.
+A source has the members of `Source`, and may have `law(contexts [..., order]) -> [..., V]`: training and race ask for no more,
+so an object of your own with these works too.
 """
 
 import dataclasses
@@ -24,7 +24,11 @@ MAX_TABLE = 2**24
 
 @runtime_checkable
 class Source(Protocol):
-    """What training asks of a source."""
+    """What training asks of a source.
+
+    order: how many tokens its law reads, 0 without one. token_bytes: how many UTF-8 bytes each token stands for [V], or None.
+    split: int32 tokens [N] of "train", "validation" or "test". describe: what a record keeps of it, as JSON has it.
+    """
 
     name: str
     vocab: int
@@ -34,6 +38,23 @@ class Source(Protocol):
     def split(self, part: str) -> np.ndarray: ...
 
     def describe(self) -> dict: ...
+
+
+def checked_source(source: Source) -> Source:
+    """The source itself, once it is seen to have what one must, and no token outside of its vocabulary. Raises `LabError`."""
+    if lacks := [name for name in ("name", "vocab", "order", "token_bytes", "split", "describe") if not hasattr(source, name)]:
+        raise LabError(f"a source has {', '.join(lacks)} too; {type(source).__name__} has not. See xentlab.sources.Source.")
+    for part in PARTS:
+        tokens = np.asarray(source.split(part))
+        if not np.issubdtype(tokens.dtype, np.integer) or tokens.ndim != 1:
+            raise LabError(f"a part is integer tokens [N]; {part} of {source.name} is {tokens.dtype} {list(tokens.shape)}.")
+        bad = np.flatnonzero((tokens < 0) | (tokens >= source.vocab))
+        if len(bad):
+            raise LabError(
+                f"{source.name} has token {tokens[bad[0]]} at place {bad[0]} of {part} ({len(bad)} such), outside of its "
+                f"vocabulary of {source.vocab}. Did the tokenizer's vocabulary change?"
+            )
+    return source
 
 
 def identity(described: dict) -> dict:
@@ -117,8 +138,9 @@ class MarkovSource:
     @functools.cached_property
     def entropy_rate(self) -> float:
         """The chain's entropy in nats a token: what no model's mean NLL can go below, in the long run."""
-        with np.errstate(divide="ignore"):
-            each = -np.sum(self.table * np.log(self.table), axis=1)
+        from scipy.special import entr
+
+        each = entr(self.table).sum(axis=1)
         return float(self.stationary @ each)
 
     @functools.partial(jax.jit, static_argnums=(0, 2, 3))
@@ -151,8 +173,8 @@ class MarkovSource:
 
     def describe(self) -> dict:
         """What a run's record keeps of it."""
-        fields = ("name", "vocab", "order", "exponent", "seed", "tokens")
-        return {"kind": "markov", **{f: getattr(self, f) for f in fields}, "entropy_rate_nats": self.entropy_rate}
+        fields = [field.name for field in dataclasses.fields(self) if field.name != "token_bytes"]  # a subclass's own too
+        return {"kind": "markov", **{name: getattr(self, name) for name in fields}, "entropy_rate_nats": self.entropy_rate}
 
 
 def _part(sequence, part: str, train: float, validation: float):
@@ -164,13 +186,18 @@ def _part(sequence, part: str, train: float, validation: float):
 
 @functools.cache
 def builtin_text() -> str:
-    """Real English that every Python holds: the language's reference topics, some 460,000 characters.
+    """Real English that every Python holds: the language's reference topics, some 400,000 characters.
 
-    It changes with the Python version, so every record keeps its hash.
+    Every paragraph once, where it stands first: some topics hold others whole, and what is tested on would have been trained
+    on. It changes with the Python version, so every record keeps its hash.
     """
     from pydoc_data.topics import topics
 
-    return "\n\n".join(topics[name] for name in sorted(topics))
+    paragraphs = {}
+    for name in sorted(topics):
+        for paragraph in topics[name].split("\n\n"):
+            paragraphs.setdefault(" ".join(paragraph.split()), paragraph)
+    return "\n\n".join(paragraphs.values())
 
 
 def read_text(path: str | pathlib.Path) -> str:

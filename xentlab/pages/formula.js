@@ -109,6 +109,7 @@ function python(tree) {
   if (tree.variable) return "p";
   if ("number" in tree) return String(tree.number);
   if (tree.constant) return CONSTANTS[tree.constant][1];
+  if (["log", "ln"].includes(tree.call) && tree.parts[0].variable) return "log_p";
   const parts = tree.parts.map(python);
   if (tree.call) return `${FUNCTIONS[tree.call][3]}(${parts.join(", ")})`;
   return tree.sign === "neg" ? `(-${parts[0]})` : `(${parts[0]} ${tree.sign === "^" ? "**" : tree.sign} ${parts[1]})`;

@@ -89,8 +89,11 @@ async function readFormula() {
       + (rows.some(row => row.dp > 0) ? " Somewhere it rises with p: there it pulls away from the right token." : "");
   fillTable(document.querySelector("#own-table tbody"), rows.map((row, i) =>
     [row.p, row.value, row.dp, row.dz, both[i].value, both[i].dp, both[i].dz].map(x => Number.isNaN(x) ? null : Math.abs(x) === Infinity ? (x > 0 ? "∞" : "-∞") : x)));
+  const body = python(own);
   document.getElementById("own-code").textContent = "import jax\nimport jax.numpy as jnp\nfrom xentlab import at_target\n\n\n"
-    + "def mine(logits, targets):\n    p = at_target(jax.nn.softmax(logits), targets)\n    return " + python(own) + (input.value.match(/\bp\b/) ? "" : " + 0 * p") + "\n";
+    // The logarithm first: of a p below the least float there is none.
+    + "def mine(logits, targets):\n    log_p = at_target(jax.nn.log_softmax(logits), targets)\n"
+    + (/\bp\b/.test(body) ? "    p = jnp.exp(log_p)\n" : "") + "    return " + body + (/\b(log_)?p\b/.test(body) ? "" : " + 0 * log_p") + "\n";
   const lines = curves();
   await Promise.all(Object.keys(specs).filter(id => id.startsWith("own-")).map(id => {
     specs[id].datasets = {own: lines};  // for when it is drawn again

@@ -35,8 +35,8 @@ __all__ = ["Scoreboard", "code_lengths", "scoreboard"]
 
 DRAWS = (0, 1, 2)  # of the truth's weights
 REPLICATES = 8  # fits a size in the trial of the theory
-LANES = 16
-MOST_TOKENS = 12_288  # that are coded
+LANES = 24
+MOST_TOKENS = 24_576  # that are coded: all of the test part of a standard race
 Progress = Callable[[str, int, int], None]
 
 

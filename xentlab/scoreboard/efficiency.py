@@ -61,9 +61,10 @@ def make_truth(scale: float = SCALE, seed: int = 0, points: int = POINTS) -> Tru
 class Efficiency:
     """What a loss makes of endless tokens, and of many.
 
-    bias: KL in nats from the truth to the loss's minimiser; tokens_needed: relative to maximum likelihood, NaN where there is
-    a bias; smoothing: the share of the uniform mixed in, where the bias is less with it; residual: what is left of the
-    expected gradient at the minimiser; weights: the minimiser [F + 1, V]; excess: what n times the excess KL tends to, in nats.
+    bias: KL in nats from the truth to the loss's minimiser, NaN where the loss has no one minimiser there, or no number;
+    tokens_needed: relative to maximum likelihood, NaN where bias is not 0; smoothing: the share of the uniform mixed in, where
+    the bias is less with it; residual: what is left of the expected gradient at the minimiser; weights: the minimiser
+    [F + 1, V]; excess: what n times the excess KL tends to, in nats.
     """
 
     bias: float
@@ -89,11 +90,15 @@ def efficiency(loss: Loss, truth: Truth) -> Efficiency:
         bias, share = _bias(compiled, weights, truth)
         excess = needed = float("nan")
         if bias < CONSISTENT:
-            fisher = _fisher(compiled, weights, truth)
+            fisher, curvature = _fisher(compiled, weights, truth), _curvature(compiled, weights, truth)
+            rank = np.linalg.matrix_rank(fisher, hermitian=True, tol=1e-10 * np.abs(fisher).max())
+            # A loss without slope stays where it began, which is the truth: it has found nothing.
+            if not np.isfinite(curvature).all() or np.linalg.matrix_rank(curvature, rtol=1e-9) < rank:
+                return Efficiency(float("nan"), needed, share, residual, excess, weights)
             # Directions that change no logit difference have no curvature in most losses, and no Fisher information.
-            inverse = np.linalg.pinv(_curvature(compiled, weights, truth), rcond=1e-9)
+            inverse = np.linalg.pinv(curvature, rcond=1e-9)
             excess = float(np.trace(fisher @ inverse @ _covariance(compiled, weights, truth) @ inverse.T)) / 2
-            needed = 2 * excess / np.linalg.matrix_rank(fisher, hermitian=True, tol=1e-10 * np.abs(fisher).max())
+            needed = 2 * excess / rank
         # Rounding alone is below 0; a NaN stays one.
         return Efficiency(float(np.maximum(bias, 0)), needed, share, residual, excess, weights)
 
