@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from xentlab import LOSSES, facts_of, link_of, name_of
+from xentlab import LOSSES, LabError, facts_of, link_of, name_of
 from xentlab.catalogue import with_settings
 from xentlab.contract import low_p_claim, settings_of, value_and_gradient
 
@@ -419,3 +419,28 @@ def test_docstring_has_an_example_that_is_not_the_function_itself(loss):
     example = doc.split(">>>")[1]
     assert function.__name__ in example
     ast.parse(example.split("\n")[0].strip())
+
+
+def test_tsallis_keeps_digits_at_certainty_and_is_never_below_0():
+    z = np.random.default_rng(0).normal(size=(20, 40))
+    z[:, 0] = z[:, 1:].max(axis=1) + np.repeat([6, 10, 14, 18], 5)
+    found = LOSSES["tsallis"](jnp.asarray(z, jnp.float32), jnp.zeros(20, jnp.int32))
+    p = np.exp(z - np.logaddexp.reduce(z.astype(np.float32).astype(np.float64), axis=1, keepdims=True))
+    missed, powers = p[:, 1:].sum(axis=1), (p[:, 1:] ** 1.5).sum(axis=1)
+    lost = -np.expm1(0.5 * np.log1p(-missed))
+    np.testing.assert_allclose(found, lost - 0.5 * missed * (1 - lost) + 0.5 * powers, rtol=1e-2)
+    assert (found >= 0).all()
+
+
+@pytest.mark.parametrize("name", ["focal", "generalized_cross_entropy", "mixce", "tsallis", "label_smoothing", "z_loss"])
+def test_a_setting_may_be_a_jax_array(name):
+    """Known, and yet none that JAX could compare within a trace. Unwrapped: the tests' check of types wants a float."""
+    loss = inspect.unwrap(LOSSES[name])
+    (key, value), *_ = {
+        k: p.default for k, p in inspect.signature(LOSSES[name]).parameters.items() if k not in ("logits", "targets")
+    }.items()
+    logits, targets = jnp.asarray([[0.5, -1.0, 2.0]]), jnp.asarray([1])
+    array = functools.partial(loss, **{key: jnp.float32(value)})
+    np.testing.assert_allclose(jax.jit(array)(logits, targets), LOSSES[name](logits, targets), rtol=1e-6)
+    with pytest.raises(LabError, match=f"{name} needs"):
+        jax.jit(functools.partial(loss, **{key: jnp.float32(-3)}))(logits, targets)

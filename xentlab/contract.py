@@ -157,6 +157,17 @@ def is_known(setting: Any) -> bool:
     return not isinstance(setting, jax.core.Tracer)
 
 
+def check_setting(setting: Any, allowed: Callable[[np.ndarray], Any], message: str) -> None:
+    """Raises `LabError` for a known setting that a loss does not allow.
+
+    By NumPy: a JAX array that is known is none any more once JAX compares it within a trace.
+
+    >>> check_setting(jnp.float32(2), lambda alpha: alpha > 1, "alpha is above 1")
+    """
+    if is_known(setting) and not allowed(np.asarray(setting)):
+        raise LabError(message)
+
+
 def is_at_target(values: Float[AnyArray, "... vocab"], targets: Integer[AnyArray, "..."]) -> Bool[Array, "... vocab"]:
     """Where each token's target lies, as a mask [..., V]; all False for a target outside [0, V)."""
     if values.shape[:-1] != targets.shape:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from xentlab.contract import LabError, Logits, PerToken, Targets, at_target, is_known, loss, off_target
+from xentlab.contract import Logits, PerToken, Targets, at_target, check_setting, loss, off_target
 from xentlab.losses.likelihood import nll
 from xentlab.losses.numerics import log_p_target, log_softmax, one_minus_exp, p_log_p
 
@@ -58,8 +58,7 @@ def label_smoothing(logits: Logits, targets: Targets, *, epsilon: float = 0.1) -
     >>> print(f"{value:.5f}")  # .75 log 1.25 + .25 log 5 = .16736 + .40236
     0.56972
     """
-    if is_known(epsilon) and not 0 <= epsilon < 1:
-        raise LabError(f"label_smoothing needs epsilon in [0, 1); got {epsilon}.")
+    check_setting(epsilon, lambda epsilon: 0 <= epsilon < 1, f"label_smoothing needs epsilon in [0, 1); got {epsilon}.")
     log_p = log_softmax(logits)
     return -(1 - epsilon) * at_target(log_p, targets) - epsilon * jnp.mean(log_p, axis=-1)
 
@@ -88,8 +87,11 @@ def z_loss(logits: Logits, targets: Targets, *, coefficient: float = 1e-4) -> Pe
     >>> print(f"{z_loss(jnp.log(jnp.array([1.0, 3.0])), jnp.array(0), coefficient=1.0):.5f}")  # log 4 + (log 4)^2
     3.30811
     """
-    if is_known(coefficient) and not coefficient >= 0:
-        raise LabError(f"z_loss needs a coefficient of at least 0; got {coefficient}. At 0 it is nll.")
+    check_setting(
+        coefficient,
+        lambda coefficient: coefficient >= 0,
+        f"z_loss needs a coefficient of at least 0; got {coefficient}. At 0 it is nll.",
+    )
     return nll(logits, targets) + coefficient * jax.nn.logsumexp(logits, axis=-1) ** 2
 
 
@@ -117,8 +119,7 @@ def confidence_penalty(logits: Logits, targets: Targets, *, beta: float = 0.1) -
     >>> confidence_penalty(jnp.zeros(2), jnp.array(0), beta=0.5) / jnp.log(2.0)  # log 2 - 1/2 log 2
     Array(0.5, dtype=float32)
     """
-    if is_known(beta) and not beta >= 0:
-        raise LabError(f"confidence_penalty needs beta of at least 0; got {beta}. At 0 it is nll.")
+    check_setting(beta, lambda beta: beta >= 0, f"confidence_penalty needs beta of at least 0; got {beta}. At 0 it is nll.")
     log_p = log_softmax(logits)
     entropy = -jnp.sum(p_log_p(log_p), axis=-1)
     return -at_target(log_p, targets) - beta * entropy

@@ -6,7 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from xentlab.contract import LabError, Logits, PerToken, Targets, at_target, is_known, loss
+from xentlab.contract import Logits, PerToken, Targets, at_target, check_setting, loss
 from xentlab.losses.numerics import log_p_target, log_softmax, one_minus_exp, p_log_p
 
 
@@ -53,8 +53,7 @@ def focal(logits: Logits, targets: Targets, *, gamma: float = 2.0) -> PerToken:
     >>> focal(jnp.zeros(2), jnp.array(0)) / jnp.log(2.0)  # (1/2)^2 log 2
     Array(0.25, dtype=float32)
     """
-    if is_known(gamma) and not gamma >= 0:
-        raise LabError(f"focal needs gamma of at least 0; got {gamma}. At 0 it is nll.")
+    check_setting(gamma, lambda gamma: gamma >= 0, f"focal needs gamma of at least 0; got {gamma}. At 0 it is nll.")
     return _focal(at_target(log_softmax(logits), targets), gamma=gamma)
 
 
@@ -120,8 +119,9 @@ def generalized_cross_entropy(logits: Logits, targets: Targets, *, q: float = 0.
     >>> generalized_cross_entropy(jnp.log(jnp.array([0.25, 0.75])), jnp.array(0), q=0.5)  # (1 - 1/2) / (1/2)
     Array(1., dtype=float32)
     """
-    if is_known(q) and not 0 < q <= 1:
-        raise LabError(f"generalized_cross_entropy needs q in (0, 1]; got {q}. For q = 0 use nll, its limit.")
+    check_setting(
+        q, lambda q: 0 < q <= 1, f"generalized_cross_entropy needs q in (0, 1]; got {q}. For q = 0 use nll, its limit."
+    )
     return _gce(at_target(log_softmax(logits), targets), q=q)
 
 
@@ -215,6 +215,5 @@ def mixce(logits: Logits, targets: Targets, *, eta: float = 0.5) -> PerToken:
     >>> mixce(jnp.zeros(2), jnp.array(0)) / jnp.log(2.0)  # 1/2 + 1/2 * 1/2
     Array(0.75, dtype=float32)
     """
-    if is_known(eta) and not 0 <= eta <= 1:
-        raise LabError(f"mixce needs eta in [0, 1]; got {eta}. At 1 it is nll.")
+    check_setting(eta, lambda eta: 0 <= eta <= 1, f"mixce needs eta in [0, 1]; got {eta}. At 1 it is nll.")
     return _mixce(at_target(log_softmax(logits), targets), eta=eta)

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from xentlab.contract import LabError, Logits, PerToken, Targets, at_target, is_known, loss, off_target
-from xentlab.losses.numerics import log_p_target, log_softmax, softmax
+from xentlab.contract import Logits, PerToken, Targets, at_target, check_setting, loss, off_target
+from xentlab.losses.numerics import log_p_target, log_softmax, one_minus_exp, softmax
 
 
 def _brier_stream(rivals, rivals_2, target):
@@ -19,9 +19,14 @@ def _spherical_stream(rivals, rivals_2, target):
 
 
 def _tsallis_stream(rivals, rivals_alpha, target, *, alpha):
-    log_p = log_p_target(rivals, target)
-    powers = jnp.exp(alpha * log_p) + jnp.exp(rivals_alpha - alpha * jnp.logaddexp(rivals, target))
-    return 1 - alpha * jnp.exp((alpha - 1) * log_p) + (alpha - 1) * powers
+    others = jnp.exp(rivals_alpha - alpha * jnp.logaddexp(rivals, target))
+    return _tsallis(log_p_target(rivals, target), jax.nn.sigmoid(rivals - target), others, alpha)
+
+
+def _tsallis(log_p, missed, others, alpha):
+    """From log p_y, 1 - p_y and the rivals' sum of p^alpha: their differences from 1, for at certainty the rest cancels."""
+    lost = one_minus_exp((alpha - 1) * log_p)
+    return lost - (alpha - 1) * missed * (1 - lost) + (alpha - 1) * others
 
 
 def _square_stream(squares, target, *, k, M):
@@ -105,11 +110,17 @@ def tsallis(logits: Logits, targets: Targets, *, alpha: float = 1.5) -> PerToken
     >>> float(tsallis(jnp.zeros(4), jnp.array(0)))  # 1 - 1.5 * 1/2 + 0.5 * 4 * 1/8
     0.5
     """
-    if is_known(alpha) and not alpha > 1:
-        raise LabError(f"tsallis needs alpha above 1; got {alpha}. At 1 it is constant; use nll, its limit.")
+    check_setting(
+        alpha, lambda alpha: alpha > 1, f"tsallis needs alpha above 1; got {alpha}. At 1 it is constant; use nll, its limit."
+    )
     log_p = log_softmax(logits)
-    powers = jnp.sum(jnp.exp(alpha * log_p), axis=-1)
-    return 1 - alpha * jnp.exp((alpha - 1) * at_target(log_p, targets)) + (alpha - 1) * powers
+    rivals = off_target(jnp.exp(log_p), targets)
+    return _tsallis(
+        at_target(log_p, targets),
+        jnp.sum(rivals, axis=-1),
+        jnp.sum(off_target(jnp.exp(alpha * log_p), targets), axis=-1),
+        alpha,
+    )
 
 
 # The least share that a logit outside the square loss's range is read as. The loss does not say what a logit at or
