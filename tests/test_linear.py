@@ -296,7 +296,7 @@ def test_mistakes_are_told(monkeypatch):
         (lambda: linear_loss(hidden, weight, targets, token_weights=jnp.ones(3)), "one a token"),
         (lambda: linear_loss(hidden, weight.astype(jnp.bfloat16), targets), "cast one of them"),
         (lambda: linear_loss(hidden, weight, targets, loss=LOSSES["entmax15"], plan="stream"), "plan 'tokens' takes any loss"),
-        (lambda: linear_loss(hidden, weight, targets, loss=lambda z, y: NLL(z, y).mean()), "one value a token"),
+        (lambda: linear_loss(hidden, weight, targets, loss=lambda z, y: NLL(z, y).mean()), "one floating value a token"),
         (lambda: linear_loss(hidden, weight, targets, loss=resolve("tsallis(alpha=0.5)", check=False)), "alpha above 1"),
     ):
         with pytest.raises(LabError, match=said):

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from naive_heads import BRIER, NLL, TOKENS, VOCAB, batch, close, reference
 
 from xentlab import LOSSES, LabError, at_target, loss
-from xentlab.contract import facts_of
+from xentlab.contract import facts_of, off_target
 from xentlab.linear import explain_plan, linear_log_probs, linear_loss
 
 TRAINS = True  # NumPy's float64 meets float32 in the references
@@ -138,7 +138,7 @@ def test_in_float16_weights_may_be_negative():
 def test_tokens_that_are_out_do_no_harm_to_a_loss_without_a_derivative_at_0(plan):
     normed = lambda z, y: NLL(z / jnp.linalg.norm(z, axis=-1, keepdims=True), y)
     streamed = loss(stream=lambda squares, target, rivals: rivals / jnp.sqrt(squares + target**2) - target)(
-        lambda z, y: jnp.zeros(y.shape)
+        lambda z, y: jnp.log(jnp.sum(off_target(jnp.exp(z), y), axis=-1)) / jnp.linalg.norm(z, axis=-1) - at_target(z, y)
     )
     hidden, weight, targets = batch()
     weights = jnp.ones(len(hidden)).at[2].set(0)
@@ -220,7 +220,7 @@ def test_mistakes_are_told(monkeypatch):
         (lambda: linear_loss(hidden, weight[0], targets), "hidden is .*, D. and a weight"),
         (lambda: linear_loss(hidden, weight[None], targets), "hidden is .*, D. and a weight"),
         (lambda: linear_loss(jnp.float32(1), weight, targets), "hidden is .*, D. and a weight"),
-        (lambda: linear_loss(hidden.astype(int), weight.astype(int), targets), "of floating point; got int"),
+        (lambda: linear_loss(hidden.astype(int), weight.astype(int), targets), "one of float32, .*; got int"),
         (lambda: explain_plan(8, 8, 8, "nll"), "xentlab.resolve makes one"),
     ):
         with pytest.raises(LabError, match=said):

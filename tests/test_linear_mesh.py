@@ -197,6 +197,36 @@ def test_stream_sends_only_what_it_must():
     assert trade == pytest.approx(2 * 4 * tokens / data * vocab / model * (model - 1) / model, rel=1e-6)
 
 
+WEIGHTED = """
+import json, jax, jax.numpy as jnp
+jax.config.update("jax_num_cpu_devices", 8)
+from xentlab import linear_loss
+from xentlab.linear.costs import collectives
+mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+place = lambda *axes: jax.NamedSharding(mesh, jax.P(*axes))
+shaped = [jax.ShapeDtypeStruct(*each) for each in (((4096, 64), "float32"), ((64, 512), "float32"), ((4096,), "int32"))]
+shaped.append(jax.ShapeDtypeStruct((4096,), "float32"))
+places, found = (place("data"), place(None, "model"), place("data"), place("data")), []
+for plan in ("stream", "tokens"):
+    head = lambda h, w, y, t: linear_loss(h, w, y, token_weights=t, plan=plan, mesh=mesh)
+    run = jax.jit(jax.value_and_grad(head, (0, 1)), in_shardings=places, out_shardings=(place(), places[:2]))
+    found.append(collectives(run.lower(*shaped).compile().as_text()))
+print(json.dumps(found))
+"""
+
+
+def test_tokens_that_are_out_send_no_hidden_states():
+    """They are copies of one that counts, which an index would have every device gather all of them for."""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", WEIGHTED], capture_output=True, text=True, timeout=240, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for sent in json.loads(done.stdout):
+        assert set(sent) <= {"all-reduce", "all-gather"}
+        assert sent.get("all-gather", 0) < 100  # where the first token that counts is
+        # Both gradients, and some numbers a token.
+        assert sent["all-reduce"] < 4 * (4096 / 4 * 64 + 2 * 64 * 256) + 4096 * 4 * 4
+
+
 def test_a_plan_for_256_devices():
     found = plan("--tokens", "8192", "--features", "256", "--vocab", "256000", "--mesh", "data=8,model=32", "--loss", "brier")
     assert found["stream"]["temporary_bytes"] < found["tokens"]["temporary_bytes"] < found["naive"]["temporary_bytes"]

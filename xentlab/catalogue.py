@@ -22,10 +22,9 @@ import jax
 import jax.numpy as jnp
 
 import xentlab.losses
-from xentlab.contract import Facts, LabError, Loss, name_of, unwrapped
+from xentlab.contract import FAILURES, Facts, LabError, Loss, checked, name_of, unwrapped
 
 ENTRY_POINTS = "xentlab.losses"
-FAILURES = (Exception, SystemExit)  # of a user's own code: one that calls sys.exit would end the command without a word
 
 
 def _scan(package: ModuleType) -> dict[str, Loss]:
@@ -56,9 +55,10 @@ def parse_call(text: str, what: str = "loss") -> tuple[str, dict[str, Any]]:
     ('adamw', {})
     """
     text = text.strip()
-    if "(" not in text:
+    opened = text.find("(", text.find(".py:") + 1)  # a folder's name may have brackets too
+    if opened < 0:
         return text, {}
-    name, _, rest = text.partition("(")
+    name, rest = text[:opened], text[opened + 1 :]
     try:
         call = ast.parse(f"f({rest}", mode="eval").body
         if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
@@ -100,11 +100,15 @@ def _module_at(path: pathlib.Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     module.__xentlab_mtime__ = path.stat().st_mtime_ns
     sys.modules[name] = module
+    beside = str(path.parent.absolute())
+    sys.path.insert(0, beside)  # what lies beside a script it may import
     try:
         spec.loader.exec_module(module)
     except FAILURES as error:
         del sys.modules[name]
         raise LabError(f"{path} fails to import: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(beside)
     return module
 
 
@@ -118,31 +122,7 @@ def _member(module: ModuleType, name: str, where: str) -> Loss:
     return member
 
 
-def checked(loss: Loss) -> Loss:
-    """The loss itself, once one abstract call has shown that it keeps the contract. Raises `LabError` if not."""
-    logits = jax.ShapeDtypeStruct((2, 3, 5), jnp.float32)
-    targets = jax.ShapeDtypeStruct((2, 3), jnp.int32)
-    try:
-        value = jax.eval_shape(loss, logits, targets)
-    except LabError:
-        raise
-    except FAILURES as error:
-        first = str(error).strip().split("\n")[0]
-        raise LabError(
-            f"{name_of(loss)} fails on logits [2, 3, 5] and targets [2, 3]: {type(error).__name__}: {first} "
-            "A loss takes (logits [..., V], targets [...]) and keyword settings with defaults."
-        ) from error
-    shape = getattr(value, "shape", None)
-    if shape != (2, 3) or not jnp.issubdtype(value.dtype, jnp.floating):
-        got = f"{value.dtype} of shape {list(shape)}" if shape is not None else type(value).__name__
-        raise LabError(
-            f"{name_of(loss)} returned {got} for logits [2, 3, 5] and targets [2, 3]; a loss returns one floating value "
-            "a token, [2, 3]. Take the vocabulary as the last axis, and leave the mean to the lab."
-        )
-    return loss
-
-
-def resolve(loss: str | Loss, check: bool = True) -> Loss:
+def resolve(loss: str | Loss, check: bool = True, vocab: int = 5) -> Loss:
     """The loss that a name or a callable stands for.
 
     - `"focal"`, `"focal(gamma=1)"`: of this package, or of an installed one's entry point;
@@ -150,13 +130,14 @@ def resolve(loss: str | Loss, check: bool = True) -> Loss:
     - a callable is checked and handed back.
 
     Raises `LabError` for an unknown name (listing the near ones), a file that does not import, a missing function,
-    an unknown setting, and, unless `check` is False, a function that does not return one value a token.
+    an unknown setting, and, unless `check` is False, a function that does not return one value a token at this vocabulary,
+    which a loss may know: by class weights, say.
 
     >>> name_of(resolve("focal(gamma=1)"))
     'focal(gamma=1)'
     """
     function = loss if callable(loss) else _named(loss)
-    return checked(function) if check else function
+    return checked(function, vocab) if check else function
 
 
 def _named(loss: str) -> Loss:
@@ -187,13 +168,13 @@ def _named(loss: str) -> Loss:
     raise LabError(f"no loss named {name!r}; {near_names(name, [*LOSSES, *installed])} A loss of your own: ./file.py:function.")
 
 
-def resolve_all(losses: Iterable[str | Loss]) -> dict[str, Loss]:
+def resolve_all(losses: Iterable[str | Loss], vocab: int = 5) -> dict[str, Loss]:
     """Losses by the names they are shown under, in order. Raises `LabError` for none, and for two of one name."""
     if isinstance(losses, str) or callable(losses):
         losses = [losses]
     found: dict[str, Loss] = {}
     for item in losses:
-        function = resolve(item)
+        function = resolve(item, vocab=vocab)
         name = name_of(function)
         if name in found and unwrapped(found[name])[0] is not unwrapped(function)[0]:
             raise LabError(f"two different losses are called {name!r}; rename one of the functions.")
@@ -214,14 +195,14 @@ def placed(name: str) -> str:
     >>> placed("focal(gamma=1)"), placed("/made/./mine.py:cubic(power=2)")
     ('focal(gamma=1)', '/made/mine.py:cubic(power=2)')
     """
-    named, opened, settings = name.partition("(")
+    named = parse_call(name)[0]
     where, _, function = named.rpartition(":")
     if not _is_path(where):
         return name
-    return f"{pathlib.Path(where).expanduser().absolute()}:{function}{opened}{settings}"
+    return f"{pathlib.Path(where).expanduser().absolute()}:{function}{name[len(named) :]}"
 
 
-def own_files(losses: Iterable[str | Loss]) -> dict[str, dict[str, str | None]]:
+def own_files(losses: Iterable[str | Loss], vocab: int = 5) -> dict[str, dict[str, str | None]]:
     """Of each loss that is not this package's the file that it stands in, and sha256s of that file and of the loss's program.
 
     The program is what JAX makes of its value and gradient: what it calls in other files is in it, and what it closes over.
@@ -242,12 +223,12 @@ def own_files(losses: Iterable[str | Loss]) -> dict[str, dict[str, str | None]]:
             file = {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         except (TypeError, OSError):  # built in, typed at a prompt, or gone
             file = {"file": None, "sha256": None}
-        found[loss if isinstance(loss, str) else name_of(loss)] = file | {"program": _program(whole)}
+        found[loss if isinstance(loss, str) else name_of(loss)] = file | {"program": _program(whole, vocab)}
     return found
 
 
-def _program(loss: Loss) -> str | None:
-    logits, targets = jax.ShapeDtypeStruct((2, 5), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
+def _program(loss: Loss, vocab: int) -> str | None:
+    logits, targets = jax.ShapeDtypeStruct((2, vocab), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
     try:
         lowered = jax.jit(jax.value_and_grad(lambda z, y: jnp.sum(loss(z, y)))).lower(logits, targets)
     except FAILURES:  # an error of its own, which whoever trains by it is told

@@ -22,6 +22,7 @@ PerToken = Float[Array, "*tokens"]
 Loss = Callable[..., Any]
 # A limit is a number, or a function of the vocabulary's size and the loss's settings.
 Limit = float | Callable[..., float]
+FAILURES = (Exception, SystemExit)  # of a user's own code: one that calls sys.exit would end the command without a word
 
 
 class LabError(ValueError):
@@ -82,7 +83,10 @@ def loss(**facts: Any) -> Callable[[Loss], Loss]:
     """
 
     def attach(function: Loss) -> Loss:
-        function.facts = Facts(**facts)
+        try:
+            function.facts = Facts(**facts)
+        except AttributeError as error:  # a frozen record's too
+            raise LabError(f"{type(function).__name__} takes no facts; give them to a function that calls it.") from error
         return function
 
     return attach
@@ -102,7 +106,9 @@ def facts_of(loss: Loss) -> Facts:
 
     A function around a loss may be another loss: what `functools.wraps` copied is not true of it. Compiled it is the same one.
     """
-    function = unwrapped(loss)[0]
+    while isinstance(loss, functools.partial) and "facts" not in vars(loss):  # a partial may have facts of its own
+        loss = loss.func
+    function = loss
     facts = getattr(function, "facts", Facts())
     inherited = facts is getattr(getattr(function, "__wrapped__", None), "facts", None)
     if not inherited:
@@ -113,6 +119,30 @@ def facts_of(loss: Loss) -> Facts:
 def settings_of(loss: Loss) -> dict[str, Any]:
     """The keyword settings that a `functools.partial` of a loss holds."""
     return unwrapped(loss)[1]
+
+
+def checked(loss: Loss, vocab: int = 5, shape: tuple[int, ...] = (2, 3), dtype: Any = jnp.float32) -> Loss:
+    """The loss itself, once an abstract call has shown that it keeps the contract. Raises `LabError` if not."""
+    logits, targets = jax.ShapeDtypeStruct((*shape, vocab), dtype), jax.ShapeDtypeStruct(shape, jnp.int32)
+    shown = f"logits {[*shape, vocab]} and targets {list(shape)}"
+    try:
+        value = jax.eval_shape(loss, logits, targets)
+    except LabError:
+        raise
+    except FAILURES as error:
+        first = str(error).strip().split("\n")[0]
+        raise LabError(
+            f"{name_of(loss)} fails on {shown}: {type(error).__name__}: {first} A loss takes (logits [..., V], targets [...]) "
+            "and keyword settings with defaults; a factor for each token is a token_weight of the head's."
+        ) from error
+    got = getattr(value, "shape", None)
+    if got != shape or not jnp.issubdtype(value.dtype, jnp.floating):
+        what = f"{value.dtype} of shape {list(got)}" if got is not None else type(value).__name__
+        raise LabError(
+            f"{name_of(loss)} returned {what} for {shown}; a loss returns one floating value a token, {list(shape)}. Take the "
+            "vocabulary as the last axis, and leave the mean to the lab."
+        )
+    return loss
 
 
 def name_of(loss: Loss) -> str:

@@ -65,12 +65,12 @@ def gradient_profile(
     """
     import pandas as pd
 
-    found = resolve_all(losses)
     p = np.asarray(probabilities, np.float64).reshape(-1)
     if len(p) == 0 or not ((p > 0) & (p < 1)).all():
         raise LabError(f"probabilities lie strictly between 0 and 1; got {list(probabilities)}.")
     if vocab < 2:
         raise LabError(f"a profile needs a vocabulary of at least 2; got {vocab}.")
+    found = resolve_all(losses, vocab)
     if rivals not in (*PATHS, "both"):
         raise LabError(f"rivals is one of {', '.join(PATHS)} or both; got {rivals!r}.")
     paths = PATHS if rivals == "both" else (rivals,)
@@ -131,8 +131,8 @@ def gradient_budget(
     """
     import pandas as pd
 
-    found = resolve_all(losses)
     logits, targets = load_batch(logits, targets)
+    found = resolve_all(losses, logits.shape[-1])
     edges = np.asarray(bins, np.float64)
     if len(edges) < 2 or edges[0] != 0 or edges[-1] != 1 or (np.diff(edges) <= 0).any():
         raise LabError(f"bins are rising edges from 0 to 1; got {list(bins)}.")

@@ -131,7 +131,7 @@ def planned(
     **recipe: Any,
 ) -> tuple[dict[str, Loss], Recipe]:
     """The losses and the recipe of a `race` with these arguments. Raises `LabError` for all that shows without training."""
-    found = resolve_all(losses)
+    found = resolve_all(losses, source.vocab)
     plan = Recipe(steps=steps, **_known(recipe))
     check_grid(learning_rates, seeds)
     for what, values in (("learning rates", learning_rates), ("seeds", seeds)):
@@ -146,7 +146,7 @@ def planned(
 
 def _made(loss, seeds, source, model, plan):
     """What a loss's runs are trained with, besides their rates, as their checkpoints keep it."""
-    made = {"seeds": [int(seed) for seed in seeds], "model": model, "loss": own_files([loss])}
+    made = {"seeds": [int(seed) for seed in seeds], "model": model, "loss": own_files([loss], source.vocab)}
     made |= {"source": identity(source.describe())} | dataclasses.asdict(plan)
     return json.loads(json.dumps(made, default=lambda each: name_of(each) if callable(each) else str(each)))
 

@@ -56,7 +56,8 @@ def record_of(command: Any, sources: list[dict], seconds: float) -> dict[str, An
     from xentlab.catalogue import own_files
 
     arguments = arguments_of(command)
-    more = {"kind": kind_of(command), "losses": own_files(arguments["losses"])}
+    vocab = [source["vocab"] for source in sources if "vocab" in source]
+    more = {"kind": kind_of(command), "losses": own_files(arguments["losses"], *vocab[:1])}
     return runs.record(arguments, sources, seconds, **more)
 
 

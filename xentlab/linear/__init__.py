@@ -12,12 +12,12 @@ from jax import lax
 from jax.sharding import AxisType, Mesh
 from jaxtyping import Array, Float, Integer
 
-from xentlab.contract import AnyArray, LabError, Loss, as_index, name_of
+from xentlab.contract import AnyArray, LabError, Loss, as_index, checked, name_of, unwrapped
 from xentlab.information import divisor, weighted_mean, weighted_sum
 from xentlab.linear.logits import Head, together, varies
 from xentlab.linear.plan import Plan, explain_plan
-from xentlab.linear.reductions import or_nan_outside, reductions_of, stream_of
-from xentlab.linear.stream import streamed
+from xentlab.linear.reductions import Stream, or_nan_outside, reductions_of, stream_of
+from xentlab.linear.stream import reduce, streamed
 from xentlab.linear.tokens import per_token, scored, weighted_total
 from xentlab.losses.likelihood import nll
 from xentlab.losses.numerics import log_p_target, one_minus_exp, p_log_p
@@ -25,6 +25,8 @@ from xentlab.products import accumulator
 
 __all__ = ["Plan", "explain_plan", "linear_log_probs", "linear_loss"]
 
+DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16, jnp.float64)
+MOST_TRIED = 1024  # classes, with which a stream form is tried beside its function
 MASKED = -1e37  # below this a bias is a mask: no softmax gives such a class a share
 
 Hidden = Float[AnyArray, "*tokens features"]
@@ -60,12 +62,12 @@ def linear_loss(
 
     A token's loss is a function of its own row of logits, its target and what it closes over: class weights, a temperature that
     is learned. That may be traced, and has its gradient; but under plan "tokens" it may not lie on the mesh, and within a
-    `jax.shard_map` of your own it has one only with check_vma=False. Sums and reductions are held in float32 whatever the input
-    (float64 for float64), and the result is; devices' shares of the weight's gradient are added in its own type. Differentiable
-    by hidden, weight, bias and token_weights, and a second time, forward over reverse (jax.jvp of jax.grad). To be called under
-    jax.jit: an eager call compiles its loops anew each time. Bad targets raise `LabError` in eager calls; under jit such a loss
-    is NaN, and so are gradients to which it counts. Also raises it for shapes and types that do not fit and a loss that is not
-    one value a token.
+    `jax.shard_map` of your own it has one only with check_vma=False. What a loss draws at random may be alike in many tokens.
+    Sums and reductions are held in float32 whatever the input (float64 for float64), and the result is; devices' shares of the
+    weight's gradient are added in its own type. Differentiable by hidden, weight, bias and token_weights, and a second time,
+    forward over reverse (jax.jvp of jax.grad). To be called under jax.jit: an eager call compiles its loops anew each time. Bad
+    targets raise `LabError` in eager calls; under jit such a loss is NaN, and so are gradients to which it counts. Also raises
+    it for shapes and types that do not fit, a loss that is not one value a token, and a stream form that is another loss.
 
     >>> hidden, weight = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 0.0, 0.0], [5.0, 5.0, 5.0]])
     >>> linear_loss(hidden, weight, jnp.array([2]))  # logits 0: log 3
@@ -79,7 +81,7 @@ def linear_loss(
     weights = jnp.ones(shape, wide) if token_weights is None else jnp.asarray(token_weights).astype(wide)
     if weights.shape != shape:
         raise LabError(f"token_weights are one a token: targets are {list(shape)}, they are {list(weights.shape)}.")
-    _refuse_bad_targets(targets, weights, vocab)
+    _refuse_bad_targets(targets, weights, vocab, " Give tokens to leave out a token_weight of 0.")
     tokens = targets.size
     hidden, weight, bias, targets, weights = together(hidden, weight, bias, as_index(targets), weights)
     hidden, flat, flat_weights = _level(head, hidden, targets, weights)
@@ -87,8 +89,8 @@ def linear_loss(
         hidden, flat = _without_those_out(hidden, flat, flat_weights, bias)
     layout = (head.count(head.tokens), head.count(head.classes))
     chosen = explain_plan(tokens, hidden.shape[-1], vocab, loss, hidden.dtype, plan, tiles, reduction == "none", layout)
-    _try(loss, vocab, wide)
     stream = stream_of(loss)
+    _try(loss, stream, vocab, wide)
     if chosen.name == "tokens":
         score, values = scored(loss, stream, vocab, wide, mesh, varies(hidden))
         how = score, stream and stream.reductions, head, chosen.tiles
@@ -135,7 +137,7 @@ def linear_log_probs(
     hidden, weight, targets, bias, head, vocab = _checked(hidden, weight, targets, bias, softcap, vocab_first, spread)
     _refuse_bad_targets(targets, jnp.ones(targets.shape), vocab)
     hidden, weight, bias, targets = together(hidden, weight, bias, as_index(targets))
-    flat, flat_targets = _level(head, hidden, targets)
+    flat, flat_targets, _ = _level(head, hidden, targets, jnp.ones(targets.shape))
     layout = (head.count(head.tokens), head.count(head.classes))
     tile = explain_plan(targets.size, flat.shape[-1], vocab, nll, flat.dtype, "stream", tiles, layout=layout).tiles[1]
     found = streamed(reductions_of(("rivals", "entropy"), {}, level=False), head, tile, flat, weight, bias, flat_targets)
@@ -155,19 +157,23 @@ def _without_those_out(hidden, targets, weights, bias):
     be 0 times that of a loss which has none where all logits are 0.
     """
     out = weights == 0
-    place, none = jnp.argmax(~out), out.all()
-    state = jnp.where(none, jnp.ones((), hidden.dtype), lax.stop_gradient(hidden[place]))
-    target = jnp.where(none, 0 if bias is None else jnp.argmax(bias).astype(targets.dtype), targets[place])
+    # By a mask and a sum: of an array that lies on several devices an index would gather all of it on each.
+    first, none = jnp.arange(len(out)) == jnp.argmax(~out), out.all()
+    state = lax.stop_gradient(jnp.sum(jnp.where(first[:, None], hidden, 0), axis=0, dtype=hidden.dtype))
+    target = jnp.sum(jnp.where(first, targets, 0), dtype=targets.dtype)
+    state = jnp.where(none, jnp.ones((), hidden.dtype), state)
+    target = jnp.where(none, 0 if bias is None else jnp.argmax(bias).astype(targets.dtype), target)
     return jnp.where(out[:, None], state[None], hidden), jnp.where(out, target, targets)
 
 
-def _level(head, hidden, targets, *weights):
+def _level(head, hidden, targets, weights):
     """All tokens in one row, and, on a mesh, some more so that every device gets as many: like the last one, of weight 0."""
-    flat = [hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1), *[array.reshape(-1) for array in weights]]
-    more = -len(flat[0]) % (head.count(head.tokens) * head.count(head.classes))
-    modes = ["edge", "edge", "constant"]  # class 0 may be one that a bias forbids
-    pad = lambda each, mode: jnp.pad(each, ((0, more),) + ((0, 0),) * (each.ndim - 1), mode)
-    return [pad(each, mode) for each, mode in zip(flat, modes, strict=False)] if more else flat
+    hidden, targets, weights = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1), weights.reshape(-1)
+    more = -len(targets) % (head.count(head.tokens) * head.count(head.classes))
+    if not more:
+        return hidden, targets, weights
+    # Like the last one: class 0 may be one that a bias forbids.
+    return jnp.pad(hidden, ((0, more), (0, 0)), "edge"), jnp.pad(targets, (0, more), "edge"), jnp.pad(weights, (0, more))
 
 
 def _checked(hidden, weight, targets, bias, softcap, vocab_first, spread):
@@ -176,8 +182,9 @@ def _checked(hidden, weight, targets, bias, softcap, vocab_first, spread):
     targets = targets if isinstance(targets, jax.Array) else np.asarray(targets)
     if not hidden.ndim or weight.ndim != 2:
         raise LabError(f"hidden is [..., D] and a weight [D, V] or [V, D]; got {list(hidden.shape)} and {list(weight.shape)}.")
-    if not jnp.issubdtype(hidden.dtype, jnp.floating):
-        raise LabError(f"hidden is of floating point; got {hidden.dtype}. Cast it, as hidden.astype(jnp.float32).")
+    if hidden.dtype not in DTYPES:
+        known = ", ".join(str(jnp.dtype(each)) for each in DTYPES)
+        raise LabError(f"hidden is one of {known}; got {hidden.dtype}. Cast it, as hidden.astype(jnp.float32).")
     if not jnp.issubdtype(targets.dtype, jnp.integer):
         raise LabError(f"targets are class indices, integers; got {targets.dtype}. Of one-hot ones take the argmax.")
     if softcap is not None and not 0 < (softcap := float(softcap)) < math.inf:
@@ -226,7 +233,10 @@ def _axes(mesh, token_axis, vocab_axis):
     if mesh is None:
         return None, None, None
     if around.manual_axes:
-        raise LabError("within jax.shard_map each device has its share already; leave mesh= out in there.")
+        raise LabError(
+            "within jax.shard_map each device has its share of the tokens already; leave mesh= out in there, and hand it the "
+            "whole vocabulary, for of a part it would know no other class. Or call it outside, where mesh= splits both."
+        )
     axes = [axis if axis in mesh.axis_names else None for axis in (token_axis, vocab_axis)]
     lacking = [axis for axis in (token_axis, vocab_axis) if axis not in (*mesh.axis_names, "data", "model", None)]
     if axes == [None, None] or lacking:
@@ -241,7 +251,7 @@ def _axes(mesh, token_axis, vocab_axis):
     return mesh, *axes
 
 
-def _refuse_bad_targets(targets, weights, vocab) -> None:
+def _refuse_bad_targets(targets, weights, vocab, more="") -> None:
     """In an eager call a target that counts and lies outside [0, V) is an error; a traced one cannot be looked at."""
     if isinstance(targets, jax.core.Tracer) or isinstance(weights, jax.core.Tracer):
         return
@@ -250,12 +260,39 @@ def _refuse_bad_targets(targets, weights, vocab) -> None:
     if len(bad):
         raise LabError(
             f"targets must lie in [0, {vocab}); got {flat[bad[0]]} at token {bad[0]} ({len(bad)} such). Did the tokenizer's "
-            "vocabulary change? Give tokens to leave out a token_weight of 0."
+            f"vocabulary change?{more}"
         )
 
 
-def _try(loss: Loss, vocab: int, dtype) -> None:
-    """Traces the loss on two tokens: its own errors come first, and a loss that reduces is refused."""
-    shaped = jax.eval_shape(loss, jax.ShapeDtypeStruct((2, vocab), dtype), jax.ShapeDtypeStruct((2,), jnp.int32))
-    if getattr(shaped, "shape", None) != (2,):
-        raise LabError(f"{name_of(loss)} should give one value a token: for 2 tokens it gave {shaped}.")
+def _try(loss: Loss, stream: Stream | None, vocab: int, dtype) -> None:
+    """Raises `LabError` for a loss that does not keep the contract, and for a stream form that is another loss.
+
+    Traced on two numbers of tokens: what closes over a number a token, of one count of them, fails at the other.
+    """
+    for tokens in (2, 3):
+        checked(loss, vocab, (tokens,), dtype)
+    if stream is None or getattr(unwrapped(loss)[0], "__module__", "").startswith(
+        "xentlab.losses"
+    ):  # the tests hold those to it
+        return
+    classes = vocab if vocab <= MOST_TRIED else 5  # a loss may know its vocabulary
+    rng = np.random.default_rng(0)
+    logits, targets = 2 * rng.normal(size=(6, classes)).astype(np.float32), rng.integers(0, classes, 6).astype(np.int32)
+    logits[::2] += 3  # a claim that no common shift changes it is tried too
+    try:
+        with jax.ensure_compile_time_eval():
+            shown = jnp.asarray(logits), jnp.eye(classes), None, jnp.asarray(targets)
+            found, _, _ = reduce(stream.reductions, Head(None, False, None, None, None), classes, *shown)
+            by_form, by_function = (np.asarray(each) for each in (stream(found, classes), loss(shown[0], shown[3])))
+    except LabError:
+        raise
+    except Exception:  # it closes over what is traced, or knows another vocabulary: the two cannot be had apart from here
+        return
+    differ = ~np.isclose(by_form, by_function, rtol=1e-3, atol=1e-4, equal_nan=True)
+    if differ.any():
+        at = int(np.argmax(differ))
+        row = [round(float(each), 3) for each in logits[at, :8]]
+        raise LabError(
+            f"{name_of(loss)}'s stream form is another loss: at logits {row} and target {targets[at]} it gives "
+            f"{by_form[at]:.6g}, the function {by_function[at]:.6g}. Is a fact false, shift=True say?"
+        )

@@ -1,4 +1,4 @@
-"""What a head costs, by the compiler's own account: compiled for given shapes and a mesh, and never run."""
+"""What a head costs, compiled for given shapes and a mesh, and never run: memory and traffic by the compiler's own account."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from xentlab.contract import LabError, Loss
+from xentlab.contract import LabError, Loss, checked
 from xentlab.linear import linear_loss
 from xentlab.linear.plan import explain_plan
 from xentlab.linear.reductions import stream_of
@@ -57,7 +57,12 @@ def head_costs(
     """
     if min(tokens, features, vocab) < 1:
         raise LabError(f"tokens, features and vocabulary are counts of at least 1; got {tokens}, {features} and {vocab}.")
+    checked(loss, vocab)
     layout = tuple(mesh.shape.get(axis, 1) if mesh else 1 for axis in ("data", "model"))
+    for count, devices, what in zip((tokens, vocab), layout, ("tokens", "classes"), strict=True):
+        if count % devices:
+            whole = -(-count // devices) * devices
+            raise LabError(f"{count} {what} cannot lie evenly on {devices} devices; take a multiple of that, {whole} say.")
     taken = explain_plan(tokens, features, vocab, loss, dtype, layout=layout).name
     heads = {
         plan: lambda h, w, y, plan=plan: linear_loss(h, w, y, loss=loss, plan=plan, mesh=mesh)
@@ -83,8 +88,6 @@ def _compiled(head, mesh, tokens, features, vocab, dtype):
     if mesh is None:
         return jax.jit(run).lower(*shaped).compile()
     data, model = ((axis if axis in mesh.axis_names else None) for axis in ("data", "model"))
-    if tokens % mesh.shape.get("data", 1):
-        raise LabError(f"{tokens} tokens cannot lie evenly on {mesh.shape['data']} devices; take a multiple of that.")
     place = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))
     given = (place(data), place(None, model), place(data))
     return jax.jit(run, in_shardings=given, out_shardings=(place(), given[:2])).lower(*shaped).compile()

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from xentlab.contract import LabError, Loss, name_of
 from xentlab.linear.logits import turns
@@ -51,7 +52,8 @@ ROWS_BYTES = 2 * 2**20  # of logits, for a loss that sees whole rows: some ten p
 class Plan:
     """How a head runs: plan, why, tiles (tokens a chunk, classes a tile), matrix products of value and gradient, memory.
 
-    temporary_bytes is reckoned from the shapes: what is held beside arguments and gradients at the height of the pass.
+    temporary_bytes is reckoned from the shapes: what is held beside arguments and gradients at the height of the pass. With
+    token_weights there is a copy of the hidden states more.
     flops are those of value and gradient, 2 N D V a product.
     """
 
@@ -95,6 +97,10 @@ def explain_plan(
     if not callable(loss):
         raise LabError(f"a loss is a function of logits and targets; got {loss!r}. Of a name xentlab.resolve makes one.")
     tiles = None if tiles is None else _counts(tiles)
+    if not all(isinstance(each, (int, np.integer)) and each >= 0 for each in (tokens, features, vocab, *layout)) or not min(
+        layout
+    ):
+        raise LabError(f"sizes are whole numbers; got tokens {tokens}, features {features}, vocab {vocab}, layout {layout}.")
     streams, wide = stream_of(loss) is not None, accumulator(dtype).itemsize
     if plan == "stream" and not streams:
         raise LabError(
@@ -168,6 +174,9 @@ def _tiles(name, tokens, vocab, wide):
         chunk, widest = sizes.chunk, sizes.kept_tile
         if sizes.chunk_bytes:
             chunk = min(chunk, max(128, sizes.chunk_bytes // (wide * vocab) // 128 * 128))
+        if tokens > chunk:  # as few as there must be, evenly large: the last one overlaps by little
+            evenly = -(-tokens // -(-tokens // chunk))
+            chunk = min(chunk, -(-evenly // sizes.lanes) * sizes.lanes)
         if widest is None:
             return chunk, vocab
     most = max(128, min(widest or vocab, sizes.tile_bytes // (wide * max(1, chunk))) // 128 * 128)

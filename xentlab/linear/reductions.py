@@ -260,6 +260,11 @@ class Stream:
     def __call__(self, found: Mapping[str, jax.Array], vocab: int) -> jax.Array:
         """Each token's loss [N] from the reductions' values [N]."""
         each = self.function(*(float(vocab) if name == "vocab" else found[name] for name in self.names))
+        if jnp.shape(each) != found["target"].shape:
+            raise LabError(
+                f"a stream form gives one value a token, {list(found['target'].shape)}; it gave {list(jnp.shape(each))}. Leave "
+                "sums and means to the head."
+            )
         for value in found.values():  # whatever a maximum in the form has lost of it
             each = or_nan(each, value.astype(each.dtype))
         return each
@@ -324,7 +329,7 @@ def stream_of(loss: Loss) -> Stream | None:
     ['rivals', 'rivals_2']
     """
     form = facts_of(loss).stream
-    if form is None:
+    if form is None or _by_place(loss):
         return None
     function = unwrapped(loss)[0]
     parameters = inspect.signature(function).parameters.values()
@@ -332,7 +337,10 @@ def stream_of(loss: Loss) -> Stream | None:
     kinds = inspect.signature(form).parameters.values()
     settings = {p.name: p.default for p in kinds if p.kind is p.KEYWORD_ONLY and p.default is not p.empty} | settings
     names = tuple(p.name for p in kinds if p.kind is not p.KEYWORD_ONLY)
-    bound = {p.name: settings[p.name] for p in kinds if p.kind is p.KEYWORD_ONLY}
+    keywords = [p.name for p in kinds if p.kind is p.KEYWORD_ONLY]
+    if lacking := [name for name in keywords if name not in settings]:
+        raise LabError(f"{name_of(loss)}: its stream form wants {', '.join(lacking)}, which is no setting of the loss.")
+    bound = {name: settings[name] for name in keywords}
     taken = {*bound, *(name.partition("_")[2] for name in names)}
     if ignored := [name for name in settings_of(loss) if name not in taken]:
         raise LabError(
@@ -342,3 +350,12 @@ def stream_of(loss: Loss) -> Stream | None:
     # Of a loss that no common shift changes. What else it asks for has a level in any case, or none.
     level = facts_of(loss).shift is not True or any(name.partition("_")[0] not in LEVELLESS for name in names)
     return Stream(reductions_of(names, settings, level), names, functools.partial(form, **bound))
+
+
+def _by_place(loss: Loss) -> bool:
+    """Whether a partial gives what comes before the logits: of that a form knows nothing."""
+    while isinstance(loss, functools.partial):
+        if loss.args:
+            return True
+        loss = loss.func
+    return False

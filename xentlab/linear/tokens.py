@@ -52,6 +52,11 @@ def scored(
     here = jax.sharding.get_abstract_mesh()
     with jax.sharding.use_abstract_mesh(here if here.manual_axes else jax.sharding.AbstractMesh((), ())):
         traced = jax.make_jaxpr(alone)(one, jax.ShapeDtypeStruct((), jnp.int32))
+    if any(jnp.issubdtype(jnp.result_type(value), jax.dtypes.prng_key) for value in traced.consts):
+        raise LabError(
+            "the loss closes over a random key, and would draw the same for many tokens, which the head scores in parts. Take "
+            "it of whole logits, loss(hidden @ weight, targets)."
+        )
     if mesh is not None and any(_on_a_mesh(value) for value in traced.consts):
         raise LabError(
             "the loss closes over an array that lies on a mesh, which JAX lets into no device's part of it. A number that jit "

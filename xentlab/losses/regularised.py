@@ -26,7 +26,7 @@ def _penalty_stream(rivals, target, entropy, *, beta):
 
 
 def _squentropy_stream(rivals, target, squares, vocab):
-    return squares / (vocab - 1) - log_p_target(rivals, target)
+    return squares / max(vocab - 1, 1) - log_p_target(rivals, target)
 
 
 def _smoothed(vocab, *, epsilon=0.1):
@@ -147,4 +147,4 @@ def squentropy(logits: Logits, targets: Targets) -> PerToken:
     Array(9., dtype=float32)
     """
     rivals = off_target(logits, targets)
-    return nll(logits, targets) + jnp.sum(rivals**2, axis=-1) / (logits.shape[-1] - 1)
+    return nll(logits, targets) + jnp.sum(rivals**2, axis=-1) / max(logits.shape[-1] - 1, 1)
