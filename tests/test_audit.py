@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 
 from xentlab import LOSSES, at_target, audit, facts_of, loss, name_of
-from xentlab.audit import VERDICTS, as_json, decisions, disagreements
+from xentlab.audit import VERDICTS, as_json, claims, decisions, disagreements
 from xentlab.audit.limits import LOW, fit
 from xentlab.audit.probe import make_probe
 
@@ -136,6 +136,15 @@ def nan_at_extremes(logits, targets):
     return -at_target(log_p(logits), targets) - 0.1 * -(p * jnp.log(p)).sum(-1)
 
 
+def miss(logits, targets):
+    return (jnp.argmax(logits, axis=-1) != targets).astype(logits.dtype)
+
+
+def fined_when_right(logits, targets):
+    """Its gradient is nll's wherever it has one."""
+    return -at_target(log_p(logits), targets) + 3 * (jnp.argmax(logits, axis=-1) == targets)
+
+
 def own_temperature(logits, targets):
     return -at_target(log_p(logits / (1 + jnp.linalg.norm(logits, axis=-1, keepdims=True))), targets)
 
@@ -153,6 +162,9 @@ def own_temperature(logits, targets):
         (gathers, "rejects_bad_targets"),
         (nan_at_extremes, "finite"),
         (own_temperature, "shift_invariant"),
+        (miss, "convex"),
+        (fined_when_right, "monotone"),
+        (fined_when_right, "convex"),
     ],
     ids=lambda x: getattr(x, "__name__", x),
 )
@@ -172,6 +184,23 @@ def test_a_question_that_breaks_does_not_take_the_rest_with_it():
     verdicts = audit(only_float64).verdicts
     assert verdicts["elementwise"].value == "undecided"
     assert "float64 only" in verdicts["elementwise"].evidence
+
+
+def test_what_is_no_number_is_undecided_and_no_infinity():
+    """-log of a softmax that has become 0: its gradient is NaN far out, where the right one is bounded."""
+    verdicts = audit(lambda logits, targets: -jnp.log(at_target(jax.nn.softmax(logits), targets))).verdicts
+    assert verdicts["lipschitz"].value == "undecided"
+    assert "NaN at logits [1000.0, 0.0, 0.0, 0.0], target 1" in verdicts["lipschitz"].evidence
+    nowhere = audit(lambda logits, targets: jnp.sqrt(at_target(log_p(logits), targets))).verdicts
+    assert {verdict.value for verdict in nowhere.values()} == {"undecided"}
+    assert "the value is NaN at logits" in nowhere["elementwise"].evidence
+
+
+def test_what_nobody_claimed_is_not_denied():
+    own = lambda logits, targets: jax.lax.stop_gradient(at_target(logits, targets))
+    assert not claims(own)
+    assert disagreements(audit(own), own) == []
+    assert claims(LOSSES["nll"])
 
 
 def flat(theirs):

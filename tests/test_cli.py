@@ -90,7 +90,10 @@ def test_no_command_shows_the_help(capsys):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("race --stps 3", "--steps INT"),
+        ("race --stps 3", "race has no option --stps; did you mean --steps?"),
+        ("race --lr 3", "did you mean --learning-rates?"),
+        ("race nll", "losses come after --losses: xentlab race --losses nll."),
+        ("audit --losses nll brier", "audit takes losses as they are: xentlab audit nll brier."),
         ("race --steps x", "Error parsing --steps"),
         ("show", "Missing from xentlab show"),
         ("rase --quick", "no command 'rase'; did you mean race"),

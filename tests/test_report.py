@@ -97,7 +97,10 @@ def test_the_winner_is_told_and_what_pairs_tell_is_left_to_them():
 
 def test_what_diverged_at_every_rate_is_told_and_what_the_mark_of_the_grids_end_means():
     nan = float("nan")
-    gone = "diverged at every rate, which leaves nothing to test: try smaller rates."
+    gone = (
+        "diverged at every rate, which leaves nothing to test. Try smaller rates; of a loss that is no number from the start "
+    )
+    gone += "`xentlab audit` says where."
     assert reading.races(table(nll=(nan, 0.1))) == [f"On s nll {gone}"]
     assert reading.races(table(nll=(nan, 0.1), brier=(nan, 0.1))) == [f"On s every loss {gone}"]
     rows = table(nll=(1.0, 0.1), brier=(nan, 0.1), mae=(nan, 0.1)).assign(diverged=[0, 6, 6], rate_at_edge=[True, False, False])
@@ -131,6 +134,18 @@ def test_what_is_equal_as_printed_has_no_least_and_no_most():
     assert said == [
         "On s tokens that never occur in the training part (500 of the test's) cost from 5.00 (nll) to 6.00 nats (brier); "
         "those that occur 1,000 times and up, 2.00 nats by every loss."
+    ]
+
+
+def test_rare_tokens_are_pooled_until_they_are_enough():
+    """1, 13 and 48 of them: what occurs at most 99 times are all 62, each by its number."""
+    bins = [(0, 0, 1), (10, 29, 13), (30, 99, 48), (1000, 2999, 500)]
+    rows = [{"source": "s", "loss": "nll", "count_low": low, "count_high": high, "tokens": n} for low, high, n in bins]
+    frame = pd.DataFrame(rows).assign(test_nll=[64.0, 2.0, 1.0, 1.0])
+    both = pd.concat([frame, frame.assign(loss="brier", test_nll=[0.0, 2.0, 1.0, 1.0])])
+    assert reading.rarity(both) == [
+        f"On s tokens that occur at most 99 times in the training part (62 of the test's) cost from {74 / 62:.2f} (brier) to "
+        f"{138 / 62:.2f} nats (nll); those that occur 1,000 times and up, 1.00 nats by every loss."
     ]
 
 

@@ -48,6 +48,11 @@ class Checkpoints:
     stop: threading.Event = dataclasses.field(default_factory=threading.Event)
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr)
 
+    def stop_if_asked(self) -> None:
+        """Raises `Stopped` where any of the processes is asked to: between blocks, where all stands in its checkpoints."""
+        if hosts.told(self.stop.is_set()).any():
+            raise Stopped
+
     def grid(self, loss: str, number: int, made: dict[str, Any] | None = None) -> Grid:
         """The place of a loss's n-th grid of runs. made: what these are trained with, by name, as JSON has it."""
         # A name may be a path with settings, and two may differ in what no folder's name can hold.

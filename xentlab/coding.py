@@ -54,7 +54,8 @@ def encode(predict: Predict, tokens: Tokens, vocab: int, window: int = 32, lanes
     import constriction
 
     coder, family = constriction.stream.queue.RangeEncoder(), _family()
-    digest, bits = hashlib.sha256(), 0.0
+    head = {"format": MAGIC, "tokens": len(tokens), "vocab": vocab, "window": window, "lanes": lanes}
+    digest, bits = _digest(head), 0.0
     columns = _lanes(tokens, lanes)
 
     def put(step, rows):
@@ -67,7 +68,6 @@ def encode(predict: Predict, tokens: Tokens, vocab: int, window: int = 32, lanes
 
     _walk(predict, len(tokens), vocab, window, lanes, digest, put)
     payload = np.asarray(coder.get_compressed(), "<u4").tobytes()
-    head = {"format": MAGIC, "tokens": len(tokens), "vocab": vocab, "window": window, "lanes": lanes}
     digests = {"probabilities_sha256": digest.hexdigest(), "payload_sha256": hashlib.sha256(payload).hexdigest()}
     return Coded(json.dumps({**head, **digests}).encode() + b"\n" + payload, 8 * len(payload), bits)
 
@@ -82,16 +82,18 @@ def decode(predict: Predict, file: bytes) -> Tokens:
     line, newline, payload = file.partition(b"\n")
     try:
         head = json.loads(line)
-        count, vocab, window, lanes = (int(head[key]) for key in ("tokens", "vocab", "window", "lanes"))
-        known = head["format"] == MAGIC and newline
+        shape = {key: int(head[key]) for key in ("tokens", "vocab", "window", "lanes")}
+        digests = head["payload_sha256"], head["probabilities_sha256"]
+        count, vocab, window, lanes = shape.values()
+        known = head["format"] == MAGIC and newline and min(shape.values()) > 0 and count >= 2 * lanes
     except (ValueError, KeyError, TypeError):
         known = False
     if not known:
         raise LabError("this is no file of xentlab's range coder.")
-    if hashlib.sha256(payload).hexdigest() != head["payload_sha256"]:
+    if hashlib.sha256(payload).hexdigest() != digests[0]:
         raise LabError("the file is damaged or cut off: its payload has another digest than when it was written.")
     coder, family = constriction.stream.queue.RangeDecoder(np.frombuffer(payload, "<u4").astype(np.uint32)), _family()
-    digest = hashlib.sha256()
+    digest = _digest({"format": MAGIC} | shape)
     columns = np.zeros((lanes, -(-count // lanes)), np.int32)
 
     def take(step, rows):
@@ -100,12 +102,17 @@ def decode(predict: Predict, file: bytes) -> Tokens:
 
     with contextlib.suppress(AssertionError):  # what other probabilities find in the payload need not be a code at all
         _walk(predict, count, vocab, window, lanes, digest, take)
-    if digest.hexdigest() != head["probabilities_sha256"]:
+    if digest.hexdigest() != digests[1]:
         raise LabError(
             "the model's probabilities are not bit for bit those that the file was coded with, so its text is lost to them. "
             "Decode with the same model, versions and kind of machine."
         )
     return columns.reshape(-1)[_places(count, lanes)]
+
+
+def _digest(head: dict[str, object]) -> "hashlib._Hash":
+    """Of a file's shape, to which every probability is added: another number of tokens is another file."""
+    return hashlib.sha256(json.dumps(head).encode())
 
 
 def _family():

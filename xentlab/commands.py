@@ -134,7 +134,7 @@ class Race:
     text: pathlib.Path | None = None
     """a UTF-8 file or folder; without it, the English that comes with Python"""
     tokenizer: Literal["bytes", "bpe"] = "bytes"
-    """bpe needs the extra `bpe`"""
+    """bpe needs a package: pip install tokenizers"""
     bpe_vocab: int = 1024
     """tokens of the BPE vocabulary that is trained on the text"""
     markov: int | None = None
@@ -217,7 +217,7 @@ class Report:
     text: pathlib.Path | None = None
     """a UTF-8 file or folder; without it, the English that comes with Python"""
     tokenizer: Literal["bytes", "bpe"] = "bytes"
-    """bpe needs the extra `bpe`"""
+    """bpe needs a package: pip install tokenizers"""
     bpe_vocab: int = 1024
     out: Out = None
     seed: int = 0
@@ -246,18 +246,18 @@ class Tour:
 class Open:
     """A run's page in your browser.
 
-    Example: xentlab open runs/book
+    Example: xentlab open runs/report
     """
 
     run: Positional[pathlib.Path | None] = None
-    """a run's folder, or a page; by default the newest run under runs/"""
+    """a report's or a tour's folder, or a page; by default the newest one under runs/"""
     print: bool = False
     """only print where the page is, for a machine without a browser"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Api:
-    """The package's API as pages, from its docstrings, into a run's folder. Needs the extra `docs` (pdoc).
+    """The package's API as pages, from its docstrings, into a run's folder. Needs pdoc: pip install pdoc.
 
     Example: xentlab api --out runs/api
     """

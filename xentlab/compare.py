@@ -39,7 +39,8 @@ def read_run(folder: str | pathlib.Path) -> Run:
     record = read_json(folder / "run.json", "Was it cut short, or edited? Its command makes it anew.")
     try:
         # Exactly what was written: pandas' fast parser may be off by one in the last digit, Python's is not.
-        frames = {path.stem: pd.read_csv(path, engine="python") for path in sorted(folder.glob("*.csv"))}
+        paths = [path for path in sorted(folder.glob("*.csv")) if path.stem in record.get("frames", [path.stem])]
+        frames = {path.stem: pd.read_csv(path, engine="python") for path in paths}
     except (ValueError, OSError) as error:
         raise LabError(f"{folder} has a file that cannot be read: {error}. Was it cut short, or edited?") from error
     return Run(folder, record, frames)
@@ -53,7 +54,7 @@ def settings(one: Run, other: Run) -> list[dict[str, Any]]:
 def settings_of_records(one: dict[str, Any], other: dict[str, Any], *more: str) -> list[dict[str, Any]]:
     """The same of two records, of which one may not have been written yet; more: further keys of theirs."""
     rows = []
-    keys = ("arguments", "losses", "sources", "versions", "commit", "device", *more)
+    keys = ("arguments", "losses", "sources", "versions", "commit", "numerics", "device", *more)
     read = lambda record: json.loads(json.dumps({key: record.get(key) for key in keys}, default=str))
     first, second = _flat(read(one)), _flat(read(other))
     for what in dict.fromkeys([*first, *second]):
@@ -82,7 +83,7 @@ def differences(one: Run, other: Run) -> pd.DataFrame:
     parts = [pd.DataFrame(columns=["frame", "where", "metric", "first", "second"])]
     names = sorted({*one.frames, *other.frames}, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
     for name in names:
-        first, second = (_measurements(run.frames.get(name)) for run in (one, other))
+        first, second = map(_measurements, _of_one_source(one.frames.get(name), other.frames.get(name)))
         # In the order of the files: an outer join would sort the rows by their names' letters, step 10 before step 2.
         on = ["where", "metric"]
         joined = pd.concat([first, second])[on].drop_duplicates()
@@ -92,6 +93,13 @@ def differences(one: Run, other: Run) -> pd.DataFrame:
     frame = pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
     same = (frame["first"] == frame["second"]) | (frame["first"].isna() & frame["second"].isna())
     return frame.assign(difference=(frame["second"] - frame["first"]).mask(same, 0.0))
+
+
+def _of_one_source(first: pd.DataFrame | None, second: pd.DataFrame | None) -> tuple[pd.DataFrame | None, pd.DataFrame | None]:
+    """Both frames; where each has one source, and another one, the second's has the first one's name: there is nothing else."""
+    if first is None or second is None or not all("source" in each and each.source.nunique() == 1 for each in (first, second)):
+        return first, second
+    return first, second.assign(source=first.source.iloc[0])
 
 
 def _measurements(frame: pd.DataFrame | None) -> pd.DataFrame:

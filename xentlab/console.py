@@ -184,8 +184,12 @@ def print_facts(row: dict[str, Any], doc: str) -> None:
 def print_audit(found: Any) -> None:
     """One loss's audit: verdict, evidence, witness."""
     print(f"{found.loss}\n")
+    together: dict[str, tuple[list[str], Any]] = {}  # those of which the same is said
     for name, verdict in found.verdicts.items():
-        print(f"{name}: {verdict_text(verdict.value)}\n    {verdict.evidence}")
+        place = repr(verdict) if verdict.value == "undecided" else name
+        together.setdefault(place, ([], verdict))[0].append(name)
+    for names, verdict in together.values():
+        print(f"{', '.join(names)}: {verdict_text(verdict.value)}\n    {verdict.evidence}")
         for key, value in (verdict.witness or {}).items():
             print(f"    {key} = {value}")
 

@@ -18,7 +18,7 @@ from xentlab.layout import Layout
 from xentlab.metrics import SMOOTHING, mean_and_interval
 from xentlab.program import program, windows
 from xentlab.recipe import Recipe
-from xentlab.sources import MarkovSource, Source, Text, identity
+from xentlab.sources import MarkovSource, Source, Text, checked_source, identity
 from xentlab.training import Trained, check_grid, joined, train
 
 if TYPE_CHECKING:
@@ -113,7 +113,11 @@ def race(
         trained = _tuned(at, learning_rates, extensions)
         runs = np.flatnonzero(trained.rates == best_rate(trained)).tolist()
         chosen = [Predictor(trained.model(run), link, SMOOTHING[trained.smoothing[run]]) for run in runs]
-        examined = [examine(predictor) for predictor in chosen]
+        examined = []
+        for predictor in chosen:
+            if checkpoints:  # of a long text it takes a while
+                checkpoints.stop_if_asked()
+            examined.append(examine(predictor))
         # Without the models of all rates and seeds: those of all losses would pile up.
         finished.append(_Finished(name, dataclasses.replace(trained, models=None), runs, next(iter(chosen), None), examined))
     return _as_frames(finished, source.name)
@@ -131,11 +135,11 @@ def planned(
     **recipe: Any,
 ) -> tuple[dict[str, Loss], Recipe]:
     """The losses and the recipe of a `race` with these arguments. Raises `LabError` for all that shows without training."""
-    found = resolve_all(losses, source.vocab)
+    found = resolve_all(losses, checked_source(source).vocab)
     plan = Recipe(steps=steps, **_known(recipe))
     check_grid(learning_rates, seeds)
     for what, values in (("learning rates", learning_rates), ("seeds", seeds)):
-        if len(set(values)) != len(values):
+        if len({np.float32(value) if what == "learning rates" else value for value in values}) != len(values):
             raise LabError(f"the {what} repeat: {list(values)}. Each counts once.")
     if extensions < 0:
         raise LabError(f"a grid grows by some rates or by none; got extensions={extensions}.")
@@ -146,7 +150,8 @@ def planned(
 
 def _made(loss, seeds, source, model, plan):
     """What a loss's runs are trained with, besides their rates, as their checkpoints keep it."""
-    made = {"seeds": [int(seed) for seed in seeds], "model": model, "loss": own_files([loss], source.vocab)}
+    own = [each["program"] or each["sha256"] for each in own_files([loss], source.vocab).values()]
+    made = {"seeds": [int(seed) for seed in seeds], "model": model, "loss": own}
     made |= {"source": identity(source.describe())} | dataclasses.asdict(plan)
     return json.loads(json.dumps(made, default=lambda each: name_of(each) if callable(each) else str(each)))
 

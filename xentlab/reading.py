@@ -119,18 +119,21 @@ def races(table: pd.DataFrame) -> list[str]:
         ranked = rows.dropna(subset=["test_nll"]).sort_values("test_nll")
         if gone := list(rows[rows.best_rate.isna()].loss):
             who = "every loss" if len(gone) == len(rows) > 1 else words(gone)
-            sentences.append(f"On {source} {who} diverged at every rate, which leaves nothing to test: try smaller rates.")
+            sentences.append(
+                f"On {source} {who} diverged at every rate, which leaves nothing to test. Try smaller rates; of a loss that is "
+                "no number from the start `xentlab audit` says where."
+            )
         if ranked.empty:
             continue
         first = ranked.iloc[0]
         sentence = f"On {source} the least test NLL is {first.loss}'s, {first.test_nll:.3f} nats a token"
         if first.bits_per_byte == first.bits_per_byte:
             sentence += f" ({first.bits_per_byte:.2f} bits a byte)"
+        last = ranked.iloc[-1]
         if "nll" in set(ranked.loss) and first.loss != "nll":
             behind = ranked.set_index("loss").test_nll["nll"] - first.test_nll
             sentence += f"; nll itself is {_seen(behind)} behind"
-        last = ranked.iloc[-1]
-        if last.loss != first.loss:
+        if last.loss not in (first.loss, "nll") or len(ranked) > 2:
             sentence += f". The most is {last.loss}'s, {last.test_nll:.3f}"
         sentences.append(sentence + ".")
         edge = list(rows[rows.rate_at_edge].loss)
@@ -172,15 +175,18 @@ def pairs(frame: pd.DataFrame) -> list[str]:
             apart = (
                 f"{row.loss}'s test NLL is {_seen(abs(row.difference))} nats {'more' if row.difference > 0 else 'less'} than"
             )
-            interval = f"[{', '.join(_all_seen(row.low, row.high))}], {row.seeds} seeds"
+            ends = f"[{', '.join(_all_seen(row.low, row.high))}]"
             if row.tells_apart:
-                sentences.append(f"On {source} {apart} {row.against}'s ({interval}).")
+                sentences.append(f"On {source} {apart} {row.against}'s ({ends}, {row.seeds} seeds).")
             elif math.isnan(row.low):
                 sentences.append(
                     f"On {source} the seeds do not tell {row.loss} from {row.against}: an infinite test NLL leaves no interval."
                 )
             else:
-                sentences.append(f"On {source} the seeds do not tell {row.loss} from {row.against}: {interval} covers 0.")
+                sentences.append(
+                    f"On {source} the seeds do not tell {row.loss} from {row.against}: the interval over {row.seeds} seeds, "
+                    f"{ends}, covers 0."
+                )
         if (count := (here.metric == "test_nll").sum()) > 1:
             sentences.append(
                 f"On {source} these are {count} intervals of 95%: where nothing differs, one in twenty still says that it does."
@@ -190,11 +196,8 @@ def pairs(frame: pd.DataFrame) -> list[str]:
             worse, same = (tempered[tempered.tells_apart == apart] for apart in (True, False))
             better, worse = worse[worse.difference < 0], worse[worse.difference > 0]
             kinds = {"ahead of it": better, "not told from it": same, "behind it": worse}
-            said = [
-                f"{kind} {words([f'{row.loss} ({row.difference:+.3f})' for row in rows.itertuples()])}"
-                for kind, rows in kinds.items()
-                if len(rows)
-            ]
+            by = lambda row: f"{row.loss} ({_seen(row.difference, '+')})"
+            said = [f"{kind} {words(list(map(by, rows.itertuples())))}" for kind, rows in kinds.items() if len(rows)]
             against = tempered.against.iloc[0]
             sentences.append(
                 f"On {source}, each after a temperature of its own, at the rate that was best without one, against {against}: "
@@ -231,17 +234,20 @@ def rarity(frequency: pd.DataFrame) -> list[str]:
     """How far the losses lie apart on rare tokens and on frequent ones."""
     sentences = []
     for source, here in frequency.groupby("source", sort=False):
-        here = here[here.tokens >= ENOUGH]
-        means = here.groupby(["count_low", "loss"], sort=True).test_nll.mean().unstack()
-        if len(means) < 2 or means.shape[1] < 2:
+        bins = here.drop_duplicates("count_low").sort_values("count_low")[["count_low", "count_high", "tokens"]]
+        enough = bins.tokens.cumsum() >= ENOUGH
+        if here.loss.nunique() < 2 or enough.sum() < 2 or bins.tokens.iloc[-1] < ENOUGH:
             continue
-        rare, frequent = means.iloc[0], means.iloc[-1]
-        low = int(here.count_high[here.count_low == means.index[0]].iloc[0])
-        tokens = here[(here.count_low == means.index[0]) & (here.loss == here.loss.iloc[0])].tokens.iloc[0]
+        low, tokens = int(bins.count_high[enough].iloc[0]), bins.tokens.cumsum()[enough].iloc[0]  # the rarest, pooled
+        few = here[here.count_high <= low]
+        summed = (few.test_nll * few.tokens).groupby(few.loss).sum()
+        rare = summed / few.tokens.groupby(few.loss).sum()
+        most = here[here.count_low == bins.count_low.iloc[-1]]
+        frequent = most.groupby("loss").test_nll.mean()
         seen = "never occur" if low == 0 else f"occur at most {low:,} times"
         sentences.append(
             f"On {source} tokens that {seen} in the training part ({tokens:,} of the test's) cost {_costs(rare)}; those that "
-            f"occur {int(means.index[-1]):,} times and up, {_costs(frequent)}."
+            f"occur {int(bins.count_low.iloc[-1]):,} times and up, {_costs(frequent)}."
         )
     return sentences
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
-import re
+import shlex
 import shutil
 import signal
 import sys
@@ -24,33 +24,44 @@ KEPT = "checkpoints"
 FREE = ("mesh",)
 
 
+def _shell(folder: pathlib.Path) -> str:
+    return shlex.quote(str(folder))
+
+
 def started(folder: pathlib.Path) -> dict[str, Any]:
     """What an unfinished race began with. Raises `LabError` where there is none, or it is damaged."""
     path = folder / BEGUN
     if not path.is_file():
         if (folder / "run.json").is_file():
-            raise LabError(f"{folder} is finished: nothing is left to resume. `xentlab rerun {folder}` does it again.")
-        raise LabError(f"{folder} holds no unfinished race. `xentlab race --out {folder}` begins one.")
+            raise LabError(f"{folder} is finished: nothing is left to resume. `xentlab rerun {_shell(folder)}` does it again.")
+        raise LabError(f"{folder} holds no unfinished race. `xentlab race --out {_shell(folder)}` begins one.")
     return runs.read_json(path, "Begin again in another folder.")
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What would be otherwise: arguments, texts, versions, commit."""
-    rows = settings_of_records(before, now)
+    """What would be otherwise: arguments, losses, texts, versions, commit."""
     texts = [[each.get("sha256") for each in record.get("sources") or []] for record in (before, now)]
+    names = ("arguments.losses",)
     if texts[0] == texts[1] and all(texts[0]):  # the same text, wherever it lies
-        where = re.compile(r"arguments\.text|sources\.\d+\.(path|name)")
-        rows = [row for row in rows if not where.fullmatch(row["what"])]
-    if losses_of(before) == losses_of(now):  # the same ones, wherever their files lie
-        rows = [row for row in rows if not re.match(r"(arguments\.)?losses\b", row["what"])]
-    kept = [row for row in rows if row["what"].removeprefix("arguments.") not in FREE and not row["what"].startswith("device")]
-    return [f"{row['what'].removeprefix('arguments.')}: {row['first']} there, {row['second']} now" for row in kept]
+        names += ("arguments.text", *(f"sources.{place}.{key}" for place in range(len(texts[0])) for key in ("path", "name")))
+    rows = settings_of_records({**before, "losses": {}}, {**now, "losses": {}})
+    kept = [row for row in rows if row["what"] not in names and not row["what"].startswith("device")]
+    kept = [row for row in kept if row["what"].removeprefix("arguments.") not in FREE]
+    said = [f"{row['what'].removeprefix('arguments.')}: {row['first']} there, {row['second']} now" for row in kept]
+    (named, own), (named_now, own_now) = losses_of(before), losses_of(now)
+    if named != named_now:
+        said.insert(0, f"losses: {', '.join(named)} there, {', '.join(named_now)} now")
+    changed = [name for name in own_now if name in own and own[name] != own_now[name]]
+    return [*said, *(f"{name} was edited since, and computes something else now" for name in changed)]
 
 
-def losses_of(record: dict[str, Any]) -> Any:
-    """What a record says of its losses, without where their files lie."""
+def losses_of(record: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    """What a record says of its losses, wherever their files lie: their names; and, of one's own, what they compute.
+
+    By its program a loss is the same one if no more than a comment beside it was changed.
+    """
     last = lambda name: pathlib.PurePath(name).name
-    own = {last(name): each for name, each in record.get("losses", {}).items()}
+    own = {last(name): each.get("program") or each.get("sha256") for name, each in record.get("losses", {}).items()}
     return [*map(last, record.get("arguments", {}).get("losses", ()))], own
 
 
@@ -75,12 +86,12 @@ def begin(folder: pathlib.Path, record: dict[str, Any], resume: bool, anyway: bo
             record = record | {"resumed_with": differ}
     elif (folder / BEGUN).is_file() and any(path.name.isdecimal() for path in (folder / KEPT).glob("*/*/*")):
         raise LabError(
-            f"{folder} holds an unfinished race. Go on with `xentlab race --resume {folder}`, or give another one with --out."
+            f"{folder} holds an unfinished race. Go on with `xentlab race --resume {_shell(folder)}`, or give another --out."
         )
     elif (folder / "run.json").exists() and not anyway:
         raise LabError(f"{folder} holds a finished race. Give another one with --out, or replace it with --anyway.")
     elif (folder / KEPT).is_dir():  # the race that these were of is finished, or never came to its first checkpoint
-        shutil.rmtree(folder / KEPT)
+        _clear(folder / KEPT)
     runs.write_json(folder / BEGUN, record)
     return kept(folder, every)
 
@@ -93,7 +104,16 @@ def kept(folder: pathlib.Path, every: float) -> Checkpoints:
 def finish(folder: pathlib.Path) -> None:
     """Once all results are written: nothing is left to resume."""
     (folder / BEGUN).unlink(missing_ok=True)
-    shutil.rmtree(folder / KEPT, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        _clear(folder / KEPT)
+
+
+def _clear(folder: pathlib.Path) -> None:
+    """Removes a folder, or what is in it, if it is a link to another disk."""
+    for inside in folder.iterdir() if folder.is_symlink() else ():
+        shutil.rmtree(inside)
+    if not folder.is_symlink():
+        shutil.rmtree(folder)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
+import hashlib
 import json
 import os
 import pathlib
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PACKAGES = ("jax", "jaxlib", "optax", "numpy", "equinox", "pandas", "altair", "scipy", "orbax-checkpoint", "tokenizers")
+
+NUMERICS = ("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl", "jax_threefry_partitionable")
 
 # The commands whose records have always said their kind; a record that does not is a report's, a tour's or an experiment's.
 NAMED = ("race", "gradients", "budget", "scoreboard")
@@ -122,6 +125,7 @@ def record(arguments: dict[str, Any], sources: list[dict[str, Any]], seconds: fl
             **{package: _version(package) for package in ("xentlab", *PACKAGES)},
         },
         "commit": commit(),
+        "numerics": {name: str(getattr(jax.config, name)) for name in NUMERICS},
         "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count(), "cores": cores},
         "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
         **more,
@@ -172,11 +176,13 @@ def find_page(run: str | pathlib.Path | None = None, under: str | pathlib.Path =
     for name in PAGES:
         if (run / name).is_file():
             return run / name
-    raise LabError(f"{run} has no page. `xentlab report` and `xentlab tour` write one into their --out.")
+    pictures = [picture.name for picture in sorted(run.glob("*.png"))] if run.is_dir() else []
+    there = f" There are pictures: {', '.join(pictures)}." if pictures else ""
+    raise LabError(f"{run} has no page. `xentlab report` and `xentlab tour` write one into their --out.{there}")
 
 
 def commit() -> str | None:
-    """The git commit of the checkout that this package runs from, with "+changes" if it differs; None outside of one."""
+    """The git commit of the checkout that this package runs from, with "+" and a hash of what differs; None outside of one."""
     here = pathlib.Path(__file__).parent
     try:
         run = lambda *words: subprocess.run(
@@ -185,6 +191,7 @@ def commit() -> str | None:
         top = pathlib.Path(run("rev-parse", "--show-toplevel"))
         if not (top / "xentlab" / "runs.py").is_file():  # a site-packages folder inside some other project's checkout
             return None
-        return run("rev-parse", "HEAD") + ("+changes" if run("status", "--porcelain", "--untracked-files=no") else "")
+        changes = run("diff", "HEAD", "--", str(here))
+        return run("rev-parse", "HEAD") + (f"+{hashlib.sha256(changes.encode()).hexdigest()[:12]}" if changes else "")
     except (OSError, subprocess.SubprocessError):
         return None

@@ -42,6 +42,8 @@ class Source(Protocol):
 
 def checked_source(source: Source) -> Source:
     """The source itself, once it is seen to have what one must, and no token outside of its vocabulary. Raises `LabError`."""
+    if isinstance(source, (str, pathlib.Path)):
+        raise LabError(f"a source is an object, xentlab.sources.Text({str(source)!r}) or MarkovSource(...); got a path.")
     if lacks := [name for name in ("name", "vocab", "order", "token_bytes", "split", "describe") if not hasattr(source, name)]:
         raise LabError(f"a source has {', '.join(lacks)} too; {type(source).__name__} has not. See xentlab.sources.Source.")
     for part in PARTS:
@@ -276,7 +278,7 @@ class Text:
         try:
             import tokenizers
         except ImportError:
-            raise LabError("a BPE vocabulary needs the extra: pip install 'xentlab[bpe]'. Or take tokenizer bytes.") from None
+            raise LabError("a BPE vocabulary needs a package: pip install tokenizers. Or take tokenizer bytes.") from None
         tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
         tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = tokenizers.decoders.ByteLevel()

@@ -133,9 +133,11 @@ def train(
 
 def check_grid(learning_rates: Sequence[float], seeds: Sequence[int]) -> None:
     """Raises `LabError` for rates and seeds that no run can have."""
-    if not len(learning_rates) or not len(seeds):
-        raise LabError("a grid needs at least one learning rate and one seed.")
-    if not all(0 < rate < float("inf") for rate in learning_rates):
+    if np.ndim(learning_rates) != 1 or np.ndim(seeds) != 1 or not len(learning_rates) or not len(seeds):
+        raise LabError(f"a grid needs learning rates and seeds, a list of each; got {learning_rates} and {seeds}.")
+    with np.errstate(over="ignore"):
+        whole = all(0 < np.float32(rate) < np.inf for rate in learning_rates)
+    if not whole:
         raise LabError(f"learning rates are positive and finite; got {list(learning_rates)}.")
     if not all(0 <= seed < 2**32 for seed in seeds):
         raise LabError(f"seeds are whole numbers from 0 to {2**32 - 1}; got {list(seeds)}.")

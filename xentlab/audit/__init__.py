@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from types import MappingProxyType
@@ -15,10 +16,10 @@ from xentlab.audit import autodiff, kinship, limits, numerics, shape
 from xentlab.audit.decisions import decide
 from xentlab.audit.probe import NO, UNDECIDED, VOCAB, YES, Probe, Verdict, make_probe, no
 from xentlab.catalogue import resolve
-from xentlab.contract import Loss, facts_of, low_p_claim, name_of
+from xentlab.contract import Facts, Loss, facts_of, low_p_claim, name_of
 from xentlab.gradients import PATHS
 
-__all__ = ["VERDICTS", "Audit", "Verdict", "as_json", "audit", "disagreements"]
+__all__ = ["VERDICTS", "Audit", "Verdict", "as_json", "audit", "claims", "disagreements"]
 
 VERDICTS = (
     *("elementwise", "honest_autodiff", "conservative", "rejects_bad_targets"),
@@ -36,10 +37,8 @@ _SINGLE: dict[str, Callable[[Probe], Verdict]] = {
         shape.permutation_equivariant,
         shape.local,
         shape.zero_at_certainty,
-        shape.monotone,
         shape.bounded,
         shape.lipschitz,
-        shape.convex,
         kinship.same_gradient_as,
     )
 }
@@ -67,12 +66,15 @@ def audit(loss: str | Loss, seed: int = 0) -> Audit:
     function = resolve(loss, check=False)
     probe = make_probe(function, seed)
     found = {"elementwise": _guarded(_elementwise, probe)}
-    if found["elementwise"].value is not YES:
-        rest = Verdict(UNDECIDED, "not one value a token that depends on that token alone: nothing else is asked")
+    if (first := found["elementwise"].value) is not YES:
+        why = "not one value a token that depends on that token alone" if first is NO else "see elementwise"
+        rest = Verdict(UNDECIDED, f"{why}: nothing else is asked")
         return _audit(function, {**found, **{name: rest for name in VERDICTS if name not in found}})
     for name, question in _SINGLE.items():
         found[name] = _guarded(question, probe)
     honest, conservative = found["honest_autodiff"].value is not NO, found["conservative"].value
+    for question in (shape.monotone, shape.convex):
+        found[question.__name__] = _guarded(functools.partial(question, honest=honest), probe)
     for names, question in (
         (("low_p_limit", "low_p_order"), limits.low_p),
         (("finite", "max_error"), numerics.numerics),
@@ -104,8 +106,15 @@ def _guarded(question: Callable[[Probe], Any], probe: Probe) -> Any:
         return Verdict(UNDECIDED, f"the question failed: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}")
 
 
+def claims(loss: Loss) -> bool:
+    """Whether anybody has said anything of a loss."""
+    return facts_of(loss) != Facts()
+
+
 def disagreements(found: Audit, loss: Loss) -> list[str]:
     """Where an audit and the facts that a loss claims differ, a line each; claims that nobody made are passed over."""
+    if not claims(loss):
+        return []
     facts, verdicts = facts_of(loss), found.verdicts
     limits_found = verdicts["low_p_limit"].value
     pairs = [

@@ -13,6 +13,12 @@ def elementwise(probe: Probe) -> Verdict:
     z, y = probe.points(scales=(1.0, 4.0), each=16, salt=1)
     other_z, other_y = probe.points(scales=(2.0, 6.0), each=16, salt=13)
     here = probe.value(z, y)
+    if np.isnan(here).any():
+        place = int(np.argmax(np.isnan(here)))
+        shown = (
+            f"the value is NaN at logits {z[place].round(4).tolist()}, target {y[place]}, and at {np.isnan(here).mean():.0%} of"
+        )
+        return Verdict(UNDECIDED, f"{shown} {len(z)} ordinary points: no model can be trained on it")
     for place in range(0, len(z), 5):
         moved, targets = other_z.copy(), other_y.copy()
         moved[place], targets[place] = z[place], y[place]

@@ -7,6 +7,7 @@ import numpy as np
 from xentlab.audit.probe import UNDECIDED, VOCAB, YES, Probe, Verdict, no
 
 CLOSE = {"rtol": 1e-8, "atol": 1e-10}
+ROUNDING = 1e-9  # of a value, relative
 
 
 def _same(probe: Probe, moved: np.ndarray, targets: np.ndarray, z: np.ndarray, y: np.ndarray, what: str, kept: str) -> Verdict:
@@ -68,8 +69,8 @@ def zero_at_certainty(probe: Probe) -> Verdict:
     return Verdict(YES, "below 1e-9 at a lead of 400 on three paths")
 
 
-def monotone(probe: Probe) -> Verdict:
-    """The loss never rises as z_y rises."""
+def monotone(probe: Probe, honest: bool = True) -> Verdict:
+    """The loss never rises as z_y rises. honest: whether the gradient is the value's, so that the value may be asked too."""
     z, y = probe.points(each=50, salt=7)
     far = np.zeros((40, VOCAB))
     far[:, 0] = np.linspace(1, 20, 40)
@@ -80,28 +81,47 @@ def monotone(probe: Probe) -> Verdict:
     # Relative to the point's own gradient, but above the rounding of probabilities near 1.
     if slope[worst] > 1e-6 and field[worst, y[worst]] > 1e-14:
         return no("dL/dz_y > 0", logits=z[worst], target=y[worst], dL_dlogit=field[worst, y[worst]])
+    if honest:  # across a jump no gradient sees it
+        higher = z + np.random.default_rng((probe.seed, 15)).uniform(0, 6, len(z))[:, None] * (np.arange(VOCAB) == y[:, None])
+        before, after = probe.value(z, y), probe.value(higher, y)
+        rise = after - before - ROUNDING * (1 + np.abs(before) + np.abs(after))
+        worst = int(np.argmax(np.where(np.isnan(rise), -np.inf, rise)))
+        if rise[worst] > 0:
+            return no(
+                "the value is greater at a greater z_y",
+                logits=z[worst],
+                target=y[worst],
+                value=before[worst],
+                other_logits=higher[worst],
+                other_value=after[worst],
+            )
     return Verdict(YES, f"dL/dz_y <= 0 at {len(z)} points with |z| <= 20")
 
 
-def _along_rays(probe: Probe, size) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The greatest size [3] over rays at distances 10^2, 10^3 and 10^4, and the points [3, V] and targets [3] where."""
+def _along_rays(probe: Probe, size) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[np.ndarray, int] | None]:
+    """The greatest size [3] over rays at distances 10^2, 10^3 and 10^4, and the points [3, V] and targets [3] where.
+
+    And a point and a target where it is no number, if there are such.
+    """
     rng = np.random.default_rng((probe.seed, 8))
     rays = np.concatenate(
         [np.eye(VOCAB), -np.eye(VOCAB), np.ones((1, VOCAB)), -np.ones((1, VOCAB)), rng.normal(size=(30, VOCAB))]
     )
     rays, y = np.repeat(rays, VOCAB, axis=0), np.tile(np.arange(VOCAB), len(rays))
-    found = []
+    found, no_number = [], None
     for distance in (1e2, 1e3, 1e4):
         with np.errstate(all="ignore"):
             sizes = size(distance * rays, y)
-        sizes = np.where(np.isnan(sizes), np.inf, sizes)
-        place = int(np.argmax(sizes))
+        if np.isnan(sizes).any() and no_number is None:
+            place = int(np.argmax(np.isnan(sizes)))
+            no_number = distance * rays[place], int(y[place])
+        place = int(np.argmax(np.where(np.isnan(sizes), -np.inf, sizes)))
         found.append((sizes[place], distance * rays[place], y[place]))
-    return tuple(np.array(column) for column in zip(*found, strict=True))
+    return *(np.array(column) for column in zip(*found, strict=True)), no_number
 
 
 def _growth(probe: Probe, size, what: str, name: str) -> Verdict:
-    sizes, z, y = _along_rays(probe, size)
+    sizes, z, y, no_number = _along_rays(probe, size)
     # A fifth more: random rays cross a bump at some distances and not at others, and a logarithm grows by a third.
     grown = [i for i in (1, 2) if not sizes[i] <= 1.2 * sizes[:i].max() + 1e-9 or np.isinf(sizes[i])]
     if grown:
@@ -114,6 +134,12 @@ def _growth(probe: Probe, size, what: str, name: str) -> Verdict:
             other_logits=z[far],
             other_target=y[far],
             **{f"other_{name}": str(sizes[far]) if np.isinf(sizes[far]) else sizes[far]},
+        )
+    if no_number:
+        return Verdict(
+            UNDECIDED,
+            f"{what} is NaN at logits {no_number[0].round(4).tolist()}, target {no_number[1]}, in float64 too: has p become 0 "
+            "before its logarithm was taken? jax.nn.log_softmax never does",
         )
     return Verdict(YES, f"{what} stays at {sizes[2]:.4g} along {VOCAB * 40} rays out to 10^4")
 
@@ -128,10 +154,11 @@ def lipschitz(probe: Probe) -> Verdict:
     return _growth(probe, lambda z, y: np.linalg.norm(probe.field(z, y), axis=1), "the gradient", "gradient_norm")
 
 
-def convex(probe: Probe, domain: float = 20.0) -> Verdict:
+def convex(probe: Probe, honest: bool = True, domain: float = 20.0) -> Verdict:
     """Convex in z where |z| <= 20: along chords, and by the smallest curvature that a climb over points finds.
 
-    A field that is no value's slope (a stop_gradient) is judged by its monotonicity, which is the same thing.
+    A field that is no value's slope (a stop_gradient: honest is False) is judged by its monotonicity, which is the same thing;
+    any other by its values too, for across a jump no gradient sees it.
     """
     scales = (0.5, 2.0, 6.0, 12.0, domain)
     (a, y), (b, _) = probe.points(scales, each=120, salt=9), probe.points(scales, each=120, salt=10)
@@ -147,6 +174,20 @@ def convex(probe: Probe, domain: float = 20.0) -> Verdict:
             target=y[worst],
             product=along[worst],
         )
+    if honest:
+        ends, middle = (probe.value(a, y), probe.value(b, y)), probe.value((a + b) / 2, y)
+        excess = middle - sum(ends) / 2 - ROUNDING * (1 + np.abs(ends[0]) + np.abs(ends[1]))
+        worst = int(np.argmax(np.where(np.isnan(excess), -np.inf, excess)))
+        if excess[worst] > 0:
+            return no(
+                f"the value in the middle of a chord is above its ends' mean {domain_words}",
+                a=a[worst],
+                b=b[worst],
+                target=y[worst],
+                value_a=ends[0][worst],
+                value_b=ends[1][worst],
+                value_middle=middle[worst],
+            )
     z, y, curvature, vector = _least_curvature(probe, domain)
     if curvature < -1e-6:
         return no(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import difflib
 import importlib
 import io
 import os
@@ -67,10 +69,15 @@ def _each_once(losses: tuple[str, ...]) -> None:
 
 
 def _open_closed() -> None:
-    """Python has None for a stream that was closed before it began (`>&-`): nobody listens there."""
+    """Python has None for a stream that was closed before it began (`>&-`): nobody listens there.
+
+    And one that knows few characters, a pipe of another encoding, gets a question mark for the rest.
+    """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+        with contextlib.suppress(AttributeError, OSError):  # no text stream of Python's, or one whose end was exchanged
+            getattr(sys, name).reconfigure(errors="replace")
 
 
 def _drop_output() -> None:
@@ -112,7 +119,35 @@ def _parse(arguments: list[str]) -> Any:
     except SystemExit as end:
         if end.code != 2:
             raise
+        if hint := _hint(arguments):
+            _fail(hint)
         # tyro draws a box under a title, in plain characters where the terminal has no others; one line says the same.
         _, *lines = said.getvalue().strip().splitlines()
         parts = re.split(r"[─-]{4,}", " ".join(line.strip("│╰╯ ") for line in lines))
-        _fail("; ".join(part.strip(" .") for part in parts if part.strip(" .")) + ".")
+        text = "; ".join(part.strip(" .") for part in parts if part.strip(" .")) + "."
+        _fail(text.replace("run xentlab --help", f"run xentlab {' '.join(arguments[:1])} --help"))
+
+
+def _hint(arguments: list[str]) -> str | None:
+    """What a command was given that it does not have, and what it has instead; None where that is not the mistake."""
+    name, *rest = arguments or ("",)
+    if name not in COMMANDS:
+        return None
+    fields = {
+        "--" + field.name.replace("_", "-"): "Positional" in str(field.type) for field in dataclasses.fields(COMMANDS[name])
+    }
+    options = [option for option, positional in fields.items() if not positional]
+    more = f" `xentlab {name} --help` tells all."
+    if rest and not rest[0].startswith("-") and "--losses" in options and not any(fields.values()):
+        return (
+            f"losses come after --losses: xentlab {name} --losses {' '.join(each for each in rest if each[:1] != '-')}.{more}"
+        )
+    for given in (each.partition("=")[0] for each in rest if re.match("--[a-z]", each)):
+        if given in options or given in ("--help", NO_CACHE) or f"--{given[5:]}" in options:  # --no-quick is one too
+            continue
+        if given in ("--loss", "--losses") and any(fields.get(each) for each in ("--loss", "--losses")):
+            return f"{name} takes losses as they are: xentlab {name} {' '.join(rest[rest.index(given) + 1 :][:3])}.{more}"
+        short = [each for each in options if "".join(word[:1] for word in each[2:].split("-")) == given[2:]]
+        near = short or difflib.get_close_matches(given, options, n=2)
+        return f"{name} has no option {given}{f'; did you mean {near[0]}?' if near else '.'}{more}"
+    return None

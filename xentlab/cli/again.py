@@ -65,14 +65,17 @@ def _side_by_side(first: Any, second: Any, form: str, every: bool = False) -> in
         print("set differently, first | second:")
     for row in made:
         print(f"{row['what']}: {console.text(row['first'])} | {console.text(row['second'])}")
-    alone = frame["first"].isna() != frame["second"].isna()
+    has = frame[["first", "second"]].notna()  # what neither has, a text's divergence from its law say, is no number
+    alone, count = has.any(axis=1) & ~has.all(axis=1), has.all(axis=1).sum()
     single = alone.sum()
-    if len(differ):
-        beside = f"; {single} are in one run alone{'' if every else ' (--all shows them too)'}" if single else ""
-        print(f"{len(differ) - single} of {len(frame) - single} numbers that both have differ{beside}.")
+    beside = f"{single} are in one run alone{'' if every else ' (--all shows them too)'}"
+    if not count:
+        print(f"The runs have no number in common; {beside}.")
+    elif len(differ):
+        print(f"{len(differ) - single} of {count} numbers that both have differ{f'; {beside}' if single else ''}.")
     else:
-        print(f"All {len(frame)} numbers are the same to the last bit.")
+        print(f"All {count} numbers are the same to the last bit.")
     shown = frame if every else differ[~alone[differ.index]]
     if len(shown):
         console.print_table(shown.to_dict("records"))
-    return len(differ)
+    return len(differ) or int(not count)

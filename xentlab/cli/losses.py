@@ -14,6 +14,8 @@ from xentlab.cli.writing import finish
 from xentlab.commands import Audit, Budget, Gradients, List, Plan, Show
 from xentlab.contract import LabError
 
+QUICK = (0.9, 0.1, 1e-6)
+
 
 def run_list(command: List) -> None:
     """The catalogue."""
@@ -87,7 +89,7 @@ def run_gradients(command: Gradients) -> None:
     from xentlab.gradients import gradient_profile
 
     begun = time.perf_counter()
-    probabilities = command.probabilities[:3] if command.quick else command.probabilities
+    probabilities = QUICK if command.quick else command.probabilities
     frame = gradient_profile(command.losses, probabilities, command.vocab, command.rivals)
     finish(command, {"profiles": frame}, "profiles", begun)
     if command.rivals != "even" and max(probabilities) >= 1 / (command.vocab - 1):
@@ -135,7 +137,7 @@ def run_plan(command: Plan) -> None:
 
 def run_audit(command: Audit) -> None:
     """Verdicts."""
-    from xentlab.audit import as_json, audit, disagreements
+    from xentlab.audit import as_json, audit, claims, disagreements
     from xentlab.catalogue import LOSSES, resolve
 
     names = tuple(LOSSES) if command.all else command.losses
@@ -165,7 +167,8 @@ def run_audit(command: Audit) -> None:
         else:
             console.print_table([{"verdict": name, **{row["loss"]: row[name] for row in rows}} for name in columns[1:]])
         differ = {each.loss: said for each, loss in zip(audits, losses, strict=True) if (said := disagreements(each, loss))}
-        print(f"{len(audits) - len(differ)} of {len(audits)} agree with every claim that is made of them.")
+        if claimed := sum(map(claims, losses)):
+            print(f"{claimed - len(differ)} of {claimed} agree with every claim that is made of them.")
         for name, said in differ.items():
             print(f"{name}: {'; '.join(said)}")
         print('low_p_limit, finite, max_error, evidence, witnesses: one loss at a time, or --format json. "?" is undecided.')

@@ -99,7 +99,7 @@ def run_api(command: Api) -> None:
     try:
         import pdoc
     except ImportError:
-        raise LabError("API pages are made by pdoc, in the extra: pip install 'xentlab[docs]'.") from None
+        raise LabError("API pages are made by another package: pip install pdoc.") from None
     folder = new_folder("api", command.out)
     import pkgutil
 

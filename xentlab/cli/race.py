@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -25,8 +26,13 @@ def run_race(command: Race) -> None:
     axes, processes = parse_mesh(command.mesh, tuple(AXES)), hosts.join(command.hosts)
     mesh = make_mesh(axes, processes) or _all_devices()
     begun = time.perf_counter()
+    command = _as_quick(command)
     if command.markov is not None and command.text is not None:
         raise LabError("--text and --markov exclude each other: a race has one source.")
+    if command.checkpoint_every < 0:
+        raise LabError(f"--checkpoint-every is a number of seconds, 0 for every block; got {command.checkpoint_every:g}.")
+    if command.anyway and not (command.out or command.resume):
+        raise LabError("--anyway is for a folder that is there: give it with --out or --resume.")
     if command.resume and command.out:
         raise LabError(
             f"--resume {command.resume} goes on in that folder; --out {command.out} would be left empty. Leave it out."
@@ -68,7 +74,8 @@ def run_race(command: Race) -> None:
             result = race(**asked, progress=tell, checkpoints=checkpoints, laid_out=laid_out)
         except KeyboardInterrupt:
             if folder:
-                raise KeyboardInterrupt(f"What is done is kept. Go on with: xentlab race --resume {folder}") from None
+                again = f"xentlab race --resume {shlex.quote(str(folder))}"
+                raise KeyboardInterrupt(f"What is done is kept. Go on with: {again}") from None
             raise
         if folder and hosts.first():
             # As it began: a loss's file that was edited meanwhile is not what was raced.
@@ -124,15 +131,26 @@ def _asked(command: Race) -> dict[str, Any]:
     """The arguments of `race.race` that a command holds."""
     same = ("losses", "model", "extensions", "batch", "window", "optimizer", "schedule", "clip", "label_noise")
     return {name: getattr(command, name) for name in same} | {
-        "learning_rates": command.learning_rates[:1] if command.quick else command.learning_rates,
-        "seeds": command.seeds or tuple(range(command.seed, command.seed + (2 if command.quick else 3))),
-        "steps": 20 if command.quick else command.steps,
+        "learning_rates": command.learning_rates,
+        "seeds": command.seeds or tuple(range(command.seed, command.seed + 3)),
+        "steps": command.steps,
     }
+
+
+def _as_quick(command: Race) -> Race:
+    """With --quick, and where nothing else is asked for: 20 steps, one rate, two seeds."""
+    if not command.quick:
+        return command
+    asked = {name: getattr(command, name) != getattr(Race, name) for name in ("steps", "learning_rates", "seeds")}
+    quick = {"steps": 20, "learning_rates": command.learning_rates[:1], "seeds": (command.seed, command.seed + 1)}
+    return dataclasses.replace(command, **{name: value for name, value in quick.items() if not asked[name]})
 
 
 def _source(command: Race) -> Any:
     from xentlab.sources import MarkovSource, Text
 
+    if command.markov is None and command.tokenizer != "bpe" and command.bpe_vocab != Race.bpe_vocab:
+        raise LabError("--bpe-vocab is a BPE's: give --tokenizer bpe, or leave it out.")
     without = ("order",) if command.markov is None else ("tokenizer", "bpe_vocab")
     if ignored := [name for name in without if getattr(command, name) != getattr(Race, name)]:
         whose = "a Markov chain's: give --markov" if command.markov is None else "a text's: leave --markov out"

@@ -47,7 +47,7 @@ def write(command: Any, frames: dict[str, Any], begun: float, sources: list[dict
         for name, frame in frames.items():
             runs.write_frame(folder, name, frame)
         pictures(frames, folder)
-        runs.write_record(folder, record_of(command, sources or [], time.perf_counter() - begun) | more)
+        runs.write_record(folder, record_of(command, sources or [], time.perf_counter() - begun) | more | {"frames": [*frames]})
 
 
 def record_of(command: Any, sources: list[dict], seconds: float) -> dict[str, Any]:
