@@ -94,6 +94,9 @@ def test_no_command_shows_the_help(capsys):
         ("race --lr 3", "did you mean --learning-rates?"),
         ("race nll", "losses come after --losses: xentlab race --losses nll."),
         ("audit --losses nll brier", "audit takes losses as they are: xentlab audit nll brier."),
+        ("race --bpe-vocab 900", "--bpe-vocab is a BPE's: give --tokenizer bpe"),
+        ("race --checkpoint-every -5", "--checkpoint-every is a number of seconds"),
+        ("race --anyway", "--anyway is for a folder that is there"),
         ("race --steps x", "Error parsing --steps"),
         ("show", "Missing from xentlab show"),
         ("rase --quick", "no command 'rase'; did you mean race"),
@@ -452,3 +455,21 @@ def test_what_was_compiled_is_kept_unless_it_is_turned_off(tmp_path):
     for switch in (run("--no-cache", XENTLAB_CACHE=str(tmp_path / "none")), run(XENTLAB_CACHE="off", HOME=str(tmp_path))):
         assert switch == (first, 0, 0)
     assert [path.name for path in tmp_path.iterdir()] == ["compiled"]
+
+
+def test_what_is_quick_is_what_was_not_asked_for():
+    from xentlab.cli.race import _as_quick
+    from xentlab.commands import Race
+
+    quick = _as_quick(Race(quick=True, seed=3))
+    assert (quick.steps, quick.learning_rates, quick.seeds) == (20, Race.learning_rates[:1], (3, 4))
+    asked = Race(quick=True, steps=7, learning_rates=(0.1, 0.2), seeds=(5,))
+    assert _as_quick(asked) == asked
+    assert _as_quick(Race(steps=7)) == Race(steps=7)
+
+
+def test_a_pipe_that_knows_few_characters_gets_the_rest_as_question_marks():
+    arguments = "race --losses nll --quick --markov 8 --learning-rates 1e-3 2e-3 --extensions 0".split()
+    done = process(*arguments, env=os.environ | {"PYTHONIOENCODING": "latin-1"}, encoding="latin-1")
+    assert done.returncode == 0, done.stderr
+    assert "(?)" in done.stdout

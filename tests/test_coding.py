@@ -94,3 +94,14 @@ def test_bad_input_is_refused():
     for rows in (np.full(5, np.nan), np.zeros(5), np.array([2.0, -1, 0, 0, 0])):
         with pytest.raises(LabError, match="no distributions over 5"):
             encode(lambda tokens, rows=rows: np.broadcast_to(rows, (*tokens.shape, 5)), TOKENS, 5)
+
+
+@pytest.mark.parametrize(
+    "change", [{"tokens": 799}, {"lanes": 0}, {"window": 0}, {"tokens": -5}, {"vocab": 4}, {"payload_sha256": None}]
+)
+def test_another_head_is_an_error_and_never_garbage(change):
+    always = lambda tokens: np.broadcast_to(np.float32([0.5, 0.25, 0.25]), (*tokens.shape, 3))
+    line, _, payload = encode(always, np.zeros(800, np.int32), vocab=3).file.partition(b"\n")
+    head = {key: value for key, value in (json.loads(line) | change).items() if value is not None}
+    with pytest.raises(LabError):
+        decode(always, json.dumps(head).encode() + b"\n" + payload)

@@ -197,3 +197,42 @@ def test_a_rerun_refuses_what_it_cannot_repeat(folder, tmp_path, capsys):
         assert f"{held} holds a run; a rerun would overwrite it" in capsys.readouterr().err
     with pytest.raises(LabError, match="no run"):
         read_run(tmp_path / "nowhere")
+
+
+def run_of(**frames):
+    return Run(pathlib.Path(), {}, {name: pd.DataFrame(rows) for name, rows in frames.items()})
+
+
+def test_of_one_source_each_the_sources_are_compared():
+    """Two races on two texts have nothing else in common; of several sources each keeps its name."""
+    one, other = ([{"source": name, "loss": "nll", "test_nll": value}] for name, value in (("a", 1.0), ("b", 3.0)))
+    frame = differences(run_of(table=one), run_of(table=other))
+    assert frame[["first", "second", "difference"]].values.tolist() == [[1.0, 3.0, 2.0]]
+    both = differences(run_of(table=[*one, *other]), run_of(table=other))
+    assert both[["first", "second"]].notna().all(axis=1).sum() == 1
+
+
+def test_what_no_run_has_is_not_counted_and_what_is_none_of_its_frames_not_read(folder, tmp_path, capsys):
+    """A race on a text has no divergence from a law; and a folder may hold a table of somebody's own."""
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    table = pd.read_csv(copy / "table.csv", engine="python").assign(kl_to_law=np.nan)
+    for each in (copy, shutil.copytree(copy, tmp_path / "twice")):
+        write_frame(each, "table", table)
+        shutil.copy(folder / "run.json", each)
+    pd.DataFrame({"mine": [1.0]}).to_csv(copy / "mine.csv", index=False)
+    main(["compare", str(copy), str(tmp_path / "twice")])
+    known = sum(pd.read_csv(path).select_dtypes("number").notna().sum().sum() for path in folder.glob("*.csv"))
+    said = int(capsys.readouterr().out.split("All ")[1].split()[0])
+    assert 0 < said < known  # keys are no measurements
+    with pytest.raises(SystemExit):
+        main(["compare", str(copy), str(tmp_path / "nothing")])
+    capsys.readouterr()
+
+
+def test_another_precision_is_said(folder):
+    one = read_run(folder)
+    record = one.record | {"numerics": one.record["numerics"] | {"jax_enable_x64": "True"}}
+    assert settings(one, dataclasses.replace(one, record=record)) == [
+        {"what": "numerics.jax_enable_x64", "first": "False", "second": "True"}
+    ]

@@ -1,6 +1,8 @@
 """A race is fair, its metrics are through each loss's own link, and it says where it falls short."""
 
 import hypothesis
+import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import optax
 import pandas as pd
@@ -9,6 +11,7 @@ import scipy.stats
 from hypothesis import strategies as st
 
 from xentlab import LOSSES, LabError
+from xentlab.checkpoints import Checkpoints, Stopped
 from xentlab.examine import TEST_METRICS
 from xentlab.metrics import SMOOTHING
 from xentlab.race import _tuned, best_rate, paired, race
@@ -269,3 +272,40 @@ def test_progress_counts_the_steps_of_each_loss():
     calls = []
     race(["nll", LOSSES["mae"]], SOURCE, "bigram", [0.1], [0], 4, lambda *call: calls.append(call), blocks=2)
     assert calls == [("nll", 2, 4), ("nll", 4, 4), ("mae", 2, 4), ("mae", 4, 4)]
+
+
+def test_losses_may_know_their_vocabulary():
+    weights = jnp.linspace(1, 2, 8)
+    by_class = lambda logits, targets: weights[targets] * LOSSES["nll"](logits, targets)
+    prior = "logit_adjusted(prior=(.2, .2, .1, .1, .1, .1, .1, .1))"
+    found = race([by_class, prior], MarkovSource(vocab=8, tokens=2000), "bigram", [0.1], [0], steps=4).table
+    assert np.isfinite(found.test_nll).all()
+    with pytest.raises(LabError, match="the vocabulary is 9"):
+        race([prior], MarkovSource(vocab=9, tokens=2000), "bigram", [0.1], [0], steps=4)
+
+
+def test_it_stops_between_examinations(tmp_path):
+    """Which may be long: all runs stand in their checkpoints by then."""
+    kept = Checkpoints(tmp_path)
+    stopped = lambda loss, done, total: kept.stop.set() if done == total else None
+    arguments = (["nll"], MarkovSource(vocab=8, tokens=2000), "bigram", [0.1], [0, 1])
+    with pytest.raises(Stopped):
+        race(*arguments, steps=4, progress=stopped, checkpoints=kept)
+    again = race(*arguments, steps=4, checkpoints=Checkpoints(tmp_path))
+    pd.testing.assert_frame_equal(again.table, race(*arguments, steps=4).table)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((["nll"], "book.txt"), r"an object, xentlab.sources.Text\('book.txt'\)"),
+        ((["nll"], MarkovSource(8), "bigram", 0.1), "a list of each; got 0.1"),
+        ((["nll"], MarkovSource(8), "bigram", [0.01, 0.0100000001]), "the learning rates repeat"),
+        ((["nll"], MarkovSource(8), "bigram", [1e39]), "positive and finite"),
+        ((["nll"], MarkovSource(8), "bigram", [1e-300]), "positive and finite"),
+    ],
+)
+def test_what_no_race_can_be_run_with_is_told_before(arguments, message, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(LabError, match=message):
+        race(*arguments)
