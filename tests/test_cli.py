@@ -469,7 +469,17 @@ def test_what_is_quick_is_what_was_not_asked_for():
 
 
 def test_a_pipe_that_knows_few_characters_gets_the_rest_as_question_marks():
-    arguments = "race --losses nll --quick --markov 8 --learning-rates 1e-3 2e-3 --extensions 0".split()
-    done = process(*arguments, env=os.environ | {"PYTHONIOENCODING": "latin-1"}, encoding="latin-1")
+    at_the_edge = ("--learning-rates", "1e-3", "2e-3", "--extensions", "0")
+    done = process(
+        "race",
+        "--losses",
+        "nll",
+        "--quick",
+        "--markov",
+        8,
+        *at_the_edge,
+        env=os.environ | {"PYTHONIOENCODING": "latin-1"},
+        encoding="latin-1",
+    )
     assert done.returncode == 0, done.stderr
     assert "(?)" in done.stdout
