@@ -6,6 +6,7 @@ Each filters its rows by the parameter `shown`, the list of losses to show, whic
 
 from __future__ import annotations
 
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 # Hues that stay apart for the colour-blind and on light and dark ground (after Tol 2021, "bright" and "vibrant").
 HUES = ("#4477AA", "#EE6677", "#228833", "#CC9911", "#33AACC", "#AA3377", "#EE7733", "#888888")
 DASHES = ((1, 0), (6, 3), (2, 2), (8, 2, 2, 2))
-POWERS = "format(datum.value, '~e')"
+# A power of ten, plain where that is short.
+POWERS = "datum.value >= .01 && datum.value < 1e4 ? format(datum.value, ',~g') : replace(format(datum.value, '~e'), '+', '')"
 SPACES = {"dvalue_dlogit": "|∂L/∂z_y|, in the target's logit", "dvalue_dp": "|dL/dp|, in its probability"}
 PATHS = {"even": "the target's logit falls, rivals even", "one": "one rival rises"}
 
@@ -49,9 +51,18 @@ def colours(losses: Sequence[str], legend: bool = True) -> dict:
     }
 
 
-def _widths(losses: Sequence[str]) -> alt.StrokeWidth:
+def _powers(values: pd.Series, most: int) -> list[float]:
+    """Powers of ten for an axis over these values, at most so many and evenly apart, 1 among them."""
+    if values.empty:
+        return [1.0]
+    low, high = math.floor(math.log10(values.min())), math.ceil(math.log10(values.max()))
+    step = max(1, -(-(high - low) // most))
+    return [10.0**power for power in range(low, high + 1) if power % step == 0]
+
+
+def _widths(losses: Sequence[str], widest: float = 7) -> alt.StrokeWidth:
     """The first loss widest and beneath: where losses agree, each still shows as a rim around the next."""
-    widths = [7 - 5.5 * i / max(1, len(losses) - 1) for i in range(len(losses))]
+    widths = [widest - (widest - 1.5) * i / max(1, len(losses) - 1) for i in range(len(losses))]
     return alt.StrokeWidth("loss:O", legend=None).scale(type="ordinal", domain=list(losses), range=widths)
 
 
@@ -71,8 +82,8 @@ def profile(frame: pd.DataFrame, losses: Sequence[str], space: str, rivals: str,
         .encode(
             x=alt.X("p:Q", title="p, the probability of the right token")
             .scale(type="log")
-            .axis(tickCount=6, labelExpr=POWERS, grid=True),
-            y=alt.Y("size:Q", title=None).scale(type="log").axis(tickCount=6, labelExpr=POWERS),
+            .axis(values=_powers(rows.p, 5), labelExpr=POWERS, grid=True),
+            y=alt.Y("size:Q", title=None).scale(type="log").axis(values=_powers(rows["size"], 7), labelExpr=POWERS),
             tooltip=[
                 "loss:N",
                 alt.Tooltip("p:Q", format=".3~g"),
@@ -141,8 +152,8 @@ def _bands(
     # The same legend as the lines: a layer without one would take it from both.
     band = band.encode(color=colours(losses, legend)["color"])
     tips = ["loss:N", x_tip, *[alt.Tooltip(f"{name}:Q", format=".4f") for name in ("mean", "low", "high")]]
-    line = alt.Chart(rows).mark_line(strokeWidth=2.2, point={"size": 40, "filled": True})
-    line = line.encode(x=x, y=y, tooltip=tips, **colours(losses, legend))
+    line = alt.Chart(rows).mark_line(point={"size": 40, "filled": True})
+    line = line.encode(x=x, y=y, tooltip=tips, strokeWidth=_widths(losses, 5), **colours(losses, legend))
     keep = "indexof(shown, datum.loss) >= 0"
     layers = alt.layer(band.transform_filter(keep), line.transform_filter(keep), title=title)
     return layers.add_params(alt.param(name="shown", value=list(losses)))

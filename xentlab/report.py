@@ -176,8 +176,8 @@ def _write_pictures(report: Report, losses: list[str]) -> None:
 CAPTIONS = {
     "headline": (
         "What a loss teaches at each probability",
-        "How hard each loss pulls when the right token had probability p: on the left in the logit, which is what a network "
-        "moves; on the right in the probability. Where lines coincide, each shows as a rim around the next. Above: the "
+        "How hard each loss pulls when the right token had probability p: first in the logit, which is what a network "
+        "moves; then in the probability. Where lines coincide, each shows as a rim around the next. Above: the "
         f"target's own logit falls. Below: one rival rises, which it can only do for p below 1/{PROFILE_VOCAB - 1}.",
         "profiles",
     ),
@@ -196,7 +196,7 @@ CAPTIONS = {
     "reliability": (
         "How sure, and how right",
         "Each model's greatest probability, and how often that token was the right one: on the diagonal a model knows what it "
-        "knows. On the left as its loss trained it, on the right after one temperature.",
+        "knows. First as its loss trained it, then after one temperature.",
         "reliability",
     ),
     "rarity": (

@@ -167,8 +167,10 @@ def run_audit(command: Audit) -> None:
         else:
             console.print_table([{"verdict": name, **{row["loss"]: row[name] for row in rows}} for name in columns[1:]])
         differ = {each.loss: said for each, loss in zip(audits, losses, strict=True) if (said := disagreements(each, loss))}
-        if claimed := sum(map(claims, losses)):
-            print(f"{claimed - len(differ)} of {claimed} agree with every claim that is made of them.")
+        claimed = [each.loss for each, loss in zip(audits, losses, strict=True) if claims(loss)]
+        if claimed and not differ:
+            whose = ", ".join(claimed) if len(claimed) < 4 else f"{len(claimed)} of these losses"
+            print(f"What is claimed of {whose} is what was found.")
         for name, said in differ.items():
             print(f"{name}: {'; '.join(said)}")
         print('low_p_limit, finite, max_error, evidence, witnesses: one loss at a time, or --format json. "?" is undecided.')
