@@ -6,11 +6,10 @@ become small are shown, for any losses: `python experiments/low_probability.py -
 """
 
 import altair as alt
-import numpy as np
 import pandas as pd
 
 from xentlab import charts
-from xentlab.gradients import gradient_profile
+from xentlab.gradients import gradient_profile, profile_points
 from xentlab.reading import gradients as read
 from xentlab.tour import Check, Figure, Slider, Station, show
 
@@ -19,9 +18,9 @@ SIZES = tuple(4**power for power in range(1, 10))
 COLUMNS = ["loss", "p", "value", "dvalue_dp", "dvalue_dlogit"]
 
 
-def run(losses=LOSSES, vocab: int = 16, points: int = 49) -> pd.DataFrame:
+def run(losses=LOSSES, vocab: int = 16) -> pd.DataFrame:
     """Profiles on both paths, and each loss's gradient relative to nll's at the same p."""
-    p = np.append(np.logspace(-12, 0, points)[:-1], 10**-0.005)  # with each power of ten, and not 1
+    p = profile_points()
     frame = gradient_profile(losses, p, vocab, "both")
     nll = gradient_profile(["nll"], p, vocab, "both").set_index(["rivals", "p"]).dvalue_dlogit.rename("nll")
     joined = frame.join(nll, on=["rivals", "p"])

@@ -121,8 +121,8 @@ def test_a_claim_that_fails_is_told_and_ends_with_1(monkeypatch, capsys, tmp_pat
 
 
 def test_low_probability_for_any_losses():
-    frame = load(FOLDER / "low_probability.py").run(["nll", "brier", "mse_logits"], points=9)
-    low = frame[frame.p < 1e-11].set_index(["loss", "rivals"])
+    frame = load(FOLDER / "low_probability.py").run(["nll", "brier", "mse_logits"])
+    low = frame[frame.p < 1.1e-12].set_index(["loss", "rivals"])
     assert low.times_nll["nll", "even"] == 1
     assert low.times_nll["brier", "even"] < 1e-10
     assert low.times_nll["mse_logits", "even"] > 40

@@ -44,6 +44,11 @@ def path_logits(p: np.ndarray, vocab: int, rivals: str) -> tuple[np.ndarray, np.
     return z, dz
 
 
+def profile_points() -> np.ndarray:
+    """Probabilities for a profile from 1e-12 to 0.99: four a decade, each power of ten among them, and closer near 1."""
+    return np.concatenate([np.logspace(-12, -1, 45), [0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99]])
+
+
 def gradient_profile(
     losses: Iterable[str | Loss],
     probabilities: Sequence[float] | np.ndarray = PROBABILITIES,

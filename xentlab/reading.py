@@ -46,7 +46,10 @@ def gradients(profiles: pd.DataFrame) -> list[str]:
     """Which losses still teach at low probability, in the logit and in the probability."""
     low, higher = (_at(profiles, "even", p, "dvalue_dlogit") for p in (LOW, HIGHER))
     kinds: dict[str, list[str]] = {"gone": [], "grows": [], "holds": []}
+    no_number = [name for name, size in low.items() if math.isnan(size)]
     for name, size in low.items():
+        if name in no_number:
+            continue
         trend = size / higher[name] if higher[name] else 1.0
         kind = "gone" if trend < 0.5 else "grows" if trend > 1.2 else "holds"
         kinds[kind].append(f"{name} ({number(size)})")
@@ -57,6 +60,8 @@ def gradients(profiles: pd.DataFrame) -> list[str]:
         said.append(f"has all but vanished for {words(kinds['gone'])}")
     if kinds["grows"]:
         said.append(f"still grows for {words(kinds['grows'])}")
+    if no_number:
+        said.append(f"is no number for {words(no_number)}")
     sentences = [f"The pull on the target's logit when the right token had p = {LOW:g}: {'; '.join(said)}."]
     in_p = _at(profiles, "even", LOW, "dvalue_dp")
     if "nll" in low:
@@ -98,7 +103,10 @@ def budgets(frame: pd.DataFrame, edge: float = 0.1) -> list[str]:
         unlikely = rows[rows.p_high <= edge].groupby("loss", sort=False)[["share_of_tokens", "share_of_gradient"]].sum()
         if unlikely.empty:
             continue
-        shares = unlikely.share_of_gradient.sort_values(ascending=False)
+        # Of a loss that is no number no bin has a share.
+        shares = unlikely.share_of_gradient[rows.groupby("loss").share_of_gradient.sum() > 0].sort_values(ascending=False)
+        if shares.empty:
+            continue
         most, least = shares.index[0], shares.index[-1]
         sentence = (
             f"On {source}, {unlikely.share_of_tokens.iloc[0]:.0%} of the tokens had p below {edge:g}. "

@@ -19,7 +19,7 @@ import xentlab.runs as runs
 from xentlab.audit import as_json
 from xentlab.catalogue import own_files, resolve_all
 from xentlab.contract import Loss, facts_of
-from xentlab.gradients import PATHS, gradient_budget, gradient_profile
+from xentlab.gradients import PATHS, gradient_budget, gradient_profile, profile_points
 from xentlab.markup import audit_table, pairs_table, race_tables, scoreboard_tables, sentences_list
 from xentlab.models import logits
 from xentlab.pages import fill, json_in_script
@@ -52,11 +52,6 @@ class Report:
     def table(self) -> pd.DataFrame:
         """The races' tables."""
         return self.raced["table"]
-
-
-def profile_points() -> np.ndarray:
-    """Probabilities from 1e-12 to 0.99: four a decade, and closer where p is near 1."""
-    return np.concatenate([np.logspace(-12, -1, 45), [0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99]])
 
 
 def make_report(
