@@ -92,13 +92,21 @@ def loss(**facts: Any) -> Callable[[Loss], Loss]:
     return attach
 
 
+def layers(loss: Loss) -> list[Loss]:
+    """A loss and what is within it, from each `functools.partial` to the function under all of them."""
+    found = [loss]
+    while isinstance(found[-1], functools.partial):
+        found.append(found[-1].func)
+    return found
+
+
 def unwrapped(loss: Loss) -> tuple[Loss, dict[str, Any]]:
     """The function under any `functools.partial`, and the settings that the partials hold."""
+    *partials, function = layers(loss)
     settings: dict[str, Any] = {}
-    while isinstance(loss, functools.partial):
-        settings = {**loss.keywords, **settings}
-        loss = loss.func
-    return loss, settings
+    for each in partials:
+        settings = {**each.keywords, **settings}
+    return function, settings
 
 
 def facts_of(loss: Loss) -> Facts:
@@ -106,9 +114,8 @@ def facts_of(loss: Loss) -> Facts:
 
     A function around a loss may be another loss: what `functools.wraps` copied is not true of it. Compiled it is the same one.
     """
-    while isinstance(loss, functools.partial) and "facts" not in vars(loss):  # a partial may have facts of its own
-        loss = loss.func
-    function = loss
+    *partials, function = layers(loss)
+    function = next((each for each in partials if "facts" in vars(each)), function)  # a partial may have facts of its own
     facts = getattr(function, "facts", Facts())
     inherited = facts is getattr(getattr(function, "__wrapped__", None), "facts", None)
     if not inherited:

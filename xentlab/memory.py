@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import psutil
 
-GROUPS = {"0": ("", "memory.max", "memory.current", "inactive_file")}  # Linux's control groups, by how /proc names them
-GROUPS["memory"] = ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+# Linux's control groups, in both of their versions: the folder, and what limit, use, and files out of use are called there.
+SECOND = ("", "memory.max", "memory.current", "inactive_file")
+FIRST = ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 
 
 def machine_memory(root: str = "/") -> tuple[int, int]:
@@ -35,11 +36,10 @@ def _groups(root: pathlib.Path) -> Iterator[tuple[int, int]]:
     except OSError:  # not Linux
         return
     for line in lines:
-        number, controllers, path = line.split(":", 2)
-        kind = GROUPS.get(number if not controllers else "memory" if "memory" in controllers.split(",") else "")
-        if not kind:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
             continue
-        folder, limited, used, reclaimed = kind
+        folder, limited, used, reclaimed = FIRST if controllers else SECOND
         top = root / "sys/fs/cgroup" / folder
         own = top / path.strip("/")
         for group in (own, *own.parents):

@@ -22,7 +22,7 @@ from xentlab.metrics import smoothed_nll
 from xentlab.models import checked_model, logits, resolve_model
 from xentlab.products import quickly
 from xentlab.recipe import Recipe
-from xentlab.sources import Source, checked_source
+from xentlab.sources import Source
 
 
 def windows(tokens: np.ndarray, window: int, limit: int | None = None) -> np.ndarray:
@@ -93,7 +93,7 @@ def program(
     """Compiles nothing yet; arguments and errors as in `train`."""
     recipe = recipe or Recipe()
     make = resolve_model(model)
-    tokens = checked_source(source).split("train")
+    tokens = source.split("train")
     stream = jnp.asarray(tokens)
     # Without noise the same array: the compiled program holds it once.
     answers = jnp.asarray(noisy(tokens, source.vocab, recipe.label_noise)) if recipe.label_noise else stream

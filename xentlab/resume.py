@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
-import shlex
 import shutil
 import signal
 import sys
@@ -24,17 +23,15 @@ KEPT = "checkpoints"
 FREE = ("mesh",)
 
 
-def _shell(folder: pathlib.Path) -> str:
-    return shlex.quote(str(folder))
-
-
 def started(folder: pathlib.Path) -> dict[str, Any]:
     """What an unfinished race began with. Raises `LabError` where there is none, or it is damaged."""
     path = folder / BEGUN
     if not path.is_file():
         if (folder / "run.json").is_file():
-            raise LabError(f"{folder} is finished: nothing is left to resume. `xentlab rerun {_shell(folder)}` does it again.")
-        raise LabError(f"{folder} holds no unfinished race. `xentlab race --out {_shell(folder)}` begins one.")
+            raise LabError(
+                f"{folder} is finished: nothing is left to resume. `xentlab rerun {runs.quoted(folder)}` does it again."
+            )
+        raise LabError(f"{folder} holds no unfinished race. `xentlab race --out {runs.quoted(folder)}` begins one.")
     return runs.read_json(path, "Begin again in another folder.")
 
 
@@ -86,7 +83,8 @@ def begin(folder: pathlib.Path, record: dict[str, Any], resume: bool, anyway: bo
             record = record | {"resumed_with": differ}
     elif (folder / BEGUN).is_file() and any(path.name.isdecimal() for path in (folder / KEPT).glob("*/*/*")):
         raise LabError(
-            f"{folder} holds an unfinished race. Go on with `xentlab race --resume {_shell(folder)}`, or give another --out."
+            f"{folder} holds an unfinished race. Go on with `xentlab race --resume {runs.quoted(folder)}`, or give another "
+            "--out."
         )
     elif (folder / "run.json").exists() and not anyway:
         raise LabError(f"{folder} holds a finished race. Give another one with --out, or replace it with --anyway.")

@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import platform
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -53,6 +54,11 @@ def new_folder(kind: str, out: str | pathlib.Path | None = None, replace: bool =
         if held != kind and (held or kind in NAMED):
             raise LabError(f"{folder} holds a run of {held or 'another kind'}, which {kind} would overwrite. {remedy}")
     return folder
+
+
+def quoted(folder: pathlib.Path) -> str:
+    """A folder as a shell takes it."""
+    return shlex.quote(str(folder))
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from xentlab.layout import Layout, Spread, fitted, memory_limit, preferred
 from xentlab.products import on_cpu
 from xentlab.program import Program, program
 from xentlab.recipe import Recipe
-from xentlab.sources import Source
+from xentlab.sources import Source, checked_source
 
 if TYPE_CHECKING:
     from xentlab.checkpoints import Grid
@@ -90,7 +90,7 @@ def train(
     """
     recipe = recipe or Recipe()
     check_grid(learning_rates, seeds)
-    compiled = compiled or program(loss, source, model, recipe, mesh)
+    compiled = compiled or program(loss, checked_source(source), model, recipe, mesh)
     pairs = [(rate, seed) for rate in learning_rates for seed in seeds]
     layout, count = _layout(compiled, len(pairs), mesh), len(pairs)
     laid_out(layout)

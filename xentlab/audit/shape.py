@@ -30,6 +30,11 @@ def _same(probe: Probe, moved: np.ndarray, targets: np.ndarray, z: np.ndarray, y
     return Verdict(YES, f"{kept} at {finite.sum()} points, relative 1e-8")
 
 
+def _greatest(values: np.ndarray) -> int:
+    """Where the greatest is, of those that are numbers."""
+    return int(np.argmax(np.where(np.isnan(values), -np.inf, values)))
+
+
 def shift_invariant(probe: Probe) -> Verdict:
     """L(z + c) = L(z)."""
     z, y = probe.points(each=20, salt=4)
@@ -85,7 +90,7 @@ def monotone(probe: Probe, honest: bool = True) -> Verdict:
         higher = z + np.random.default_rng((probe.seed, 15)).uniform(0, 6, len(z))[:, None] * (np.arange(VOCAB) == y[:, None])
         before, after = probe.value(z, y), probe.value(higher, y)
         rise = after - before - ROUNDING * (1 + np.abs(before) + np.abs(after))
-        worst = int(np.argmax(np.where(np.isnan(rise), -np.inf, rise)))
+        worst = _greatest(rise)
         if rise[worst] > 0:
             return no(
                 "the value is greater at a greater z_y",
@@ -115,7 +120,7 @@ def _along_rays(probe: Probe, size) -> tuple[np.ndarray, np.ndarray, np.ndarray,
         if np.isnan(sizes).any() and no_number is None:
             place = int(np.argmax(np.isnan(sizes)))
             no_number = distance * rays[place], int(y[place])
-        place = int(np.argmax(np.where(np.isnan(sizes), -np.inf, sizes)))
+        place = _greatest(sizes)
         found.append((sizes[place], distance * rays[place], y[place]))
     return *(np.array(column) for column in zip(*found, strict=True)), no_number
 
@@ -177,7 +182,7 @@ def convex(probe: Probe, honest: bool = True, domain: float = 20.0) -> Verdict:
     if honest:
         ends, middle = (probe.value(a, y), probe.value(b, y)), probe.value((a + b) / 2, y)
         excess = middle - sum(ends) / 2 - ROUNDING * (1 + np.abs(ends[0]) + np.abs(ends[1]))
-        worst = int(np.argmax(np.where(np.isnan(excess), -np.inf, excess)))
+        worst = _greatest(excess)
         if excess[worst] > 0:
             return no(
                 f"the value in the middle of a chord is above its ends' mean {domain_words}",

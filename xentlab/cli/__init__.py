@@ -148,6 +148,6 @@ def _hint(arguments: list[str]) -> str | None:
         if given in ("--loss", "--losses") and any(fields.get(each) for each in ("--loss", "--losses")):
             return f"{name} takes losses as they are: xentlab {name} {' '.join(rest[rest.index(given) + 1 :][:3])}.{more}"
         short = [each for each in options if "".join(word[:1] for word in each[2:].split("-")) == given[2:]]
-        near = short or difflib.get_close_matches(given, options, n=2)
+        near = short or difflib.get_close_matches(given, options, n=1)
         return f"{name} has no option {given}{f'; did you mean {near[0]}?' if near else '.'}{more}"
     return None

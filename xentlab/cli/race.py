@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
-import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -74,7 +73,7 @@ def run_race(command: Race) -> None:
             result = race(**asked, progress=tell, checkpoints=checkpoints, laid_out=laid_out)
         except KeyboardInterrupt:
             if folder:
-                again = f"xentlab race --resume {shlex.quote(str(folder))}"
+                again = f"xentlab race --resume {runs.quoted(folder)}"
                 raise KeyboardInterrupt(f"What is done is kept. Go on with: {again}") from None
             raise
         if folder and hosts.first():

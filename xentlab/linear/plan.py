@@ -175,14 +175,18 @@ def _tiles(name, tokens, vocab, wide):
         if sizes.chunk_bytes:
             chunk = min(chunk, max(128, sizes.chunk_bytes // (wide * vocab) // 128 * 128))
         if tokens > chunk:  # as few as there must be, evenly large: the last one overlaps by little
-            evenly = -(-tokens // -(-tokens // chunk))
-            chunk = min(chunk, -(-evenly // sizes.lanes) * sizes.lanes)
+            chunk = min(chunk, _evenly(tokens, chunk, sizes.lanes))
         if widest is None:
             return chunk, vocab
     most = max(128, min(widest or vocab, sizes.tile_bytes // (wide * max(1, chunk))) // 128 * 128)
     fitting = (tile for tile in range(most, most * 4 // 5, -sizes.lanes) if vocab % tile == 0)
-    even = -(-vocab // -(-vocab // most))
-    return max(chunk, 1), next(fitting, -(-even // sizes.lanes) * sizes.lanes)
+    return max(chunk, 1), next(fitting, _evenly(vocab, most, sizes.lanes))
+
+
+def _evenly(count: int, most: int, step: int = 1) -> int:
+    """The size of as few parts as there must be, evenly large, none above `most` but to be a multiple of the step."""
+    size = -(-count // max(1, -(-count // most)))
+    return -(-size // step) * step
 
 
 def tokens_held(tokens: int, chunk: int, vocab: int, dtype: Any) -> int:
@@ -204,7 +208,7 @@ def rows_at_once(rows: int, vocab: int, itemsize: int) -> int:
         return rows  # wide kernels hide their memory's latency; a loop of small ones would wait for each
     most = min(rows, max(1, ROWS_BYTES // (vocab * itemsize)))
     best = max(each for each in range(1, most + 1) if rows % each == 0)
-    return best if 2 * best >= most else -(-rows // -(-rows // most))  # evenly, with a last block that overlaps by little
+    return best if 2 * best >= most else _evenly(rows, most)  # evenly, with a last block that overlaps by little
 
 
 def _temporary(name, streams, tokens, vocab, features, chunk, tile, dtype):

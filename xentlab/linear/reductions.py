@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from xentlab.contract import LabError, Loss, facts_of, is_known, name_of, nan_outside, or_nan, settings_of, unwrapped
+from xentlab.contract import LabError, Loss, facts_of, is_known, layers, name_of, nan_outside, or_nan, settings_of
 
 LEVELLESS = ("target", "rivals", "total", "entropy", "vocab")
 LOWEST = float(np.finfo(np.float32).min)  # the running maximum of nothing: finite, so that no -inf - -inf arises
@@ -329,9 +329,9 @@ def stream_of(loss: Loss) -> Stream | None:
     ['rivals', 'rivals_2']
     """
     form = facts_of(loss).stream
-    if form is None or _by_place(loss):
+    *partials, function = layers(loss)
+    if form is None or any(each.args for each in partials):  # of what is given by place a form knows nothing
         return None
-    function = unwrapped(loss)[0]
     parameters = inspect.signature(function).parameters.values()
     settings = {p.name: p.default for p in parameters if p.default is not p.empty} | settings_of(loss)
     kinds = inspect.signature(form).parameters.values()
@@ -350,12 +350,3 @@ def stream_of(loss: Loss) -> Stream | None:
     # Of a loss that no common shift changes. What else it asks for has a level in any case, or none.
     level = facts_of(loss).shift is not True or any(name.partition("_")[0] not in LEVELLESS for name in names)
     return Stream(reductions_of(names, settings, level), names, functools.partial(form, **bound))
-
-
-def _by_place(loss: Loss) -> bool:
-    """Whether a partial gives what comes before the logits: of that a form knows nothing."""
-    while isinstance(loss, functools.partial):
-        if loss.args:
-            return True
-        loss = loss.func
-    return False
