@@ -23,6 +23,7 @@ every_plan = pytest.mark.parametrize(
     ("loss", "plan"), PLANNED, ids=lambda each: each if isinstance(each, str) else name_of(each)
 )
 NLL, BRIER = LOSSES["nll"], LOSSES["brier"]
+cpus_alone = pytest.mark.skipif(jax.default_backend() != "cpu", reason="sizes are a CPU's")  # as where CI runs
 
 
 def batch(tokens=TOKENS, features=FEATURES, vocab=VOCAB, scale=1.0, seed=0, dtype=np.float32):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
-from naive_heads import TOKENS, VOCAB, batch, close
+from naive_heads import TOKENS, VOCAB, batch, close, cpus_alone
 
 from xentlab import LOSSES
 from xentlab.linear import linear_loss
@@ -81,6 +81,7 @@ def test_it_has_the_naive_heads_gradient(plain_annotations, monkeypatch, make, p
     close(jax.jit(functools.partial(slopes, head))(learned_values(), hidden, weight, targets), right, 1e-4)
 
 
+@cpus_alone
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_with_blocks_of_rows_that_overlap(monkeypatch, reduction):
     """Four rows at once of a chunk's seven: the last block has one that the first has had, and whose logits are gone."""

@@ -117,7 +117,7 @@ def test_a_chunk_more_than_fits_is_shared_out():
     chunks = {tokens: explain_plan(tokens, 256, 16_384, NLL, plan="tokens").tiles[0] for tokens in (512, 520, 1032, 8192)}
     if jax.default_backend() == "cpu":
         assert chunks == {512: 512, 520: 264, 1032: 344, 8192: 512}
-    assert all(chunk * -(-tokens // chunk) < 1.2 * tokens for tokens, chunk in chunks.items())
+    assert all(chunk * -(-tokens // chunk) < 1.25 * tokens for tokens, chunk in chunks.items())
 
 
 def test_other_types_and_other_remedies():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from naive_heads import NLL, VOCAB, batch, close, reference
+from naive_heads import NLL, VOCAB, batch, close, cpus_alone, reference
 
 from xentlab import LOSSES, LabError, at_target, facts_of, loss
 from xentlab.linear import explain_plan, linear_log_probs, linear_loss
@@ -104,6 +104,7 @@ def test_stream_has_no_chunks_of_tokens():
     assert explain_plan(8192, 256, 32768, NLL, plan="stream", tiles=(1, 512)).temporary_bytes > 8192 * 512 * 4
 
 
+@cpus_alone
 @pytest.mark.parametrize("tokens", [509, 502, 256])
 def test_rows_that_no_block_divides_hold_as_little(tokens):
     """A prime number of them: the last block overlaps. What XLA holds is what is reckoned, the loss alone no more."""
