@@ -1,4 +1,7 @@
-"""Hostile settings: shapes are checked, promotions are explicit, ranks are not promoted, warnings are errors."""
+"""Hostile settings: shapes are checked, promotions are explicit, ranks are not promoted, warnings are errors.
+
+And quick ones: what most modules compile is compiled carelessly, with the commands that they run.
+"""
 
 import os
 import pathlib
@@ -18,7 +21,9 @@ HOOK = jaxtyping.install_import_hook("xentlab", "checker.check")
 
 import hypothesis
 import jax
+import jaxlib.version
 import pytest
+from jax._src import compiler
 
 from xentlab.cache import keep_compiled
 
@@ -28,11 +33,39 @@ hypothesis.settings.register_profile("lab", deadline=None, max_examples=25, dera
 hypothesis.settings.load_profile("lab")
 
 
+# Small programs that run once are most of what there is to test, and their compiling was most of the time.
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+if jaxlib.version.__version_info__ < (0, 11):  # an older generator of code, which newer versions have no more: half the time
+    QUICKLY["xla_cpu_use_fusion_emitters"] = False
+
+
+def _says(request, what: str) -> bool:
+    """Whether a module of tests says so of itself, by a line `what = True`."""
+    return request.path.parent == pathlib.Path(__file__).parent and getattr(request.module, what, False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_quickly(request):
+    """But where a module asks how fast, how large or how exact XLA's own work is: those say COMPILED_WELL = True."""
+    if _says(request, "COMPILED_WELL") or jax.default_backend() != "cpu":
+        jax.clear_caches()
+        yield
+        return
+    real = compiler.get_compile_options
+
+    def options(env_options_overrides=None, **others):
+        return real(env_options_overrides=QUICKLY | (env_options_overrides or {}), **others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "get_compile_options", options)
+        patch.setenv("XLA_FLAGS", " ".join(f"--{name}={value}".lower() for name, value in QUICKLY.items()))
+        yield
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _promotion_is_explicit(request):
     """No dtype is promoted silently, but where optax trains, which does so itself: those modules say TRAINS = True."""
-    tests = request.path.parent == pathlib.Path(__file__).parent
-    strict = tests and not getattr(request.module, "TRAINS", False)
+    strict = request.path.parent == pathlib.Path(__file__).parent and not _says(request, "TRAINS")
     with jax.numpy_dtype_promotion("strict" if strict else "standard"):
         yield
 

@@ -14,6 +14,7 @@ from xentlab import LOSSES
 from xentlab.cli import main
 
 TRAINS = True
+COMPILED_WELL = True
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 

@@ -14,6 +14,7 @@ from xentlab import LabError, charts, reading, runs
 from xentlab.report import make_report
 
 TRAINS = True
+COMPILED_WELL = True
 LOSSES = ["nll", "brier"]
 
 

@@ -17,6 +17,7 @@ from xentlab.scoreboard.escape import BIAS, CHAIN, FREQUENT, escape_time, wrong_
 from xentlab.sources import MarkovSource, Text
 
 TRAINS = True
+COMPILED_WELL = True
 TRUTH = make_truth()
 
 
