@@ -21,22 +21,16 @@ HOOK = jaxtyping.install_import_hook("xentlab", "checker.check")
 
 import hypothesis
 import jax
-import jaxlib.version
 import pytest
 from jax._src import compiler
 
 from xentlab.cache import keep_compiled
+from xentlab.products import on_cpu, quickly
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 keep_compiled()
 hypothesis.settings.register_profile("lab", deadline=None, max_examples=25, derandomize=True)
 hypothesis.settings.load_profile("lab")
-
-
-# Small programs that run once are most of what there is to test, and their compiling was most of the time.
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-if jaxlib.version.__version_info__ < (0, 11):  # an older generator of code, which newer versions have no more: half the time
-    QUICKLY["xla_cpu_use_fusion_emitters"] = False
 
 
 def _says(request, what: str) -> bool:
@@ -46,19 +40,23 @@ def _says(request, what: str) -> bool:
 
 @pytest.fixture(autouse=True, scope="module")
 def _compiled_quickly(request):
-    """But where a module asks how fast, how large or how exact XLA's own work is: those say COMPILED_WELL = True."""
-    if _says(request, "COMPILED_WELL") or jax.default_backend() != "cpu":
-        jax.clear_caches()
+    """Most programs here are small and run once, and to compile them well was half of the time.
+
+    But where a module asks what XLA makes of the head, or computes much: those say COMPILED_WELL = True.
+    """
+    if _says(request, "COMPILED_WELL") or not on_cpu():
+        jax.clear_caches()  # of what was compiled carelessly
         yield
         return
+    careless = quickly(0) | {"xla_llvm_disable_expensive_passes": True}
     real = compiler.get_compile_options
 
     def options(env_options_overrides=None, **others):
-        return real(env_options_overrides=QUICKLY | (env_options_overrides or {}), **others)
+        return real(env_options_overrides=careless | (env_options_overrides or {}), **others)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiler, "get_compile_options", options)
-        patch.setenv("XLA_FLAGS", " ".join(f"--{name}={value}".lower() for name, value in QUICKLY.items()))
+        patch.setenv("XLA_FLAGS", " ".join(f"--{name}={value}".lower() for name, value in careless.items()))
         yield
 
 

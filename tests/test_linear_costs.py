@@ -112,3 +112,16 @@ def test_rows_that_no_block_divides_hold_as_little(tokens):
     reckoned = explain_plan(tokens, 64, 8192, lambda z, y: z, plan="tokens").temporary_bytes
     assert held(jax.value_and_grad(head, (0, 1))) < 1.1 * reckoned
     assert held(head) < 1.1 * reckoned
+
+
+@cpus_alone
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("name", ["nll", "entmax15"])
+def test_many_tokens_of_few_classes_are_not_held_twice(name, dtype):
+    """To read a chunk of bfloat16 ones XLA would widen them all; float16's gradient waits wide, and is reckoned."""
+    tokens, features, vocab = 32_768, 256, 1024
+    shapes = (((tokens, features), dtype), ((features, vocab), dtype), ((tokens,), jnp.int32))
+    head = functools.partial(linear_loss, loss=LOSSES[name], plan="tokens")
+    reckoned = explain_plan(tokens, features, vocab, LOSSES[name], dtype, "tokens").temporary_bytes
+    for run in (head, jax.value_and_grad(head, (0, 1))):
+        assert compiled(run, *shapes).memory_analysis().temp_size_in_bytes < reckoned + tokens * features

@@ -215,13 +215,13 @@ def _temporary(name, streams, tokens, vocab, features, chunk, tile, dtype):
     """Bytes beside arguments and gradients: tiles or chunks of logits, copies, and what sums hold wide of a narrow type."""
     narrow, wide = jnp.dtype(dtype).itemsize, accumulator(dtype).itemsize
     cast, by_bits, kept_wide = narrow < wide, moved_whole(dtype), dtype == jnp.float16  # see tokens.kept_type
-    together = min(tokens, chunk)
+    together, waiting = min(tokens, chunk), tokens * features * wide * kept_wide
     if not on_cpu():  # logits, and of a loss that sees rows their gradient; and that as the products take it
         logits = wide if streams else 2 * wide
         if name == "tokens":
             held = tokens_held(tokens, chunk, vocab, dtype)
             summed = features * vocab * wide * (kept_wide or tokens > held)
-            return chunk * vocab * logits + held * (vocab * narrow + features * wide) + summed
+            return chunk * vocab * logits + held * (vocab * narrow + features * wide) + summed + waiting
         return tile * (tokens + features) * (logits + narrow) + tokens * features * wide
     summed = features * vocab * wide * (kept_wide or (cast and (by_bits or tokens > chunk)))
     copied = together * features * narrow
@@ -238,4 +238,4 @@ def _temporary(name, streams, tokens, vocab, features, chunk, tile, dtype):
     if not streams:  # some rows at a time are copied, before there are tiles
         tiled = max(2 * min(ROWS_BYTES, wanted), tiled)
         wanted += chunk * vocab * narrow * cast
-    return wanted + tiled + summed
+    return wanted + tiled + summed + waiting

@@ -101,7 +101,7 @@ def _losses(score, reductions, head, tiles, hidden, weight, bias, targets, value
         chunk, tile = tiles
 
         def step(losses, start, fresh):
-            part = lambda array: lax.dynamic_slice_in_dim(array, start, chunk)
+            part = lambda array: _rows_from(array, start, chunk)
             if reductions is None:
                 each = _gathered(
                     head, _of_blocks(score, values, *_rows(head, head.logits(part(hidden), weight, bias), part(targets)))
@@ -114,6 +114,11 @@ def _losses(score, reductions, head, tiles, hidden, weight, bias, targets, value
         return over_tiles(step, jnp.zeros(len(hidden), accumulator(hidden.dtype)), len(hidden), chunk)
 
     return head.spread(run, hidden, weight, bias, targets, values, out="t")
+
+
+def _rows_from(array, start, count):
+    """So many from `start` on. Of bfloat16 ones XLA may widen all there are, ahead of the loop, to read some."""
+    return (sliced if moved_whole(array.dtype) else lax.dynamic_slice_in_dim)(array, start, count)
 
 
 def _rows(head, z, *per_token):
@@ -195,7 +200,7 @@ def _value_and_gradients(score, reductions, head, tiles, hidden, weight, bias, t
 
         def step(state, start, fresh):
             to_hidden, sums, losses, kept = state
-            part = lambda array: lax.dynamic_slice_in_dim(array, start, group)
+            part = lambda array: _rows_from(array, start, group)
             put = lambda array, part: lax.dynamic_update_slice_in_dim(array, part.astype(array.dtype), start, 0)
             # Tokens that come a second time weigh nothing.
             counted = part(weights) if fresh is None else jnp.where(fresh, part(weights), 0)
