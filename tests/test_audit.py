@@ -35,6 +35,63 @@ def test_the_audit_agrees_with_every_claim(name):
     assert found.verdicts["conservative"].value is True
 
 
+def right_tokens(z, y):
+    return at_target(jax.nn.softmax(z), y)
+
+
+def ridged(z, y):
+    """Whose gradient is greatest where two probabilities are alike, which a ray meets at one distance or another."""
+    return jnp.sum((jax.nn.softmax(z) - jax.nn.one_hot(y, z.shape[-1], dtype=z.dtype)) ** 4, axis=-1)
+
+
+def dented(z, y):
+    """Not convex next to 0 alone."""
+    return nll(z, y) - 0.01 * jnp.exp(-100 * jnp.var(z, axis=-1) * z.shape[-1])
+
+
+nll, brier = LOSSES["nll"], LOSSES["brier"]
+OF_T = {"low_p_order": 0, "lipschitz": True, "convex": True, "zero_at_certainty": True, "monotone": True, "bounded": False}
+BY_HAND = {
+    **{f"nll(z / {t})": (lambda z, y, t=t: nll(z / t, y), OF_T | {"low_p_limit": 1 / t}) for t in (0.01, 3, 10, 100)},
+    "200 nll": (lambda z, y: 200 * nll(z, y), {"convex": True, "low_p_limit": 200, "same_gradient_as": "nll"}),
+    "nll + 1e4": (lambda z, y: nll(z, y) + 1e4, {"bounded": False, "lipschitz": True, "zero_at_certainty": False}),
+    "-nll": (lambda z, y: -nll(z, y), {"bounded": False, "convex": False, "monotone": False}),
+    "brier - 3": (lambda z, y: brier(z, y) - 3, {"bounded": True, "low_p_limit": 0}),
+    "log(1 + nll)": (lambda z, y: jnp.log1p(nll(z, y)) + 10, {"bounded": False, "low_p_limit": 0}),
+    "log(1 + log(1 + nll))": (lambda z, y: jnp.log1p(jnp.log1p(nll(z, y))), {"bounded": False}),
+    "p^.01": (functools.partial(LOSSES["tsallis"], alpha=1.01), {"low_p_limit": 0, "low_p_order": 0.01, "lipschitz": True}),
+    "z_loss": (functools.partial(LOSSES["z_loss"], coefficient=0.03), {"convex": False, "low_p_limit": 1}),
+    "clipped": (
+        lambda z, y: -jnp.log(jnp.clip(right_tokens(z, y), 1e-7, 1 - 1e-7)),
+        {"bounded": True, "convex": False, "same_gradient_as": None},
+    ),
+    "ridged": (ridged, {"bounded": True, "lipschitz": True, "low_p_order": 1}),
+    "dented": (dented, {"convex": False}),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_verdicts_that_are_known_by_hand(name):
+    judged, expected = BY_HAND[name]
+    found = {verdict: each.value for verdict, each in audit(judged).verdicts.items()}
+    found["low_p_limit"] = found["low_p_limit"]["even"]
+    found["same_gradient_as"] = (found["same_gradient_as"] or {}).get("loss")
+    for verdict, value in expected.items():
+        assert found[verdict] == (pytest.approx(value, rel=1e-6, abs=2e-3) if type(value) in (int, float) else value), verdict
+
+
+def test_a_loss_that_makes_float32_of_float64_is_not_judged_by_its_rounding():
+    found = audit(lambda z, y: nll(z.astype(jnp.float32), y)).verdicts
+    assert {verdict.value for verdict in found.values()} == {"undecided"}
+    assert "of float64 logits it makes float32" in found["elementwise"].evidence
+    assert "Leave out the cast" in found["elementwise"].evidence
+
+
+def test_a_token_keeps_its_value_in_another_place():
+    found = audit(lambda z, y: nll(z, y) * (1 + jnp.arange(len(z)).astype(z.dtype).reshape(-1, *[1] * (z.ndim - 2))))
+    assert found.verdicts["elementwise"].value is False
+
+
 # Columns of the table that facts do not hold: the link by name, 0 at certainty, the order at low p.
 LINKS = {
     **dict.fromkeys(("nll", "z_loss", "brier", "spherical", "tsallis", "unlikelihood"), "softmax"),

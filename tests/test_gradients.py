@@ -218,3 +218,12 @@ def test_budget_refuses_what_is_no_array(tmp_path):
         load_batch(tmp_path / "logits.npy")
     with pytest.raises(LabError, match="from 0 to 1"):
         gradient_budget(["nll"], np.zeros((2, 3)), np.zeros(2, int), bins=[0, 0.5])
+
+
+def test_a_gradient_that_is_infinite_leaves_no_shares():
+    """Those of the other bins are not 0: nothing can be said of them."""
+    logits, targets = np.array([[0.0, -np.inf], [0.0, 0.0]], np.float32), np.array([0, 1])
+    budget = gradient_budget(["mse_logits"], logits, targets, [0, 0.9, 1])
+    assert budget.share_of_gradient.isna().all()
+    assert budget.gradient[1] == np.inf
+    assert budget.gradient[0] > 0

@@ -157,11 +157,17 @@ def gradient_budget(
                     "tokens": tokens,
                     "share_of_tokens": tokens / len(p),
                     "gradient": np.where(tokens > 0, sums / np.maximum(tokens, 1), np.nan),
-                    "share_of_gradient": sums / sums.sum() if sums.sum() > 0 else 0 * sums,
+                    "share_of_gradient": _shares(sums),
                 }
             )
         )
     return pd.concat(frames, ignore_index=True)
+
+
+def _shares(sums: np.ndarray) -> np.ndarray:
+    """Of the whole; NaN for all where that is no number."""
+    whole = sums.sum()
+    return sums / whole if 0 < whole < np.inf else 0 * sums if whole == 0 else np.full_like(sums, np.nan)
 
 
 def _gradient_norms(loss: Loss):
@@ -170,7 +176,7 @@ def _gradient_norms(loss: Loss):
         # Scaled by the greatest entry first: squares of 1e-30 and of 1e30 both leave float32.
         top = jnp.max(jnp.abs(gradient), axis=-1, keepdims=True)
         scale = jnp.where(top > 0, top, 1)
-        return scale[..., 0] * jnp.linalg.norm(gradient / scale, axis=-1)
+        return jnp.where(jnp.isinf(top[..., 0]), top[..., 0], scale[..., 0] * jnp.linalg.norm(gradient / scale, axis=-1))
 
     return norms
 

@@ -95,6 +95,14 @@ def _elementwise(probe: Probe) -> Verdict:
     got = list(getattr(value, "shape", ())) if hasattr(value, "shape") else type(value).__name__
     if got != [2, 3]:
         return no("not one value a token", logits_shape=[2, 3, VOCAB], targets_shape=[2, 3], output_shape=got)
+    with jax.enable_x64(True):
+        wide = jax.eval_shape(probe.loss, jax.ShapeDtypeStruct((2, 3, VOCAB), jnp.float64), targets).dtype
+    if jnp.issubdtype(wide, jnp.floating) and jnp.finfo(wide).bits < 64:
+        return Verdict(
+            UNDECIDED,
+            f"of float64 logits it makes {wide}, which has too few digits to be judged by. Leave out the cast: where logits "
+            "are narrow, linear_loss and the races sum wide",
+        )
     return autodiff.elementwise(probe)
 
 

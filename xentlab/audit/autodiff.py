@@ -21,17 +21,20 @@ def elementwise(probe: Probe) -> Verdict:
         return Verdict(UNDECIDED, f"{shown} {len(z)} ordinary points: no model can be trained on it")
     for place in range(0, len(z), 5):
         moved, targets = other_z.copy(), other_y.copy()
-        moved[place], targets[place] = z[place], y[place]
-        there = probe.value(moved, targets)[place]
-        if not np.isclose(here[place], there, rtol=1e-9, atol=1e-12):
+        elsewhere = (place + 7) % len(z)
+        for spot in (place, elsewhere):
+            moved[spot], targets[spot] = z[place], y[place]
+        there = probe.value(moved, targets)[[place, elsewhere]]
+        if not np.isclose(here[place], there, rtol=1e-9, atol=1e-12).all():
             return no(
-                "the same token has another value beside other tokens",
+                "the same token has another value beside other tokens, or in another place",
                 logits=z[place],
                 target=y[place],
                 value=here[place],
-                value_beside_others=there,
+                value_beside_others=there[0],
+                value_in_another_place=there[1],
             )
-    return Verdict(YES, f"{-(-len(z) // 5)} tokens keep their value to 1e-9 when all others change")
+    return Verdict(YES, f"{-(-len(z) // 5)} tokens keep their value to 1e-9 in another place, and when all others change")
 
 
 def honest_autodiff(probe: Probe) -> Verdict:

@@ -15,6 +15,7 @@ from xentlab.contract import facts_of, name_of, settings_of, unwrapped, value_an
 from xentlab.products import quickly
 
 POINTS = 24
+SCALES = (0.5, 2.0, 6.0, 20.0)  # of their logits: what clips a small p is another loss only there
 _ONCE = threading.Lock()  # audits may run side by side; the table is made once
 
 
@@ -36,7 +37,8 @@ def _catalogue_fields(seed: int) -> dict[str, np.ndarray]:
 
 def _batch(seed: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng((seed, 30))
-    return 2 * rng.normal(size=(POINTS, 4)), rng.integers(0, 4, POINTS).astype(np.int32)
+    scale = np.resize(SCALES, POINTS)[:, None]
+    return scale * rng.normal(size=(POINTS, 4)), rng.integers(0, 4, POINTS).astype(np.int32)
 
 
 def same_gradient_as(probe: Probe) -> Verdict:

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import numpy as np
 
-from xentlab.audit.probe import UNDECIDED, VOCAB, Probe, Verdict, plain
+from xentlab.audit.probe import UNDECIDED, VOCAB, Probe, Verdict
 from xentlab.gradients import PATHS, path_logits
 
-# Far enough down that what vanishes like p log p is below a part in 10^4, and float64 still holds p.
-LOW = np.logspace(-6, -14, 17)
+LOW = np.logspace(-6, -14, 17)  # where the order is read
+# -log p, where the limit is: on to what float64 still holds, and further down for what only differences of logits enter.
+FAR, FARTHEST = np.array([32.0, 100.0, 300.0, 690.0]), np.array([1e3, 3e3, 1e4])
+GROWS = 0.1  # a power of log(1/p), at least
 
 
-def _pull(probe: Probe, rivals: str) -> np.ndarray:
+def _pulls(probe: Probe, rivals: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """|dL/dz_y| at the probabilities LOW; and -log p further down, and the pull there, as far as it is a number."""
     z, _ = path_logits(LOW, VOCAB, rivals)
-    return np.abs(probe.field(z, np.zeros(len(LOW), int))[:, 0])
+    x = np.concatenate([FAR, FARTHEST])
+    far = np.zeros((len(x), VOCAB))
+    if rivals == "even":
+        far[:, 0] = np.log(VOCAB - 1) - x
+    else:
+        far[:, 1] = x
+    pull = np.abs(probe.field(np.concatenate([z, far]), np.zeros(len(z) + len(x), int))[:, 0])
+    near, far = pull[: len(z)], pull[len(z) :]
+    # Where p itself has become 0, what is made of it may be no number, or 0.
+    known = len(x) if np.isfinite(far).all() and (far > 0).all() else len(FAR)
+    return near, x[:known], far[:known]
 
 
 def fit(pull: np.ndarray) -> tuple[float, float, float]:
@@ -26,6 +39,22 @@ def fit(pull: np.ndarray) -> tuple[float, float, float]:
     return float(solution[1]), float(solution[2]), float(np.abs(columns @ solution - np.log(pull)).max())
 
 
+def _limit(near: np.ndarray, x: np.ndarray, far: np.ndarray) -> float | str:
+    """What the pull tends to, by how it goes on from p = 1e-14: a number, inf, or undecided."""
+    if far[-1] <= 1e-6 * near[0]:
+        return 0.0
+    if far[-1] >= 1e6 * near[0]:  # infinite, too
+        return float("inf")
+    if not np.isfinite(far).all():
+        return UNDECIDED
+    if np.isclose(far[-1], far[-2], rtol=1e-6):
+        return float(f"{far[-1]:.8g}")
+    powers = np.diff(np.log(far[-3:])) / np.diff(np.log(x[-3:]))  # of log(1/p)
+    if (powers > GROWS).all():
+        return float("inf")
+    return 0.0 if (powers < -GROWS).all() else UNDECIDED
+
+
 def low_p(probe: Probe) -> dict[str, Verdict]:
     """`low_p_limit`, {"even": .., "one": ..}, and `low_p_order` on the path "even".
 
@@ -33,30 +62,29 @@ def low_p(probe: Probe) -> dict[str, Verdict]:
     """
     limits, said, order = {}, [], None
     for rivals in PATHS:
-        pull = _pull(probe, rivals)
+        pull, x, far = _pulls(probe, rivals)
         if not np.isfinite(pull).all():
-            limits[rivals], found = UNDECIDED, None
+            limits[rivals], found = UNDECIDED, UNDECIDED
             said.append(f"{rivals}: not finite somewhere between p = 1e-6 and 1e-14")
         elif (pull == 0).all():
             limits[rivals], found = 0.0, None
             said.append(f"{rivals}: exactly 0 from p = 1e-6 down")
         elif (pull == 0).any():
-            limits[rivals], found = UNDECIDED, None
+            limits[rivals], found = UNDECIDED, UNDECIDED
             said.append(f"{rivals}: 0 at some p and not at others")
         else:
-            found, k, residual = fit(pull)
-            if residual > 0.01:
-                limits[rivals], found = UNDECIDED, None
-                said.append(f"{rivals}: no power of p and of log(1/p) fits (residual {residual:.2g})")
+            limits[rivals], (found, k, residual) = _limit(pull, x, far), fit(pull)
+            said.append(
+                f"{rivals}: |dL/dz_y| = {pull[0]:.4g} at p = 1e-6, {pull[-1]:.4g} at 1e-14, {far[-1]:.4g} at e^-{x[-1]:g}"
+            )
+            if limits[rivals] != UNDECIDED and 0 < limits[rivals] < np.inf:
+                found = 0.0  # what is fitted is how it comes there
+            elif residual > 0.01:
+                found = UNDECIDED
+                said[-1] += f"; no power of p and of log(1/p) fits (residual {residual:.2g})"
             else:
-                power = found if abs(found) > 0.02 else -k if abs(k) > 0.1 else 0.0
-                limits[rivals] = 0.0 if power > 0 else float("inf") if power < 0 else plain(round(pull[-1], 8))
-                said.append(
-                    f"{rivals}: |dL/dz_y| = {pull[0]:.4g} at p = 1e-6, {pull[-1]:.4g} at 1e-14, "
-                    f"as p^{round(found, 3) + 0.0:.3f} log(1/p)^{round(k, 2) + 0.0:.2f}"
-                )
+                said[-1] += f", as p^{round(found, 3) + 0.0:.3f} log(1/p)^{round(k, 2) + 0.0:.2f}"
         if rivals == "even":
-            order = UNDECIDED if found is None and limits[rivals] == UNDECIDED else found
-    evidence = "; ".join(said)
+            order = found
     rounded = round(order, 3) + 0.0 if isinstance(order, float) else order
-    return {"low_p_limit": Verdict(limits, evidence), "low_p_order": Verdict(rounded, evidence.split("; ")[0])}
+    return {"low_p_limit": Verdict(limits, "; ".join(said)), "low_p_order": Verdict(rounded, said[0])}

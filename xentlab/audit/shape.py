@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from xentlab.audit.probe import UNDECIDED, VOCAB, YES, Probe, Verdict, no
 
 CLOSE = {"rtol": 1e-8, "atol": 1e-10}
 ROUNDING = 1e-9  # of a value, relative
+LEAD = 1e4  # that is certainty, for a temperature of hundreds too
 
 
 def _same(probe: Probe, moved: np.ndarray, targets: np.ndarray, z: np.ndarray, y: np.ndarray, what: str, kept: str) -> Verdict:
@@ -33,6 +36,11 @@ def _same(probe: Probe, moved: np.ndarray, targets: np.ndarray, z: np.ndarray, y
 def _greatest(values: np.ndarray) -> int:
     """Where the greatest is, of those that are numbers."""
     return int(np.argmax(np.where(np.isnan(values), -np.inf, values)))
+
+
+def _scale(field: np.ndarray) -> float:
+    """The greatest gradient among these points, 1 or more: what rounding is relative to."""
+    return max(1.0, float(np.abs(field[np.isfinite(field)]).max(initial=0.0)))
 
 
 def shift_invariant(probe: Probe) -> Verdict:
@@ -65,13 +73,11 @@ def local(probe: Probe) -> Verdict:
 def zero_at_certainty(probe: Probe) -> Verdict:
     """L tends to 0 as p_y tends to 1, on each of three paths: z_y up, the rivals down, and both."""
     for name, up, down in (("z_y up", 1, 0), ("rivals down", 0, 1), ("both", 1, 1)):
-        gap = np.array([100.0, 400.0])
-        z = -down * gap[:, None] * np.ones(VOCAB)
-        z[:, 0] = up * gap
-        value = probe.value(z, np.zeros(2, int))
-        if not (np.abs(value) < 1e-9).all():
-            return no(f"not 0 at certainty, on the path: {name}", path=name, logits=z[1], target=0, value=value[1])
-    return Verdict(YES, "below 1e-9 at a lead of 400 on three paths")
+        z = LEAD * np.where(np.arange(VOCAB) == 0, up, -down)[None]
+        value = probe.value(z, np.zeros(1, int))[0]
+        if not abs(value) < ROUNDING:
+            return no(f"not 0 at certainty, on the path: {name}", path=name, logits=z[0], target=0, value=value)
+    return Verdict(YES, f"below {ROUNDING:g} at a lead of {LEAD:g} on three paths")
 
 
 def monotone(probe: Probe, honest: bool = True) -> Verdict:
@@ -84,7 +90,7 @@ def monotone(probe: Probe, honest: bool = True) -> Verdict:
     slope = field[np.arange(len(z)), y] / (1e-300 + np.abs(field).max(axis=1))
     worst = int(np.argmax(slope))
     # Relative to the point's own gradient, but above the rounding of probabilities near 1.
-    if slope[worst] > 1e-6 and field[worst, y[worst]] > 1e-14:
+    if slope[worst] > 1e-6 and field[worst, y[worst]] > 1e-14 * _scale(field):
         return no("dL/dz_y > 0", logits=z[worst], target=y[worst], dL_dlogit=field[worst, y[worst]])
     if honest:  # across a jump no gradient sees it
         higher = z + np.random.default_rng((probe.seed, 15)).uniform(0, 6, len(z))[:, None] * (np.arange(VOCAB) == y[:, None])
@@ -103,54 +109,62 @@ def monotone(probe: Probe, honest: bool = True) -> Verdict:
     return Verdict(YES, f"dL/dz_y <= 0 at {len(z)} points with |z| <= 20")
 
 
-def _along_rays(probe: Probe, size) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[np.ndarray, int] | None]:
-    """The greatest size [3] over rays at distances 10^2, 10^3 and 10^4, and the points [3, V] and targets [3] where.
+DISTANCES = np.logspace(2, 6, 5)
+KEEPS_ON, FADES = 0.6, 0.2  # of a decade's growth, the next decade's: of log log x it is .7 and more, of 1 - 1/x a tenth
 
-    And a point and a target where it is no number, if there are such.
+
+def _growth(probe: Probe, size: Callable, what: str, name: str) -> Verdict:
+    """Whether size(z, y) [N] stays finite along rays: it grows where each decade adds about as much as the one before.
+
+    To the greatest of all rays, or takes from the least: by what is added, so that a constant in a loss changes nothing.
     """
     rng = np.random.default_rng((probe.seed, 8))
     rays = np.concatenate(
         [np.eye(VOCAB), -np.eye(VOCAB), np.ones((1, VOCAB)), -np.ones((1, VOCAB)), rng.normal(size=(30, VOCAB))]
     )
     rays, y = np.repeat(rays, VOCAB, axis=0), np.tile(np.arange(VOCAB), len(rays))
-    found, no_number = [], None
-    for distance in (1e2, 1e3, 1e4):
-        with np.errstate(all="ignore"):
-            sizes = size(distance * rays, y)
-        if np.isnan(sizes).any() and no_number is None:
-            place = int(np.argmax(np.isnan(sizes)))
-            no_number = distance * rays[place], int(y[place])
-        place = _greatest(sizes)
-        found.append((sizes[place], distance * rays[place], y[place]))
-    return *(np.array(column) for column in zip(*found, strict=True)), no_number
-
-
-def _growth(probe: Probe, size, what: str, name: str) -> Verdict:
-    sizes, z, y, no_number = _along_rays(probe, size)
-    # A fifth more: random rays cross a bump at some distances and not at others, and a logarithm grows by a third.
-    grown = [i for i in (1, 2) if not sizes[i] <= 1.2 * sizes[:i].max() + 1e-9 or np.isinf(sizes[i])]
-    if grown:
-        far = grown[0]
-        return no(
-            f"{what} grows without end along a ray",
-            logits=z[far - 1],
-            target=y[far - 1],
-            **{name: sizes[far - 1]},
-            other_logits=z[far],
-            other_target=y[far],
-            **{f"other_{name}": str(sizes[far]) if np.isinf(sizes[far]) else sizes[far]},
-        )
-    if no_number:
+    with np.errstate(all="ignore"):
+        sizes = np.stack([size(distance * rays, y) for distance in DISTANCES])
+    nan = np.isnan(sizes)
+    slow = None
+    for sign, word in ((1, "grows"), (-1, "falls")):
+        ends = np.where(nan, -np.inf, sign * sizes)
+        place = ends.argmax(axis=1)
+        most = ends.max(axis=1)
+        endless = np.flatnonzero(most == np.inf)
+        with np.errstate(invalid="ignore"):
+            steps = np.diff(most)
+        last = steps[1:]  # three decades
+        noise = ROUNDING * (1 + np.abs(most[np.isfinite(most)]).max(initial=0))
+        if len(endless) or ((last > noise).all() and (last[1:] >= KEEPS_ON * last[:-1]).all()):
+            far = max(1, endless[0]) if len(endless) else len(DISTANCES) - 1
+            ray, near = place[far], far - 1
+            shown = lambda value: str(value) if np.isinf(value) else value
+            return no(
+                f"{what} {word} without end along a ray",
+                logits=DISTANCES[near] * rays[ray],
+                target=y[ray],
+                **{name: shown(sizes[near, ray])},
+                other_logits=DISTANCES[far] * rays[ray],
+                other_target=y[ray],
+                **{f"other_{name}": shown(sizes[far, ray])},
+            )
+        if last[-1] > max(noise, FADES * last[-2]):
+            slow = word, ", ".join(f"{step:.3g}" for step in steps)
+    if nan.any():
+        place, ray = np.argwhere(nan)[0]
         return Verdict(
             UNDECIDED,
-            f"{what} is NaN at logits {no_number[0].round(4).tolist()}, target {no_number[1]}, in float64 too: has p become 0 "
-            "before its logarithm was taken? jax.nn.log_softmax never does",
+            f"{what} is NaN at logits {(DISTANCES[place] * rays[ray]).round(4).tolist()}, target {y[ray]}, in float64 too: has "
+            "p become 0 before its logarithm was taken? jax.nn.log_softmax never does",
         )
-    return Verdict(YES, f"{what} stays at {sizes[2]:.4g} along {VOCAB * 40} rays out to 10^4")
+    if slow:
+        return Verdict(UNDECIDED, f"{what} {slow[0]} ever more slowly, by {slow[1]} a decade from 10^2 to 10^6")
+    return Verdict(YES, f"{what} stays within {sizes.min():.4g} and {sizes.max():.4g} along {len(rays)} rays from 10^2 to 10^6")
 
 
 def bounded(probe: Probe) -> Verdict:
-    """sup L is finite."""
+    """The value stays between two numbers."""
     return _growth(probe, lambda z, y: probe.value(z, y), "the value", "value")
 
 
@@ -167,8 +181,11 @@ def convex(probe: Probe, honest: bool = True, domain: float = 20.0) -> Verdict:
     """
     scales = (0.5, 2.0, 6.0, 12.0, domain)
     (a, y), (b, _) = probe.points(scales, each=120, salt=9), probe.points(scales, each=120, salt=10)
-    along = np.einsum("nv,nv->n", probe.field(a, y) - probe.field(b, y), a - b)
-    size = 1e-300 + np.einsum("nv,nv->n", np.abs(probe.field(a, y)) + np.abs(probe.field(b, y)), np.abs(a - b))
+    fields = probe.field(a, y), probe.field(b, y)
+    along = np.einsum("nv,nv->n", fields[0] - fields[1], a - b)
+    size = 1e-300 + np.einsum("nv,nv->n", np.abs(fields[0]) + np.abs(fields[1]), np.abs(a - b))
+    # Where all gradients are rounding, their products are.
+    size = size + 1e-6 * _scale(np.concatenate(fields)) * np.abs(a - b).max(axis=1)
     worst = int(np.argmin(along / size))
     domain_words = f"on |z| <= {domain:g}"
     if along[worst] / size[worst] < -1e-7:
@@ -211,6 +228,10 @@ def _least_curvature(probe: Probe, domain: float) -> tuple[np.ndarray, int, floa
     """The smallest eigenvalue, relative to the Hessian's size, of random starts that climb towards smaller ones."""
     rng = np.random.default_rng((probe.seed, 11))
     z, y = probe.points((1.0, 5.0, 12.0, domain), each=12, salt=12)
+    # And near 0, and where all logits are about alike: uniform draws are not.
+    level = np.array([0, -0.95, -0.5, -0.15, -0.05, 0.05, 0.15, 0.5, 0.95]) * domain
+    alike = np.concatenate([scale * rng.normal(size=(len(level), VOCAB)) + level[:, None] for scale in (0.05, 0.3)])
+    z, y = np.concatenate([z, np.clip(alike, -domain, domain)]), np.concatenate([y, rng.integers(0, VOCAB, len(alike))])
     best, vectors = _relative_curvature(probe, z, y)
     reach = domain / 3
     for _ in range(12):
@@ -226,12 +247,12 @@ def _least_curvature(probe: Probe, domain: float) -> tuple[np.ndarray, int, floa
 
 def _relative_curvature(probe: Probe, z: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     jacobian, finer = probe.jacobian(z, y, 1e-4), probe.jacobian(z, y, 0.5e-4)
-    size = np.abs(jacobian).max(axis=(1, 2))
+    size, scale = np.abs(jacobian).max(axis=(1, 2)), _scale(probe.field(z, y))
     symmetric = (jacobian + np.swapaxes(jacobian, 1, 2)) / 2
     # Where two steps disagree there is a kink inside one of them: chords have judged those.
-    sound = (np.abs(jacobian - finer).max(axis=(1, 2)) < 1e-3 * size) & (size > 1e-9) & np.isfinite(size)
+    sound = (np.abs(jacobian - finer).max(axis=(1, 2)) < 1e-3 * size) & (size > 1e-9 * scale) & np.isfinite(size)
     values, vectors = np.linalg.eigh(np.where(sound[:, None, None], symmetric, np.eye(VOCAB)))
     size = np.where(sound, size, 1)
     # The differences' own error: h^2 relative to the size, and the field's rounding over h. What it could explain, it does.
-    noise = 1e-7 + 2e-11 / size
+    noise = 1e-7 + 2e-11 * scale / size
     return np.where(sound, np.minimum(values[:, 0] / size + noise, 0), 0.0), vectors[:, :, 0]

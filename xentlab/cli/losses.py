@@ -39,11 +39,13 @@ def run_list(command: List) -> None:
 def run_show(command: Show) -> None:
     """One loss."""
     from xentlab.catalogue import resolve
-    from xentlab.contract import name_of, unwrapped
+    from xentlab.contract import name_of, settings_of, unwrapped
 
     loss = resolve(command.loss)
     function = inspect.unwrap(unwrapped(loss)[0])
     row = _facts(name_of(loss), loss)
+    if settings_of(loss):
+        row["facts"] = "those of the default settings; xentlab audit asks of these"
     try:
         row["code"] = f"{inspect.getsourcefile(function)}:{inspect.getsourcelines(function)[1]}"
     except (OSError, TypeError):

@@ -105,7 +105,7 @@ def spherical(logits: Logits, targets: Targets) -> PerToken:
 def tsallis(logits: Logits, targets: Targets, *, alpha: float = 1.5) -> PerToken:
     """The power score, shifted to 0 at certainty: logits [..., V], targets [...] -> [...], in [0, alpha].
 
-    alpha: above 1. The gradient at low p vanishes like p^(alpha - 1).
+    alpha: above 1. The gradient at low p vanishes like p^(alpha - 1), and from alpha = 2 on like p.
 
     >>> float(tsallis(jnp.zeros(4), jnp.array(0)))  # 1 - 1.5 * 1/2 + 0.5 * 4 * 1/8
     0.5
