@@ -51,6 +51,7 @@ def dented(z, y):
 
 nll, brier = LOSSES["nll"], LOSSES["brier"]
 OF_T = {"low_p_order": 0, "lipschitz": True, "convex": True, "zero_at_certainty": True, "monotone": True, "bounded": False}
+OF_T |= {"calibrated": True, "strictly_proper": False}
 BY_HAND = {
     **{f"nll(z / {t})": (lambda z, y, t=t: nll(z / t, y), OF_T | {"low_p_limit": 1 / t}) for t in (0.01, 3, 10, 100)},
     "200 nll": (lambda z, y: 200 * nll(z, y), {"convex": True, "low_p_limit": 200, "same_gradient_as": "nll"}),

@@ -30,9 +30,10 @@ FIXED = np.array(
         [0.38, 0.6, 0.015, 0.005],
     ]
 )
-FAR = 30.0  # a spread of logits past which a minimiser is said to lie at infinity
+FAR = 30.0  # a spread of logits past which a minimiser may lie at infinity
 LINK_TOLERANCE = 1e-4
-STARTS = 6  # of Newton, for each P
+SCALES = (0.0, 1.0, 2.0, 10.0, 100.0)  # of log P, where Newton starts: a loss may measure logits in other units
+STARTS = len(SCALES) + 3  # for each P
 LAWS = 12  # P's that every loss is asked about
 
 
@@ -97,14 +98,16 @@ def is_polyhedral(probe: Probe) -> bool:
     return bool(flat.mean() > 0.9 and near_flat.mean() > 0.9 and (np.abs(probe.field(z, y)).max(axis=1) > 1e-3).mean() > 0.2)
 
 
+@np.errstate(over="ignore")  # far out, of an exponential
 def _by_newton(probe: Probe, asked: np.ndarray, merit: Callable, sweeps: int = 150) -> list[Minimiser]:
     """Saddle-free Newton on the expected field, all laws from all starts at once, with a search along each step."""
     rng = np.random.default_rng((probe.seed, 42))
     log_law = np.log(asked)
     log_law -= log_law.mean(axis=1, keepdims=True)
-    starts = [np.zeros_like(asked), log_law, 2 * log_law, *(2 * rng.normal(size=(STARTS - 3, *asked.shape)))]
+    starts = [*(scale * log_law for scale in SCALES), *(2 * rng.normal(size=(STARTS - len(SCALES), *asked.shape)))]
     z, law = np.concatenate(starts), np.tile(asked, (len(starts), 1))
     lengths = np.array([4.0, 1.0, 0.5, 0.25, 0.1, 0.03, 0.003, 1e-4])
+    z = np.where(np.isfinite(merit(z, law))[:, None], z, 0)  # a start may be too far out
     now, active = merit(z, law), np.ones(len(z), bool)
     for _ in range(sweeps):
         rows = np.flatnonzero(active)
@@ -125,14 +128,15 @@ def _by_newton(probe: Probe, asked: np.ndarray, merit: Callable, sweeps: int = 1
         z[rows], now[rows] = moved, merit(moved, law[rows])
         ended = (~lower & ~flat) | (np.ptp(z[rows], axis=1) > 4 * FAR) | (np.linalg.norm(field, axis=1) < 1e-13)
         active[rows[ended]] = False
-    length = np.linalg.norm(expected(probe, z, law)[1], axis=1)
+    length, further = np.linalg.norm(expected(probe, z, law)[1], axis=1), merit(2 * z, law)
     found = []
     for i in range(len(asked)):
         mine = np.arange(i, len(z), len(asked))
         least = now[mine].min()
         near = mine[now[mine] <= least + 1e-9 * (1 + abs(least))]
-        spread = np.ptp(z[near], axis=1).max()
-        found.append(Minimiser(asked[i], z[near], float(least), bool((length[near] < 1e-7).all()), bool(spread > FAR)))
+        # At infinity it is where it is no greater twice as far out.
+        endless = (np.ptp(z[near], axis=1) > FAR) & ~(further[near] > least + 1e-9 * (1 + abs(least)))
+        found.append(Minimiser(asked[i], z[near], float(least), bool((length[near] < 1e-7).all()), bool(endless.any())))
     return found
 
 
@@ -219,7 +223,7 @@ def decide(probe: Probe, honest: bool, conservative: bool | str) -> dict[str, Ve
     found = minimise(probe, honest)
     through, how = (
         None,
-        f"{len(found)} distributions over {VOCAB} classes, six starts, {'value' if honest else 'potential'} in float64",
+        f"{len(found)} distributions over {VOCAB} classes, {STARTS} starts, {'value' if honest else 'potential'} in float64",
     )
     misses: dict[str, Verdict] = {}
     for name, link in links(probe).items():
