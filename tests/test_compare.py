@@ -14,7 +14,7 @@ import pytest
 
 from xentlab import LabError
 from xentlab.cli import main
-from xentlab.compare import Run, differences, read_run, settings
+from xentlab.compare import Run, differences, read_run, settings, settings_of_records
 from xentlab.runs import write_frame
 
 TRAINS = True
@@ -236,3 +236,9 @@ def test_another_precision_is_said(folder):
     assert settings(one, dataclasses.replace(one, record=record)) == [
         {"what": "numerics.jax_enable_x64", "first": "False", "second": "True"}
     ]
+
+
+@pytest.mark.parametrize(("sha", "said"), [("a", []), ("b", ["sources.0.path", "sources.0.sha256"])])
+def test_one_text_is_one_wherever_it_lies(sha, said):
+    records = [{"sources": [{"path": path, "sha256": each}]} for path, each in (("here.txt", "a"), ("/there/here.txt", sha))]
+    assert [row["what"] for row in settings_of_records(*records)] == said

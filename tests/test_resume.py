@@ -23,7 +23,7 @@ from xentlab.checkpoints import Checkpoints, Grid
 from xentlab.cli import main, writing
 from xentlab.race import _made
 from xentlab.recipe import Recipe
-from xentlab.resume import differences
+from xentlab.resume import differences, has_begun
 from xentlab.sources import MarkovSource
 
 TRAINS = True
@@ -487,3 +487,12 @@ def test_a_folder_in_use_is_left_alone(copy, tmp_path, capsys):
                     assert f"{folder} is in use by another process" in refused(arguments, capsys)
         finally:
             holder.communicate("")
+
+
+def test_whether_any_block_is_kept_is_known(tmp_path):
+    assert not has_begun(tmp_path)
+    (tmp_path / KEPT / "nll-0" / "0").mkdir(parents=True)
+    (tmp_path / KEPT / "nll-0" / "0" / "3.orbax-checkpoint-tmp").mkdir()
+    assert not has_begun(tmp_path)
+    (tmp_path / KEPT / "nll-0" / "0" / "3").mkdir()
+    assert has_begun(tmp_path)

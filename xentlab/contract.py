@@ -137,9 +137,9 @@ def checked(loss: Loss, vocab: int = 5, shape: tuple[int, ...] = (2, 3), dtype: 
     except LabError:
         raise
     except FAILURES as error:
-        first = str(error).strip().split("\n")[0]
+        first = str(error).strip().split("\n")[0].rstrip(".")
         raise LabError(
-            f"{name_of(loss)} fails on {shown}: {type(error).__name__}: {first} A loss takes (logits [..., V], targets [...]) "
+            f"{name_of(loss)} fails on {shown}: {type(error).__name__}: {first}. A loss takes (logits [..., V], targets [...]) "
             "and keyword settings with defaults; a factor for each token is a token_weight of the head's."
         ) from error
     got = getattr(value, "shape", None)

@@ -14,6 +14,8 @@ import optax
 from xentlab.catalogue import near_names, parse_call
 from xentlab.contract import LabError, name_of
 
+MOST_STEPS = 1000  # of a block: only between blocks is anything kept, and stopped
+
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "sgd": optax.sgd,
     "adam": optax.adam,
@@ -60,9 +62,9 @@ class Recipe:
     steps; batch: windows a step; window: predicted tokens a window; optimizer: one of `OPTIMIZERS` with its options,
     "adamw(weight_decay=0.1)", or a function that makes an optax transformation of a schedule (step -> rate), which optax takes
     for a learning rate; schedule: one of `SCHEDULES` with its options, scaled by the rate; clip: greatest length of the whole
-    gradient, or None; blocks: how often it is measured; label_noise: the share of training targets that are another token,
-    drawn once; what a model reads, and what it is tested on, stays clean; head: the loss by `linear_loss`, or of a batch's
-    whole logits, to compare with (experiments/bench_training.py).
+    gradient, or None; blocks: how often it is measured, at least once in `MOST_STEPS` steps; label_noise: the share of training
+    targets that are another token, drawn once; what a model reads, and what it is tested on, stays clean; head: the loss by
+    `linear_loss`, or of a batch's whole logits, to compare with (experiments/bench_training.py).
     """
 
     steps: int = 400
@@ -98,7 +100,7 @@ class Recipe:
     @property
     def steps_a_block(self) -> int:
         """How many steps lie between two measurements."""
-        return -(-self.steps // self.blocks)
+        return min(-(-self.steps // self.blocks), MOST_STEPS)
 
     @property
     def starts(self) -> range:

@@ -99,6 +99,11 @@ def kept(folder: pathlib.Path, every: float) -> Checkpoints:
     return Checkpoints(folder / KEPT, every)
 
 
+def has_begun(folder: pathlib.Path) -> bool:
+    """Whether any block of a race is kept."""
+    return any(path.name.isdecimal() for path in (folder / KEPT).glob("*/*/*"))
+
+
 def finish(folder: pathlib.Path) -> None:
     """Once all results are written: nothing is left to resume."""
     (folder / BEGUN).unlink(missing_ok=True)

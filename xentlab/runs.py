@@ -182,7 +182,9 @@ def find_page(run: str | pathlib.Path | None = None, under: str | pathlib.Path =
     for name in PAGES:
         if (run / name).is_file():
             return run / name
-    pictures = [picture.name for picture in sorted(run.glob("*.png"))] if run.is_dir() else []
+    if not run.is_dir():
+        raise LabError(f"there is no {run}.")
+    pictures = [picture.name for picture in sorted(run.glob("*.png"))]
     there = f" There are pictures: {', '.join(pictures)}." if pictures else ""
     raise LabError(f"{run} has no page. `xentlab report` and `xentlab tour` write one into their --out.{there}")
 

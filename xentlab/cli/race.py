@@ -73,8 +73,9 @@ def run_race(command: Race) -> None:
             result = race(**asked, progress=tell, checkpoints=checkpoints, laid_out=laid_out)
         except KeyboardInterrupt:
             if folder:
+                what = "What is done is kept" if resume.has_begun(folder) else "No block was done yet that could be kept"
                 again = f"xentlab race --resume {runs.quoted(folder)}"
-                raise KeyboardInterrupt(f"What is done is kept. Go on with: {again}") from None
+                raise KeyboardInterrupt(f"{what}. Go on with: {again}") from None
             raise
         if folder and hosts.first():
             # As it began: a loss's file that was edited meanwhile is not what was raced.
@@ -87,6 +88,8 @@ def run_race(command: Race) -> None:
         said = [*reading.races(result.table), *reading.pairs(result.pairs)]
         for sentence in [*said, *reading.temperatures(result.table), *reading.rarity(result.frequency)]:
             print(f"- {sentence}")
+        if command.quick:
+            print("- A quick race shows that all works; of the losses it says nothing.")
 
 
 @contextlib.contextmanager
