@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from xentlab import LOSSES, LabError, training
+from xentlab import LOSSES, LabError
 from xentlab.layout import Layout
 from xentlab.models import logits, resolve_model
 from xentlab.program import program, windows
@@ -242,19 +242,3 @@ def test_a_long_race_is_kept_and_stopped_in_between():
     assert len(recipe.starts) == 1001
     assert recipe.starts[-1] == 1_000_000
     assert Recipe(steps=400).steps_a_block == 20
-
-
-def test_of_what_is_interrupted_no_more_is_begun(monkeypatch):
-    """The second Ctrl-C waits for the calls that run, not for all that wait."""
-    begun = []
-
-    def interrupted(*_):
-        begun.append(1)
-        raise KeyboardInterrupt
-
-    compiled = program(LOSSES["nll"], SOURCE, "bigram(features=4)", RECIPE)
-    monkeypatch.setattr(type(compiled), "compiled", lambda *_: (interrupted, interrupted))
-    monkeypatch.setattr(training, "_layout", lambda *_: Layout(1, 1, False, "one at a time"))
-    with pytest.raises(KeyboardInterrupt):
-        train(LOSSES["nll"], SOURCE, "bigram(features=4)", [0.1], range(8), RECIPE, compiled=compiled)
-    assert len(begun) < 4

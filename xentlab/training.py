@@ -195,11 +195,8 @@ class _Groups:
             self.states[group] = self._parked(states)
             return jax.tree.map(np.asarray, results)
 
-        pool = concurrent.futures.ThreadPoolExecutor(self.layout.at_a_time)
-        try:
+        with concurrent.futures.ThreadPoolExecutor(self.layout.at_a_time) as pool:
             results = list(pool.map(one, range(len(self.groups))))
-        finally:  # of what is interrupted no more is begun
-            pool.shutdown(cancel_futures=True)
         return [np.concatenate(column) for column in zip(*results, strict=True)]
 
     def whole(self, count):
