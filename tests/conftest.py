@@ -33,9 +33,14 @@ hypothesis.settings.register_profile("lab", deadline=None, max_examples=25, dera
 hypothesis.settings.load_profile("lab")
 
 
+def _is_test(request) -> bool:
+    """Whether it is a module of tests, and not one whose docstrings are run."""
+    return request.path.parent == pathlib.Path(__file__).parent
+
+
 def _says(request, what: str) -> bool:
     """Whether a module of tests says so of itself, by a line `what = True`."""
-    return request.path.parent == pathlib.Path(__file__).parent and getattr(request.module, what, False)
+    return _is_test(request) and getattr(request.module, what, False)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -63,7 +68,7 @@ def _compiled_quickly(request):
 @pytest.fixture(autouse=True, scope="module")
 def _promotion_is_explicit(request):
     """No dtype is promoted silently, but where optax trains, which does so itself: those modules say TRAINS = True."""
-    strict = request.path.parent == pathlib.Path(__file__).parent and not _says(request, "TRAINS")
+    strict = _is_test(request) and not _says(request, "TRAINS")
     with jax.numpy_dtype_promotion("strict" if strict else "standard"):
         yield
 

@@ -105,10 +105,8 @@ def test_tiles_are_few_and_overlap_by_little(plan, most, vocab):
 def test_rows_that_no_block_divides_hold_as_little(tokens):
     """A prime number of them: the last block overlaps. What XLA holds is what is reckoned, the loss alone no more."""
     head = functools.partial(linear_loss, loss=lambda z, y: at_target(jax.nn.softplus(z), y), plan="tokens")
-    shapes = [
-        jax.ShapeDtypeStruct(*each) for each in (((tokens, 64), jnp.float32), ((64, 8192), jnp.float32), ((tokens,), jnp.int32))
-    ]
-    held = lambda run: jax.jit(run).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+    shapes = (((tokens, 64), jnp.float32), ((64, 8192), jnp.float32), ((tokens,), jnp.int32))
+    held = lambda run: compiled(run, *shapes).memory_analysis().temp_size_in_bytes
     reckoned = explain_plan(tokens, 64, 8192, lambda z, y: z, plan="tokens").temporary_bytes
     assert held(jax.value_and_grad(head, (0, 1))) < 1.1 * reckoned
     assert held(head) < 1.1 * reckoned

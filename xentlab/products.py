@@ -90,6 +90,15 @@ def moved_whole(dtype: Any) -> bool:
     return on_cpu() and dtype == jnp.bfloat16 and _widens_bfloat16()
 
 
+def part_of(array: jax.Array, start: Any, size: int, axis: int = 0) -> jax.Array:
+    """A slice, of an array that XLA would else widen as a whole to read it made as it is.
+
+    >>> part_of(jnp.arange(4), 1, 2)
+    Array([1, 2], dtype=int32)
+    """
+    return (sliced if moved_whole(array.dtype) else lax.dynamic_slice_in_dim)(array, start, size, axis)
+
+
 @functools.cache
 def _widens_bfloat16() -> bool:
     """Asked of the XLA that is here, by a program of one write: the float32 in it is what it widens."""

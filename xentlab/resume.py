@@ -81,7 +81,7 @@ def begin(folder: pathlib.Path, record: dict[str, Any], resume: bool, anyway: bo
         # What was kept under other versions stays: the finished race has to say so.
         if differ := [*before.get("resumed_with", []), *differ]:
             record = record | {"resumed_with": differ}
-    elif (folder / BEGUN).is_file() and any(path.name.isdecimal() for path in (folder / KEPT).glob("*/*/*")):
+    elif (folder / BEGUN).is_file() and has_begun(folder):
         raise LabError(
             f"{folder} holds an unfinished race. Go on with `xentlab race --resume {runs.quoted(folder)}`, or give another "
             "--out."

@@ -47,7 +47,7 @@ def _limit(near: np.ndarray, x: np.ndarray, far: np.ndarray) -> float | str:
         return float("inf")
     if not np.isfinite(far).all():
         return UNDECIDED
-    if np.isclose(far[-1], far[-2], rtol=1e-6):
+    if np.isclose(far[-1], far[-2], rtol=1e-6, atol=0):
         return float(f"{far[-1]:.8g}")
     powers = np.diff(np.log(far[-3:])) / np.diff(np.log(x[-3:]))  # of log(1/p)
     if (powers > GROWS).all():

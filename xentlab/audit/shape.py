@@ -11,6 +11,8 @@ from xentlab.audit.probe import UNDECIDED, VOCAB, YES, Probe, Verdict, no
 CLOSE = {"rtol": 1e-8, "atol": 1e-10}
 ROUNDING = 1e-9  # of a value, relative
 LEAD = 1e4  # that is certainty, for a temperature of hundreds too
+DISTANCES = np.logspace(2, 6, 5)  # along rays
+KEEPS_ON, FADES = 0.6, 0.2  # of a decade's growth, the next decade's: of log log x it is .7 and more, of 1 - 1/x a tenth
 
 
 def _same(probe: Probe, moved: np.ndarray, targets: np.ndarray, z: np.ndarray, y: np.ndarray, what: str, kept: str) -> Verdict:
@@ -109,8 +111,16 @@ def monotone(probe: Probe, honest: bool = True) -> Verdict:
     return Verdict(YES, f"dL/dz_y <= 0 at {len(z)} points with |z| <= 20")
 
 
-DISTANCES = np.logspace(2, 6, 5)
-KEEPS_ON, FADES = 0.6, 0.2  # of a decade's growth, the next decade's: of log log x it is .7 and more, of 1 - 1/x a tenth
+def _goes_on(most: np.ndarray) -> bool | None:
+    """Whether a greatest size, one at each of `DISTANCES`, grows without end; None where that cannot be told yet."""
+    if (most == np.inf).any():
+        return True
+    with np.errstate(invalid="ignore"):
+        last = np.diff(most)[1:]  # three decades
+    noise = ROUNDING * (1 + np.abs(most[np.isfinite(most)]).max(initial=0))
+    if (last > noise).all() and (last[1:] >= KEEPS_ON * last[:-1]).all():
+        return True
+    return None if last[-1] > max(noise, FADES * last[-2]) else False
 
 
 def _growth(probe: Probe, size: Callable, what: str, name: str) -> Verdict:
@@ -125,20 +135,17 @@ def _growth(probe: Probe, size: Callable, what: str, name: str) -> Verdict:
     rays, y = np.repeat(rays, VOCAB, axis=0), np.tile(np.arange(VOCAB), len(rays))
     with np.errstate(all="ignore"):
         sizes = np.stack([size(distance * rays, y) for distance in DISTANCES])
-    nan = np.isnan(sizes)
-    slow = None
+    nan, slow = np.isnan(sizes), []
     for sign, word in ((1, "grows"), (-1, "falls")):
         ends = np.where(nan, -np.inf, sign * sizes)
-        place = ends.argmax(axis=1)
         most = ends.max(axis=1)
-        endless = np.flatnonzero(most == np.inf)
-        with np.errstate(invalid="ignore"):
-            steps = np.diff(most)
-        last = steps[1:]  # three decades
-        noise = ROUNDING * (1 + np.abs(most[np.isfinite(most)]).max(initial=0))
-        if len(endless) or ((last > noise).all() and (last[1:] >= KEEPS_ON * last[:-1]).all()):
+        goes_on = _goes_on(most)
+        if goes_on is None:
+            slow.append(f"{what} {word} ever more slowly, by {', '.join(f'{step:.3g}' for step in np.diff(most))} a decade")
+        if goes_on:
+            endless = np.flatnonzero(most == np.inf)
             far = max(1, endless[0]) if len(endless) else len(DISTANCES) - 1
-            ray, near = place[far], far - 1
+            ray, near = ends[far].argmax(), far - 1
             shown = lambda value: str(value) if np.isinf(value) else value
             return no(
                 f"{what} {word} without end along a ray",
@@ -149,8 +156,6 @@ def _growth(probe: Probe, size: Callable, what: str, name: str) -> Verdict:
                 other_target=y[ray],
                 **{f"other_{name}": shown(sizes[far, ray])},
             )
-        if last[-1] > max(noise, FADES * last[-2]):
-            slow = word, ", ".join(f"{step:.3g}" for step in steps)
     if nan.any():
         place, ray = np.argwhere(nan)[0]
         return Verdict(
@@ -159,7 +164,7 @@ def _growth(probe: Probe, size: Callable, what: str, name: str) -> Verdict:
             "p become 0 before its logarithm was taken? jax.nn.log_softmax never does",
         )
     if slow:
-        return Verdict(UNDECIDED, f"{what} {slow[0]} ever more slowly, by {slow[1]} a decade from 10^2 to 10^6")
+        return Verdict(UNDECIDED, f"{slow[-1]} from 10^2 to 10^6")
     return Verdict(YES, f"{what} stays within {sizes.min():.4g} and {sizes.max():.4g} along {len(rays)} rays from 10^2 to 10^6")
 
 

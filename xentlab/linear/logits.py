@@ -12,7 +12,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from xentlab.contract import is_at_target
-from xentlab.products import accumulator, made, moved_whole, on_cpu, on_gpu, product, sliced, turned, written
+from xentlab.products import accumulator, made, moved_whole, on_cpu, on_gpu, part_of, product, turned, written
 
 TURNED_BYTES = 40 * 2**20  # of hidden states, the most that a CPU copies
 MANY = 2**20  # numbers, from which on a GPU's time goes into memory rather than into starting kernels
@@ -43,8 +43,7 @@ class Head:
 
     def part(self, weight: jax.Array, start: Any, size: int) -> jax.Array:
         """The weight of `size` classes from `start` on."""
-        take = sliced if moved_whole(weight.dtype) else lax.dynamic_slice_in_dim
-        return take(weight, start, size, self.vocab_axis)
+        return part_of(weight, start, size, self.vocab_axis)
 
     def put(self, weight: jax.Array, part: jax.Array, start: Any) -> jax.Array:
         """The weight with that part replaced, in place where XLA can."""

@@ -100,10 +100,9 @@ def explain_plan(
     if not all(isinstance(each, (int, np.integer)) and each >= 0 for each in (tokens, features, vocab, *layout)) or not min(
         layout
     ):
-        got = ", ".join(
-            f"{name} {each if np.ndim(each) == 0 or each is layout else f'of shape {list(np.shape(each))}'}"
-            for name, each in (("tokens", tokens), ("features", features), ("vocab", vocab), ("layout", layout))
-        )
+        shown = lambda each: each if np.size(each) < 3 else f"of shape {list(np.shape(each))}"
+        sizes = {"tokens": tokens, "features": features, "vocab": vocab, "layout": layout}
+        got = ", ".join(f"{name} {shown(each)}" for name, each in sizes.items())
         raise LabError(f"sizes are whole numbers, as explain_plan(*hidden.shape, vocab, loss) has them; got {got}.")
     streams, wide = stream_of(loss) is not None, accumulator(dtype).itemsize
     if plan == "stream" and not streams:

@@ -24,7 +24,7 @@ from xentlab.linear.logits import over_tiles
 from xentlab.linear.plan import rows_at_once, tokens_held
 from xentlab.linear.reductions import Stream, or_nan_outside
 from xentlab.linear.stream import kept_tile, pull_back, pulling, reduce, room
-from xentlab.products import accumulator, lift, moved_whole, on_cpu, sliced
+from xentlab.products import accumulator, lift, moved_whole, on_cpu, part_of, sliced
 
 GREATEST = 2**15  # what float16 surely holds
 MARGIN = 16  # a rival's, by which it may push
@@ -101,7 +101,7 @@ def _losses(score, reductions, head, tiles, hidden, weight, bias, targets, value
         chunk, tile = tiles
 
         def step(losses, start, fresh):
-            part = lambda array: _rows_from(array, start, chunk)
+            part = lambda array: part_of(array, start, chunk)
             if reductions is None:
                 each = _gathered(
                     head, _of_blocks(score, values, *_rows(head, head.logits(part(hidden), weight, bias), part(targets)))
@@ -114,11 +114,6 @@ def _losses(score, reductions, head, tiles, hidden, weight, bias, targets, value
         return over_tiles(step, jnp.zeros(len(hidden), accumulator(hidden.dtype)), len(hidden), chunk)
 
     return head.spread(run, hidden, weight, bias, targets, values, out="t")
-
-
-def _rows_from(array, start, count):
-    """So many from `start` on. Of bfloat16 ones XLA may widen all there are, ahead of the loop, to read some."""
-    return (sliced if moved_whole(array.dtype) else lax.dynamic_slice_in_dim)(array, start, count)
 
 
 def _rows(head, z, *per_token):
@@ -200,7 +195,7 @@ def _value_and_gradients(score, reductions, head, tiles, hidden, weight, bias, t
 
         def step(state, start, fresh):
             to_hidden, sums, losses, kept = state
-            part = lambda array: _rows_from(array, start, group)
+            part = lambda array: part_of(array, start, group)
             put = lambda array, part: lax.dynamic_update_slice_in_dim(array, part.astype(array.dtype), start, 0)
             # Tokens that come a second time weigh nothing.
             counted = part(weights) if fresh is None else jnp.where(fresh, part(weights), 0)
