@@ -22,6 +22,8 @@ def averaged(logits, targets):
     return my_loss(logits, targets).mean()
 def needs_three(logits, targets, prior):
     return my_loss(logits, targets)
+def other_way(targets, logits):
+    return my_loss(logits, targets)
 CONSTANT = 3
 """
 
@@ -102,6 +104,7 @@ def test_an_installed_package_offers_a_loss(monkeypatch):
         ("mine.py:CONSTANT", "int, not a function"),
         ("mine.py:averaged", r"returned float32 of shape \[\].*leave the mean to the lab"),
         ("mine.py:needs_three", "TypeError.*prior"),
+        ("mine.py:other_way", r"works with the two the other way round: a loss takes \(logits, targets\)"),
         ("broken.py:f", "broken.py fails to import: ZeroDivisionError"),
         ("exits.py:f", "exits.py fails to import: SystemExit: 0"),
         ("exits:f", "cannot import exits: SystemExit: 0"),

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from xentlab import LOSSES
+from xentlab import LOSSES, runs
 from xentlab.cache import JAXS_OWN, tidy
 from xentlab.cache import folder as cache_folder
 from xentlab.cli import COMMANDS, main
@@ -220,6 +220,19 @@ def test_nothing_is_written_into_an_unfinished_race(tmp_path, capsys):
     assert (code, out) == (2, "")
     assert "held holds an unfinished race, which gradients would write into" in err
     assert [path.name for path in (tmp_path / "held").iterdir()] == ["begun.json"]
+
+
+@pytest.mark.parametrize(("made", "left"), [([], False), (["frame.csv"], True)])
+def test_a_run_that_ended_before_it_made_anything_leaves_no_folder(tmp_path, made, left):
+    def stopped():
+        with runs.using(runs.new_folder("report", tmp_path / "run")) as folder:
+            for name in made:
+                (folder / name).write_text("")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert (tmp_path / "run").exists() == left
 
 
 @pytest.mark.parametrize("command", ["race", "report", "scoreboard"])

@@ -157,6 +157,22 @@ def test_numbers_of_one_run_alone_are_counted_and_shown_when_asked_for(folder, t
     assert "frequency" in said["--all",]
 
 
+def test_of_many_differences_a_table_shows_the_first(folder, tmp_path, capsys):
+    shutil.copytree(folder, tmp_path / "moved")
+    curves = pd.read_csv(folder / "curves.csv")
+    rows = pd.concat([curves.assign(seed=curves.seed + 10 * turn) for turn in range(60)])
+    rows.to_csv(tmp_path / "moved" / "curves.csv", index=False)
+    shutil.copytree(tmp_path / "moved", tmp_path / "other")
+    rows.assign(train_loss=rows.train_loss + 1).to_csv(tmp_path / "other" / "curves.csv", index=False)
+    lines = {}
+    for more in ((), ("--all",)):
+        main(["compare", str(tmp_path / "moved"), str(tmp_path / "other"), *more])
+        lines[more] = capsys.readouterr().out.splitlines()
+    assert lines[()][-1] == f"And {len(rows) - 40} more: --all shows every number, --format csv each that differs."
+    assert sum(line.startswith("curves") for line in lines[()]) == 40
+    assert len(lines["--all",]) > len(rows)
+
+
 def test_the_table_comes_first_and_steps_in_their_order():
     curves = pd.DataFrame({"loss": ["nll"] * 3, "step": [2, 10, 20], "train_loss": [3.0, 2.0, 1.0]})
     one = Run(pathlib.Path(), {}, {"curves": curves, "table": pd.DataFrame({"loss": ["nll"], "test_nll": [1.0]})})

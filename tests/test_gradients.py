@@ -193,7 +193,10 @@ def _save(tmp_path, **arrays):
         ({"logits": np.zeros((2, 3)), "targets": np.zeros(3, int)}, r"\[2, 3\] and \[3\]"),
         ({"logits": np.zeros((0, 3)), "targets": np.zeros(0, int)}, "at least one token"),
         ({"logits": np.zeros((2, 3)), "targets": np.array([0, 7])}, r"\[0, 3\); got 7 at token 1 .*tokenizer"),
-        ({"logits": np.zeros((2, 3)), "targets": np.array([0, -100])}, "got -100 at token 1"),
+        (
+            {"logits": np.zeros((2, 3)), "targets": np.array([0, -100])},
+            r"got -100 at token 1 \(1 such\)\. Leave ignored tokens out",
+        ),
         ({"logits": np.full((2, 3), np.nan), "targets": np.array([0, 1])}, "NaN or .inf; they are at token 0"),
     ],
 )

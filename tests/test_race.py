@@ -47,6 +47,15 @@ def test_the_law_is_approached_and_never_passed(finished):
         assert row.test_nll_low < row.test_nll < row.test_nll_high
 
 
+def test_no_interval_reaches_past_what_there_can_be():
+    """Of two seeds Student's t is twelve standard errors wide to either side."""
+    table = race(["nll"], SOURCE, "bigram", [0.1], [0, 1], 5, extensions=0, validation_tokens=500).table
+    assert 0 <= table.accuracy_low[0] < table.accuracy[0] < table.accuracy_high[0] <= 1
+    assert np.isnan(table.bits_per_byte_low[0])
+    single = race(["nll"], SOURCE, "bigram", [0.1], [0], 5, extensions=0, validation_tokens=500).table
+    assert np.isnan([single.accuracy_low[0], single.accuracy_high[0]]).all()
+
+
 def test_the_best_rate_is_the_best_and_the_edge_is_said(finished):
     last = finished.curves[finished.curves.step == 150].groupby(["loss", "rate"]).validation_nll.mean()
     for row in finished.table.itertuples():

@@ -75,9 +75,10 @@ def profile(frame: pd.DataFrame, losses: Sequence[str], space: str, rivals: str,
     rows = frame[(frame.rivals == rivals) & (frame[space] != 0)].dropna(subset=[space])
     rows = rows.assign(size=rows[space].abs())[["loss", "p", "size", "value"]]
     # What has all but vanished would stretch the axis over thirty decades and flatten the rest.
-    rows = rows[rows["size"] > 1e-9]
+    whole, rows = len(rows), rows[rows["size"] > 1e-9]
+    cut = "; below 1e-9 not drawn" if len(rows) < whole else ""
     return _shown(
-        alt.Chart(rows, title=alt.Title(SPACES[space], subtitle=PATHS[rivals]))
+        alt.Chart(rows, title=alt.Title(SPACES[space], subtitle=PATHS[rivals] + cut))
         .mark_line(strokeCap="round", point={"size": 70, "opacity": 0, "filled": True})
         .encode(
             x=alt.X("p:Q", title="p, the probability of the right token")
@@ -170,12 +171,13 @@ def curves(
     """Validation NLL against steps, each loss at its best rate; the band spans its seeds."""
     best = table[table.source == source].set_index("loss").best_rate
     rows = frame[(frame.source == source) & (frame.rate == frame.loss.map(best))]
+    each = "each loss at its own best rate" if frame.rate.nunique() > 1 else f"every loss at the rate {frame.rate.iloc[0]:g}"
     return _bands(
         _over_seeds(rows, ["loss", "step"]),
         losses,
         alt.X("step:Q", title="step").scale(nice=False),
         alt.Tooltip("step:Q"),
-        alt.Title(f"Learning on {source}", subtitle="each loss at its own best rate; bands span the seeds"),
+        alt.Title(f"Learning on {source}", subtitle=f"{each}; bands span the seeds"),
         legend,
     )
 
@@ -222,7 +224,7 @@ def rarity(frame: pd.DataFrame, losses: Sequence[str], source: str, legend: bool
         losses,
         alt.X("seen:O", sort=order, title="how often training saw the token").axis(labelAngle=0),
         alt.Tooltip("seen:O"),
-        alt.Title(f"Rare tokens on {source}", subtitle="each loss at its own best rate; bands span the seeds"),
+        alt.Title(f"Rare tokens on {source}", subtitle="the models that are tested; bands span the seeds"),
         legend,
         "test NLL, nats a token",
     )

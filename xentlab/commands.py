@@ -279,7 +279,7 @@ class Compare:
     second: Positional[pathlib.Path]
     """another one"""
     all: bool = False
-    """every number, and not only those that differ"""
+    """every number, and not only those that differ, of which a table shows the first 40"""
     format: Format = "table"
 
 

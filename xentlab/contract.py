@@ -4,9 +4,11 @@ A loss takes logits [..., V] and integer targets [...] and returns one value a t
 has a unit. Its hyperparameters are keywords with defaults. That is optax's signature too, so optax's losses are losses.
 """
 
+import contextlib
 import dataclasses
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -133,15 +135,19 @@ def checked(loss: Loss, vocab: int = 5, shape: tuple[int, ...] = (2, 3), dtype: 
     logits, targets = jax.ShapeDtypeStruct((*shape, vocab), dtype), jax.ShapeDtypeStruct(shape, jnp.int32)
     shown = f"logits {[*shape, vocab]} and targets {list(shape)}"
     try:
-        value = jax.eval_shape(loss, logits, targets)
+        value = _abstract(loss, logits, targets)
     except LabError:
         raise
     except FAILURES as error:
         first = str(error).strip().split("\n")[0].rstrip(".")
-        raise LabError(
-            f"{name_of(loss)} fails on {shown}: {type(error).__name__}: {first}. A loss takes (logits [..., V], targets [...]) "
-            "and keyword settings with defaults; a factor for each token is a token_weight of the head's."
-        ) from error
+        remedy = (
+            "A loss takes (logits [..., V], targets [...]) and keyword settings with defaults; a factor for each token is a "
+            "token_weight of the head's."
+        )
+        with contextlib.suppress(*FAILURES):
+            if getattr(_abstract(loss, targets, logits), "shape", None) == shape:
+                remedy = "It works with the two the other way round: a loss takes (logits, targets)."
+        raise LabError(f"{name_of(loss)} fails on {shown}: {type(error).__name__}: {first}. {remedy}") from error
     got = getattr(value, "shape", None)
     if got != shape or not jnp.issubdtype(value.dtype, jnp.floating):
         what = f"{value.dtype} of shape {list(got)}" if got is not None else type(value).__name__
@@ -150,6 +156,13 @@ def checked(loss: Loss, vocab: int = 5, shape: tuple[int, ...] = (2, 3), dtype: 
             "vocabulary as the last axis, and leave the mean to the lab."
         )
     return loss
+
+
+def _abstract(loss: Loss, *arguments: jax.ShapeDtypeStruct) -> Any:
+    """What a loss returns, by shape alone; what NumPy warns of on the way is in the error or of no matter."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return jax.eval_shape(loss, *arguments)
 
 
 def name_of(loss: Loss) -> str:

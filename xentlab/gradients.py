@@ -236,7 +236,7 @@ def load_batch(logits: Batch, targets: Batch | None = None) -> tuple[np.ndarray,
     if len(bad):
         raise LabError(
             f"targets must lie in [0, {vocab}); got {targets[bad[0]]} at token {bad[0]} ({len(bad)} such). "
-            "Did the tokenizer's vocabulary change? Leave ignored tokens out."
+            + ("Leave ignored tokens out." if (targets[bad] < 0).all() else "Did the tokenizer's vocabulary change?")
         )
     broken = np.flatnonzero(np.isnan(logits).any(-1) | np.isposinf(logits).any(-1))
     if len(broken):

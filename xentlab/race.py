@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 SEEDS = (0, 1, 2)
 PAIRED = ("test_nll", "tempered_nll")  # what the losses of a seed are compared by
+SHARES = ("accuracy", "calibration_error", "tempered_calibration_error")  # metrics that are at most 1
 EXTENSIONS = 6  # of a grid of rates, a step of the grid each
 
 
@@ -40,7 +41,8 @@ class Race:
     validation_nll (nats, through its own link), diverged_at (-1 if never).
     table: one row a loss: source, loss, best_rate, rate_at_edge (the best rate is the grid's least or greatest, so a
     better one may lie outside), runs, diverged (runs of the whole grid), validation_nll, smoothing (the mean share of
-    the uniform that validation chose), and each of `TEST_METRICS` with _low and _high, its 95% interval over seeds.
+    the uniform that validation chose), and each of `TEST_METRICS` with _low and _high, its 95% interval over seeds, cut to
+    what the metric can be.
     tests: one row a loss and seed, at its best rate: source, loss, seed and each of `TEST_METRICS`. The same seed began with
     the same parameters and saw the same batches whatever the loss: rows of one seed are a pair.
     pairs: `paired` of the tests, by test_nll and by tempered_nll.
@@ -327,7 +329,10 @@ def _summarised(finished: _Finished) -> dict[str, Any]:
     }
     for metric in TEST_METRICS:
         values = np.array([each.scores[metric] for each in finished.examined]) if runs else np.array([np.nan])
-        row[metric], row[f"{metric}_low"], row[f"{metric}_high"] = mean_and_interval(values)
+        row[metric], *interval = mean_and_interval(values)
+        # Of two or three seeds Student's t reaches past what there can be; no metric is negative.
+        ends = np.clip(interval, 0, 1 if metric in SHARES else np.inf)
+        row[f"{metric}_low"], row[f"{metric}_high"] = ends.tolist()
     return row
 
 

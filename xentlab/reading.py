@@ -310,7 +310,7 @@ def _numerics(table: pd.DataFrame) -> list[str]:
     fine = list(table.loss[~table.loss.isin(bad["float32"] + bad["float16"])])
     if fine:
         said.append(
-            f"Stable in float32 and float16 as written here: {words(fine)}. It takes the fused form, not only a logarithm."
+            f"Stable in float32 and float16 as written here: {words(fine)}. Where a logarithm is taken, the fused form does it."
         )
     return said
 

@@ -76,6 +76,12 @@ def using(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         raise LabError(f"cannot write into {folder}: {error.strerror}. Give another folder with --out.") from error
     try:
         yield folder
+    except BaseException:
+        with contextlib.suppress(OSError):
+            if [each.name for each in folder.iterdir()] == [".lock"]:  # nothing was made: no folder is left either
+                (folder / ".lock").unlink()
+                folder.rmdir()
+        raise
     finally:
         lock.release()
 

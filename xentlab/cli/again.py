@@ -12,6 +12,8 @@ from xentlab import console
 from xentlab.commands import COMMANDS, Compare, Rerun
 from xentlab.contract import LabError
 
+MOST_ROWS = 40  # of a table, unless all are asked for
+
 
 def run_compare(command: Compare) -> None:
     """Two runs side by side."""
@@ -77,5 +79,7 @@ def _side_by_side(first: Any, second: Any, form: str, every: bool = False) -> in
         print(f"All {count} numbers are the same to the last bit.")
     shown = frame if every else differ[~alone[differ.index]]
     if len(shown):
-        console.print_table(shown.to_dict("records"))
+        console.print_table(shown[: None if every else MOST_ROWS].to_dict("records"))
+    if not every and len(shown) > MOST_ROWS:
+        print(f"And {len(shown) - MOST_ROWS} more: --all shows every number, --format csv each that differs.")
     return len(differ) or int(not count)
