@@ -128,12 +128,15 @@ def program(
         tokens, targets = map(spread.batch, batch)
         value, gradient = jax.value_and_grad(objective)(arrays, tokens, targets)
         updates, optimizer_state = recipe.transformation(rate).update(gradient, optimizer_state, arrays)
-        moved = optax.apply_updates(arrays, updates)
-        finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(moved))
-        alive = finite & (diverged_at < 0)
-        # The optimizer's state goes on: nobody reads it once the run stands still, and choosing costs another pass.
-        arrays = jax.tree.map(lambda new, old: jnp.where(alive, new, old), moved, arrays)
-        return (arrays, optimizer_state, jnp.where(finite | (diverged_at >= 0), diverged_at, index)), value
+        diverged_at = jnp.where(jnp.isfinite(value) | (diverged_at >= 0), diverged_at, index)
+        return (optax.apply_updates(arrays, updates), optimizer_state, diverged_at), value
+
+    # Once a block, for each step would take two more passes over all that is learned.
+    def stopped(arrays, optimizer_state, diverged_at, before, last):
+        sound = jnp.isfinite(optax.tree.norm(arrays))
+        diverged_at = jnp.where(sound | (diverged_at >= 0), diverged_at, last)
+        kept = jax.tree.map(lambda new, old: jnp.where(diverged_at < 0, new, old), arrays, before)
+        return kept, optimizer_state, diverged_at
 
     def validated(state):
         arrays, _, diverged_at = state
@@ -167,8 +170,10 @@ def program(
             maybe = lambda state, at: jax.lax.cond(at[0] < recipe.steps, go, skip, state, at)
             body = maybe if recipe.steps % recipe.steps_a_block else go
             read = places[..., None] + jnp.arange(recipe.window, dtype=jnp.int32)[None, None]
+            before = state[0]
             state, values = jax.lax.scan(body, state, (indices, (stream[read], answers[read + 1])))
             done = jnp.minimum(recipe.steps - start, recipe.steps_a_block)
+            state = stopped(*state, before, start + done - 1)
             return state, jnp.where(state[-1] >= 0, jnp.nan, jnp.sum(values) / done.astype(values.dtype))
 
         states, train_loss = mapped(advance, rates, states, places)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from xentlab.adam import adam, adamw
 from xentlab.catalogue import near_names, parse_call
 from xentlab.contract import LabError, name_of
 
@@ -18,8 +19,8 @@ MOST_STEPS = 1000  # of a block: only between blocks is anything kept, and stopp
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "sgd": optax.sgd,
-    "adam": optax.adam,
-    "adamw": optax.adamw,
+    "adam": adam,
+    "adamw": adamw,
     "muon": optax.contrib.muon,
     "lion": optax.lion,
 }
