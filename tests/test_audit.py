@@ -1,7 +1,9 @@
 """The audit against the literature's table, against other people's losses, and against faults that were planted."""
 
+import dataclasses
 import functools
 import json
+from types import MappingProxyType
 
 import hypothesis.strategies as st
 import jax
@@ -11,7 +13,7 @@ import optax
 import pytest
 from hypothesis import given, settings
 
-from xentlab import LOSSES, at_target, audit, facts_of, loss, name_of
+from xentlab import LOSSES, LabError, at_target, audit, facts_of, loss, name_of
 from xentlab.audit import VERDICTS, as_json, claims, decisions, disagreements
 from xentlab.audit.limits import LOW, fit
 from xentlab.audit.probe import make_probe
@@ -49,6 +51,13 @@ def dented(z, y):
     return nll(z, y) - 0.01 * jnp.exp(-100 * jnp.var(z, axis=-1) * z.shape[-1])
 
 
+def sum_of_hinges(z, y, *, margin):
+    """Of centred logits: its minimiser is margin (V e - 1), e of the likeliest class."""
+    centred = z - jnp.mean(z, axis=-1, keepdims=True)
+    each = jax.nn.relu(margin + centred)
+    return jnp.sum(each, axis=-1) - at_target(each, y)
+
+
 nll, brier = LOSSES["nll"], LOSSES["brier"]
 OF_T = {"low_p_order": 0, "lipschitz": True, "convex": True, "zero_at_certainty": True, "monotone": True, "bounded": False}
 OF_T |= {"calibrated": True, "strictly_proper": False}
@@ -66,6 +75,18 @@ BY_HAND = {
         lambda z, y: -jnp.log(jnp.clip(right_tokens(z, y), 1e-7, 1 - 1e-7)),
         {"bounded": True, "convex": False, "same_gradient_as": None},
     ),
+    "nll(z / 50)": (
+        loss(link=lambda z: jax.nn.softmax(z / 50))(lambda z, y: nll(z / 50, y)),
+        {"proper_through": "its own", "calibrated": True},
+    ),
+    "mse_logits(M=1000)": (
+        functools.partial(LOSSES["mse_logits"], M=1000.0),
+        {"proper_through": "its own", "calibrated": True},
+    ),
+    **{
+        f"Lee, Lin & Wahba, margin {margin}": (functools.partial(sum_of_hinges, margin=margin), {"calibrated": True})
+        for margin in (1.0, 100.0)
+    },
     "ridged": (ridged, {"bounded": True, "lipschitz": True, "low_p_order": 1}),
     "dented": (dented, {"convex": False}),
 }
@@ -242,6 +263,27 @@ def test_a_question_that_breaks_does_not_take_the_rest_with_it():
     verdicts = audit(only_float64).verdicts
     assert verdicts["elementwise"].value == "undecided"
     assert "float64 only" in verdicts["elementwise"].evidence
+
+
+def test_a_loss_that_fails_in_a_type_is_no_exact_one():
+    def no_bfloat16(logits, targets):
+        if logits.dtype == jnp.bfloat16:
+            raise ValueError("not in bfloat16")
+        return nll(logits, targets)
+
+    found = audit(no_bfloat16).verdicts
+    assert found["finite"].value == {"float32": True, "bfloat16": False, "float16": True}
+    assert found["max_error"].value["bfloat16"] == {"value": np.inf, "gradient": np.inf}
+
+
+def test_what_is_undecided_is_no_claim_and_a_seed_is_a_number():
+    undecided = dataclasses.replace(audited("mae").verdicts["proper_through"], value="undecided")
+    found = dataclasses.replace(
+        audited("mae"), verdicts=MappingProxyType({**audited("mae").verdicts, "proper_through": undecided})
+    )
+    assert disagreements(found, LOSSES["mae"]) == ["proper_through: claimed False, found undecided"]
+    with pytest.raises(LabError, match="seed is a whole number of at least 0; got -1"):
+        audit("nll", seed=-1)
 
 
 def test_what_is_no_number_is_undecided_and_no_infinity():

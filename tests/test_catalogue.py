@@ -4,7 +4,9 @@ import functools
 import importlib.metadata
 import inspect
 import pathlib
+import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -58,6 +60,11 @@ def test_settings_in_the_name_equal_settings_by_keyword():
 def test_a_link_gets_the_settings_of_its_loss():
     tempered = link_of(resolve("generalized_cross_entropy(q=.5)"))(jnp.array([2.0, 0.0]))
     np.testing.assert_allclose(tempered, np.exp([1.0, 0]) / np.exp([1.0, 0]).sum(), rtol=1e-6)
+
+
+def test_a_link_is_that_of_the_facts():
+    scaled = xentlab.loss(link=lambda z: jax.nn.softmax(3 * z))(functools.partial(LOSSES["nll"]))
+    np.testing.assert_allclose(link_of(scaled)(jnp.array([0.0, 1.0]))[1], 1 / (1 + np.exp(-3)), rtol=1e-6)
 
 
 def test_a_file_a_module_and_a_callable(mine):
@@ -125,6 +132,11 @@ def test_two_losses_of_one_name_are_refused(mine):
         resolve_all([f"{mine}:my_loss", f"{mine.parent}/other.py:my_loss"])
     with pytest.raises(LabError, match="no losses"):
         resolve_all([])
+    priors = [np.full(1200, 1 / 1200), np.full(1200, 1 / 1200)]
+    priors[1][600:602] = 0.5 / 1200, 1.5 / 1200
+    found = resolve_all([functools.partial(LOSSES["logit_adjusted"], prior=prior) for prior in priors], 1200)
+    assert len(found) == 2
+    assert all(re.fullmatch(r"logit_adjusted\(prior=float64\[1200\]#[0-9a-f]{8}\)", name) for name in found)
     assert list(resolve_all(["nll", "nll", functools.partial(LOSSES["focal"], gamma=1)])) == ["nll", "focal(gamma=1)"]
 
 

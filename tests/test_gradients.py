@@ -69,6 +69,13 @@ def test_profile_equals_sixty_digits(name, rivals):
         assert abs(row.dvalue_dlogit / exact - 1) < (1e-13 if row.p < 0.9 else 1e-12)
 
 
+@pytest.mark.parametrize("vocab", [3, 50, 99, 104, 198])
+def test_where_the_path_begins_there_is_no_number(vocab):
+    """Whichever way 1 / p is rounded."""
+    rows = gradient_profile(["nll"], [1 / (vocab - 1), 0.5 / (vocab - 1)], vocab, "one")
+    assert np.isnan(rows.dvalue_dlogit).tolist() == [True, False]
+
+
 @pytest.mark.parametrize("rivals", PATHS)
 def test_slope_in_p_is_the_total_derivative_along_the_path(rivals):
     """Against differences of the value along the path itself, for every loss of the catalogue."""
@@ -197,7 +204,8 @@ def _save(tmp_path, **arrays):
             {"logits": np.zeros((2, 3)), "targets": np.array([0, -100])},
             r"got -100 at token 1 \(1 such\)\. Leave ignored tokens out",
         ),
-        ({"logits": np.full((2, 3), np.nan), "targets": np.array([0, 1])}, "NaN or .inf; they are at token 0"),
+        ({"logits": np.full((2, 3), -np.inf), "targets": np.array([0, 1])}, "nor all -inf; they are at token 0"),
+        ({"logits": np.full((2, 3), np.nan), "targets": np.array([0, 1])}, "NaN or .inf, nor all -inf; they are at token 0"),
     ],
 )
 def test_budget_refuses_files(tmp_path, arrays, message):

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xentlab import LabError, cross_entropy, information
+from xentlab.information import sequence_log_prob
 from xentlab.losses.likelihood import nll
 
 
@@ -77,6 +78,14 @@ def test_joint_probability_of_all_strings_is_one():
     before = jnp.concatenate([jnp.full((27, 1), 3), strings[:, :-1]], axis=1)
     total = jnp.exp(information.sequence_log_prob(conditionals[before], strings)).sum()
     assert float(total) == pytest.approx(1, abs=1e-6)
+
+
+def test_what_is_masked_leaves_no_trace_in_value_or_gradient():
+    logits = jnp.array([[0.0, 0.0], [jnp.nan, jnp.inf]])
+    of = lambda z: sequence_log_prob(z, jnp.array([0, 1]), jnp.array([1.0, 0.0]))
+    value, gradient = jax.value_and_grad(of)(logits)
+    assert value == pytest.approx(-np.log(2))
+    np.testing.assert_allclose(gradient, [[0.5, -0.5], [0, 0]])
 
 
 def test_mean_of_parts_is_the_mean_of_the_whole():

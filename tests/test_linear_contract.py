@@ -57,6 +57,16 @@ def test_a_right_form_passes_and_what_cannot_be_tried_too(plan):
     np.testing.assert_allclose(jax.jit(learned)(jnp.float32(2)), 2 * run(NLL), rtol=1e-6)
 
 
+@both
+def test_no_form_is_believed_for_where_its_function_stands(plan):
+    """What `functools.wraps` copies, or a partial is of, says nothing of the form."""
+    form = lambda rivals, target: 7 * jax.nn.softplus(rivals - target)
+    wrapped = loss(stream=form)(functools.wraps(NLL)(lambda logits, targets: NLL(logits, targets)))
+    for made in (wrapped, loss(stream=form)(functools.partial(NLL))):
+        with pytest.raises(LabError, match="is another loss"):
+            linear_loss(HIDDEN, WEIGHT, TARGETS, loss=made, plan=plan)
+
+
 def test_facts_of_a_partial_are_its_own_and_a_place_that_is_filled_has_no_form():
     form = lambda rivals, target, *, k: k * jax.nn.softplus(rivals - target)
     doubled = loss(stream=form)(functools.partial(lambda logits, targets, k: k * NLL(logits, targets), k=2.0))

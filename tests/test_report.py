@@ -4,6 +4,8 @@ import json
 import os
 import pathlib
 import re
+import subprocess
+import sys
 from importlib import metadata
 
 import pandas as pd
@@ -75,6 +77,10 @@ def test_the_reading_follows_the_numbers():
     assert re.search(r"holds for brier.*vanished for nll", said)
     assert "brier pulls harder" in said
     assert "not true" not in " ".join(reading.gradients(profiles(nll=(1, 1), mae=(1e-3, 1e-6))))
+    assert "vanished for clipped (0)" in " ".join(reading.gradients(profiles(nll=(1, 1), clipped=(0, 0))))
+    bins = {"source": "s", "loss": "nll", "p_low": [0.0, 0.05], "p_high": [0.05, 1.0], "tokens": [3, 7]}
+    budget = pd.DataFrame(bins | {"share_of_tokens": [0.3, 0.7], "share_of_gradient": [0.6, 0.4]})
+    assert "30% of the tokens had p below 0.05. They get 60%" in reading.budgets(budget)[0]
 
 
 def table(**nll):
@@ -174,6 +180,29 @@ def test_a_file_is_whole_or_absent(tmp_path, monkeypatch):
         runs.write_bytes(path, b"after")
     assert path.read_text() == "before"
     assert [p.name for p in tmp_path.iterdir()] == ["kept.csv"]
+
+
+def test_who_may_read_a_file_is_the_users_to_say(tmp_path):
+    code = "import pathlib, sys; from xentlab import runs; runs.write_bytes(pathlib.Path(sys.argv[1]), b'')"
+    for mask, mode in (("077", 0o600), ("022", 0o644)):
+        subprocess.run(["sh", "-c", f'umask {mask}; "$@"', "sh", sys.executable, "-c", code, tmp_path / mask], check=True)
+        assert (tmp_path / mask).stat().st_mode & 0o777 == mode
+
+
+def test_a_commit_tells_of_files_that_git_does_not_know_yet(tmp_path, monkeypatch):
+    git = lambda *words: subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=b", *words], check=True)
+    (tmp_path / "xentlab" / "losses").mkdir(parents=True)
+    (tmp_path / "xentlab" / "runs.py").write_text("")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "xentlab" / "runs.py"))
+    said = [runs.commit()]
+    for content in ("one", "another"):
+        (tmp_path / "xentlab" / "losses" / "fresh.py").write_text(content)
+        said.append(runs.commit())
+    assert len(set(said)) == 3
+    assert all(each.startswith(said[0]) for each in said)
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,14 @@ import sys
 import time
 
 import jax
+import optax
 import pytest
 
 from xentlab import LOSSES, LabError
 from xentlab.catalogue import own_files, placed
 from xentlab.checkpoints import Checkpoints, Grid
 from xentlab.cli import main, writing
+from xentlab.models import resolve_model
 from xentlab.race import _made
 from xentlab.recipe import Recipe
 from xentlab.resume import differences, has_begun
@@ -295,6 +297,17 @@ def test_runs_are_kept_as_of_all_that_makes_them():
     for name, values in others.items():
         for value in values:
             assert _made(**usual | {name: value}) != kept, (name, value)
+
+
+def test_functions_are_known_by_what_they_compute():
+    """Of two lambdas the names are one."""
+    with jax.numpy_dtype_promotion("standard"):
+        model = lambda by: lambda vocab, key: jax.tree.map(lambda leaf: by * leaf, resolve_model("bigram")(vocab, key))
+        sgd = lambda momentum: lambda rate: optax.sgd(rate, momentum=momentum)
+        usual = {"loss": LOSSES["nll"], "seeds": [0], "source": MarkovSource(vocab=8)}
+        made = lambda by, momentum: _made(**usual, model=model(by), plan=Recipe(optimizer=sgd(momentum)))
+        assert made(1.0, 0.5) == made(1.0, 0.5)
+        assert made(2.0, 0.5) != made(1.0, 0.5) != made(1.0, 0.25)
 
 
 def test_a_race_that_cannot_print_is_finished(whole, tmp_path):

@@ -231,7 +231,7 @@ def test_windows_cover_a_stream_without_overlap():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"steps": 0}, "steps must be at least 1"),
+        ({"steps": 0}, "steps is a whole number of at least 1"),
         ({"optimizer": "adan"}, "did you mean adam"),
         ({"optimizer": "adam(beta=1)"}, "no option 'beta'; its options: b1"),
         ({"schedule": "cosin"}, "did you mean cosine"),

@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import xentlab.losses
 from xentlab.contract import FAILURES, Facts, LabError, Loss, checked, name_of, unwrapped
@@ -61,7 +62,12 @@ def parse_call(text: str, what: str = "loss") -> tuple[str, dict[str, Any]]:
     name, rest = text[:opened], text[opened + 1 :]
     try:
         call = ast.parse(f"f({rest}", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
+        if (
+            not isinstance(call, ast.Call)
+            or not isinstance(call.func, ast.Name)
+            or call.args
+            or any(keyword.arg is None for keyword in call.keywords)
+        ):
             raise ValueError
         settings = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
     except (ValueError, SyntaxError):
@@ -176,12 +182,18 @@ def resolve_all(losses: Iterable[str | Loss], vocab: int = 5) -> dict[str, Loss]
     for item in losses:
         function = resolve(item, vocab=vocab)
         name = name_of(function)
-        if name in found and unwrapped(found[name])[0] is not unwrapped(function)[0]:
+        if name in found and not _same(found[name], function):
             raise LabError(f"two different losses are called {name!r}; rename one of the functions.")
         found[name] = function
     if not found:
         raise LabError("no losses given; name at least one, for example nll.")
     return found
+
+
+def _same(one: Loss, other: Loss) -> bool:
+    """Whether two losses of one name are one: a function, and its settings."""
+    (function, settings), (other_function, others) = unwrapped(one), unwrapped(other)
+    return function is other_function and all(np.array_equal(settings[key], others[key]) for key in settings)
 
 
 def _is_path(where: str) -> bool:
@@ -205,8 +217,7 @@ def placed(name: str) -> str:
 def own_files(losses: Iterable[str | Loss], vocab: int = 5) -> dict[str, dict[str, str | None]]:
     """Of each loss that is not this package's the file that it stands in, and sha256s of that file and of the loss's program.
 
-    The program is what JAX makes of its value and gradient: what it calls in other files is in it, and what it closes over.
-    None for what there is not. Raises `LabError` for a name that `resolve` does not know.
+    The program is `program_of` it. None for what there is not. Raises `LabError` for a name that `resolve` does not know.
 
     >>> own_files(["nll"])
     {}
@@ -223,11 +234,18 @@ def own_files(losses: Iterable[str | Loss], vocab: int = 5) -> dict[str, dict[st
             file = {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         except (TypeError, OSError):  # built in, typed at a prompt, or gone
             file = {"file": None, "sha256": None}
-        found[loss if isinstance(loss, str) else name_of(loss)] = file | {"program": _program(whole, vocab)}
+        found[loss if isinstance(loss, str) else name_of(loss)] = file | {"program": program_of(whole, vocab)}
     return found
 
 
-def _program(loss: Loss, vocab: int) -> str | None:
+def program_of(loss: Loss, vocab: int = 5) -> str | None:
+    """A hash of what JAX makes of a loss's value and gradient: what it calls in other files is in it, and what it closes over.
+
+    None where that fails.
+
+    >>> program_of(LOSSES["focal"]) == program_of(functools.partial(LOSSES["focal"], gamma=2.0)) != program_of(LOSSES["nll"])
+    True
+    """
     logits, targets = jax.ShapeDtypeStruct((2, vocab), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
     try:
         lowered = jax.jit(jax.value_and_grad(lambda z, y: jnp.sum(loss(z, y)))).lower(logits, targets)

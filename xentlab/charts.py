@@ -52,7 +52,7 @@ def colours(losses: Sequence[str], legend: bool = True) -> dict:
 
 
 def _powers(values: pd.Series, most: int) -> list[float]:
-    """Powers of ten for an axis over these values, at most so many and evenly apart, 1 among them."""
+    """Powers of ten for an axis over these values, about so many at most and evenly apart, 1 among them."""
     if values.empty:
         return [1.0]
     low, high = math.floor(math.log10(values.min())), math.ceil(math.log10(values.max()))

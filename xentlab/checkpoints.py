@@ -218,7 +218,7 @@ def _sum_leaves(leaves):
         bits = jax.lax.bitcast_convert_type(bits, f"uint{8 * min(4, bits.dtype.itemsize)}").astype(jnp.uint32).reshape(-1)
         # Odd factors: a change in one number always shows, modulo 2^32.
         factors = 2 * jax.lax.iota(jnp.uint32, bits.size) + 1
-        return jnp.sum(bits * factors * jnp.uint32(2654435761), dtype=jnp.uint32)
+        return jnp.sum(bits * factors, dtype=jnp.uint32)
 
     return [one(leaf) for leaf in leaves]
 

@@ -179,7 +179,7 @@ class Race:
     verbose: bool = False
     """say how the runs lie on this machine, and why"""
     quick: bool = False
-    """20 steps, one rate, two seeds: only to see that all works"""
+    """20 steps, one rate, two seeds, where those are left at their defaults: only to see that all works"""
 
 
 @dataclasses.dataclass(frozen=True)

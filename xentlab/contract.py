@@ -7,6 +7,7 @@ has a unit. Its hyperparameters are keywords with defaults. That is optax's sign
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
@@ -174,14 +175,21 @@ def name_of(loss: Loss) -> str:
     """
     function, settings = unwrapped(loss)
     name = getattr(function, "__name__", type(function).__name__)
-    inside = ", ".join(f"{key}={value!r}" for key, value in settings.items())
+    inside = ", ".join(f"{key}={_shown(value)}" for key, value in settings.items())
     return f"{name}({inside})" if inside else name
+
+
+def _shown(setting: Any) -> str:
+    """A setting as it is written; of an array its shape, and a hash by which another one has another name."""
+    if not hasattr(setting, "shape") or isinstance(setting, jax.core.Tracer) or not setting.shape:
+        return repr(setting)
+    values = np.asarray(setting)
+    return f"{values.dtype}{list(values.shape)}#{hashlib.sha256(values.tobytes()).hexdigest()[:8]}"
 
 
 def link_of(loss: Loss) -> Callable[[Logits], Logits]:
     """The link of a loss, logits [..., V] -> probabilities [..., V], with those settings bound that the link knows."""
-    function, settings = unwrapped(loss)
-    link = facts_of(function).link
+    link, settings = facts_of(loss).link, settings_of(loss)
     known = inspect.signature(link).parameters
     bound = {key: value for key, value in settings.items() if key in known}
     return functools.partial(link, **bound) if bound else link

@@ -37,6 +37,7 @@ def path_logits(p: np.ndarray, vocab: int, rivals: str) -> tuple[np.ndarray, np.
         dz[:, 0] = 1 / (p * (1 - p))
     else:
         odds = 1 / p - (vocab - 1)  # e^z of the rival
+        odds = np.where(odds > 1e-12 * vocab, odds, 0.0)  # less is the rounding of 1 / p
         with np.errstate(invalid="ignore", divide="ignore"):
             z[:, 1] = np.where(odds > 0, np.log(odds), np.nan)
             dz[:, 1] = np.where(odds > 0, -1 / (p**2 * odds), np.nan)
@@ -238,9 +239,9 @@ def load_batch(logits: Batch, targets: Batch | None = None) -> tuple[np.ndarray,
             f"targets must lie in [0, {vocab}); got {targets[bad[0]]} at token {bad[0]} ({len(bad)} such). "
             + ("Leave ignored tokens out." if (targets[bad] < 0).all() else "Did the tokenizer's vocabulary change?")
         )
-    broken = np.flatnonzero(np.isnan(logits).any(-1) | np.isposinf(logits).any(-1))
+    broken = np.flatnonzero(np.isnan(logits).any(-1) | np.isposinf(logits).any(-1) | np.isneginf(logits).all(-1))
     if len(broken):
-        raise LabError(f"logits must not be NaN or +inf; they are at token {broken[0]} ({len(broken)} such).")
+        raise LabError(f"logits must not be NaN or +inf, nor all -inf; they are at token {broken[0]} ({len(broken)} such).")
     return logits, targets.astype(np.int32)
 
 

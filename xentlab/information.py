@@ -22,7 +22,7 @@ def self_information(p: Float[Array, "..."]) -> Float[Array, "..."]:
     >>> self_information(jnp.array([1.0, 0.5]))
     Array([0.       , 0.6931472], dtype=float32)
     """
-    return jnp.abs(-jnp.log(p))  # abs: no -0.0 at p = 1
+    return 0 - jnp.log(p)  # no -0.0 at p = 1
 
 
 def cross_entropy(p: Distribution, q: Distribution) -> PerDistribution:
@@ -92,8 +92,11 @@ def sequence_log_prob(
     >>> sequence_log_prob(jnp.zeros((2, 4)), jnp.array([3, 0])) / jnp.log(2.0)  # 1/4 * 1/4
     Array(-4., dtype=float32)
     """
-    each = at_target(log_softmax(logits), tokens)
-    return jnp.sum(each if mask is None else jnp.where(mask == 0, 0, each * mask), axis=-1)
+    if mask is None:
+        return jnp.sum(at_target(log_softmax(logits), tokens), axis=-1)
+    # Both wheres: the inner one keeps what is no number out of the gradient as well.
+    each = at_target(log_softmax(jnp.where(mask[..., None] == 0, 0, logits)), tokens)
+    return jnp.sum(jnp.where(mask == 0, 0, each * mask), axis=-1)
 
 
 def weighted_mean(

@@ -71,7 +71,7 @@ def score(
     correct = (jnp.argmax(log_p, axis=-1).astype(targets.dtype) == targets).astype(nll.dtype)
     kl = jnp.full_like(nll, jnp.nan)
     if law is not None:
-        present = law > 0
+        present = law != 0  # a law that is not known, NaN, is none that has no class
         kl = jnp.sum(jnp.where(present, law * (jnp.log(jnp.where(present, law, 1)) - log_p), 0), axis=-1)
     return {"nll": nll, "correct": correct, "confidence": jnp.exp(jnp.max(log_p, axis=-1)), "kl": kl}
 

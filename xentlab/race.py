@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jax.sharding import Mesh
 
-from xentlab.catalogue import own_files, resolve_all
+from xentlab.catalogue import program_of, resolve_all
 from xentlab.contract import LabError, Loss, link_of, name_of
 from xentlab.examine import READINGS, TEST_METRICS, Examined, Predictor, examiner
 from xentlab.layout import Layout
@@ -50,7 +50,8 @@ class Race:
     source, loss, reading, bin_low, bin_high, tokens, confidence, accuracy.
     frequency: where rare tokens make the difference, a row a loss, seed and half decade of its count in the training part:
     source, loss, seed, count_low, count_high, tokens, test_nll, tempered_nll.
-    predictors: each loss's model at its best rate and first seed; a loss that diverged everywhere has none.
+    predictors: each loss's model at its best rate and first seed; a loss of which a run
+    diverged at every rate has none.
     """
 
     curves: pd.DataFrame
@@ -152,8 +153,9 @@ def planned(
 
 def _made(loss, seeds, source, model, plan):
     """What a loss's runs are trained with, besides their rates, as their checkpoints keep it."""
-    own = [each["program"] or each["sha256"] for each in own_files([loss], source.vocab).values()]
-    made = {"seeds": [int(seed) for seed in seeds], "model": model, "loss": own}
+    made = {"seeds": [int(seed) for seed in seeds], "model": model, "loss": program_of(loss, source.vocab)}
+    if callable(model) or callable(plan.optimizer):  # whose name says nothing
+        made["functions"] = program(loss, source, model, plan).digest()
     made |= {"source": identity(source.describe())} | dataclasses.asdict(plan)
     return json.loads(json.dumps(made, default=lambda each: name_of(each) if callable(each) else str(each)))
 

@@ -50,7 +50,7 @@ def gradients(profiles: pd.DataFrame) -> list[str]:
     for name, size in low.items():
         if name in no_number:
             continue
-        trend = size / higher[name] if higher[name] else 1.0
+        trend = size / higher[name] if higher[name] else 0.0
         kind = "gone" if trend < 0.5 else "grows" if trend > 1.2 else "holds"
         kinds[kind].append(f"{name} ({number(size)})")
     said = []
@@ -100,7 +100,8 @@ def budgets(frame: pd.DataFrame, edge: float = 0.1) -> list[str]:
     """How much of a real batch's gradient goes to the tokens that the model thought unlikely."""
     sentences = []
     for source, rows in frame.groupby("source", sort=False):
-        unlikely = rows[rows.p_high <= edge].groupby("loss", sort=False)[["share_of_tokens", "share_of_gradient"]].sum()
+        below = rows[rows.p_high <= edge]
+        unlikely = below.groupby("loss", sort=False)[["share_of_tokens", "share_of_gradient"]].sum()
         if unlikely.empty:
             continue
         # Of a loss that is no number no bin has a share.
@@ -109,7 +110,7 @@ def budgets(frame: pd.DataFrame, edge: float = 0.1) -> list[str]:
             continue
         most, least = shares.index[0], shares.index[-1]
         sentence = (
-            f"On {source}, {unlikely.share_of_tokens.iloc[0]:.0%} of the tokens had p below {edge:g}. "
+            f"On {source}, {unlikely.share_of_tokens.iloc[0]:.0%} of the tokens had p below {below.p_high.max():g}. "
             f"They get {shares.iloc[0]:.0%} of {most}'s gradient"
         )
         if most != least:
@@ -327,7 +328,8 @@ def _optimisation(table: pd.DataFrame) -> list[str]:
         verb = "keeps" if len(others) == 1 else "keep"
         said.append(f"That cross entropy alone keeps its pull does not hold: {words(others)} {verb} it too.")
     if grows:
-        said.append(f"Nor is its pull the strongest: that of {words(grows)} grows without bound.")
+        strongest = "Nor is its pull the strongest: that" if others and "nll" in holds else "The pull"
+        said.append(f"{strongest} of {words(grows)} grows without bound.")
     out = table[table.escape_steps < math.inf].sort_values("escape_steps")
     if len(out):
         steps = [f"{row.loss} {row.escape_steps:.0f}" for row in out.itertuples()]

@@ -81,8 +81,8 @@ class Recipe:
 
     def __post_init__(self):
         for field in ("steps", "batch", "window", "blocks", "validation_tokens"):
-            if getattr(self, field) < 1:
-                raise LabError(f"{field} must be at least 1; got {getattr(self, field)}.")
+            if not hasattr(value := getattr(self, field), "__index__") or value < 1:
+                raise LabError(f"{field} is a whole number of at least 1; got {value}.")
         if self.clip is not None and not self.clip > 0:
             raise LabError(f"clip is a positive length, or none; got {self.clip}.")
         if not 0 <= self.label_noise <= 1:

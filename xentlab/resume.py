@@ -114,7 +114,7 @@ def finish(folder: pathlib.Path) -> None:
 def _clear(folder: pathlib.Path) -> None:
     """Removes a folder, or what is in it, if it is a link to another disk."""
     for inside in folder.iterdir() if folder.is_symlink() else ():
-        shutil.rmtree(inside)
+        shutil.rmtree(inside) if inside.is_dir() and not inside.is_symlink() else inside.unlink()
     if not folder.is_symlink():
         shutil.rmtree(folder)
 

@@ -98,7 +98,7 @@ def write_bytes(path: pathlib.Path, content: bytes, before: Callable[[], None] =
             file.write(content)
             file.flush()
             os.fsync(file.fileno())  # what it replaces, and checkpoints, may be gone before the system would have written it
-        os.chmod(neighbour, 0o644)
+        os.chmod(neighbour, 0o666 & ~_umask())
         before()
         os.replace(neighbour, path)
     except BaseException as error:
@@ -111,6 +111,14 @@ def write_bytes(path: pathlib.Path, content: bytes, before: Callable[[], None] =
             ) from error
         raise
     return path
+
+
+@functools.cache
+def _umask() -> int:
+    """What this process leaves out of a new file's permissions; it can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def write_frame(folder: pathlib.Path, name: str, frame: pd.DataFrame) -> pathlib.Path:
@@ -206,6 +214,8 @@ def commit() -> str | None:
         if not (top / "xentlab" / "runs.py").is_file():  # a site-packages folder inside some other project's checkout
             return None
         changes = run("diff", "HEAD", "--", str(here))
+        for name in run("ls-files", "--others", "--exclude-standard", "--full-name", "--", str(here)).splitlines():
+            changes += f"{name}\n{(top / name).read_text(errors='replace')}"
         return run("rev-parse", "HEAD") + (f"+{hashlib.sha256(changes.encode()).hexdigest()[:12]}" if changes else "")
     except (OSError, subprocess.SubprocessError):
         return None

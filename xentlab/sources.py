@@ -95,8 +95,8 @@ class MarkovSource:
             raise LabError(f"a Markov source needs vocab >= 2 and order >= 1; got {self.vocab} and {self.order}.")
         if self.vocab ** (self.order + 1) > MAX_TABLE:
             raise LabError(
-                f"a law over {self.vocab}^{self.order} contexts has {self.vocab ** (self.order + 1):.1e} probabilities, "
-                f"more than {MAX_TABLE:.1e}. Take a smaller vocabulary or order."
+                f"a law over {self.vocab}^{self.order} contexts has {self.vocab}^{self.order + 1} probabilities, more than "
+                f"{MAX_TABLE:.1e}. Take a smaller vocabulary or order."
             )
         if not 0 <= self.seed < 2**32:
             raise LabError(f"a seed is a whole number from 0 to {2**32 - 1}; got {self.seed}.")

@@ -140,7 +140,7 @@ def check_grid(learning_rates: Sequence[float], seeds: Sequence[int]) -> None:
         whole = all(0 < np.float32(rate) < np.inf for rate in learning_rates)
     if not whole:
         raise LabError(f"learning rates are positive and finite; got {list(learning_rates)}.")
-    if not all(0 <= seed < 2**32 for seed in seeds):
+    if not all(hasattr(seed, "__index__") and 0 <= seed < 2**32 for seed in seeds):
         raise LabError(f"seeds are whole numbers from 0 to {2**32 - 1}; got {list(seeds)}.")
 
 

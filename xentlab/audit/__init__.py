@@ -16,7 +16,7 @@ from xentlab.audit import autodiff, kinship, limits, numerics, shape
 from xentlab.audit.decisions import decide
 from xentlab.audit.probe import NO, UNDECIDED, VOCAB, YES, Probe, Verdict, make_probe, no
 from xentlab.catalogue import resolve
-from xentlab.contract import Facts, Loss, facts_of, low_p_claim, name_of
+from xentlab.contract import Facts, LabError, Loss, facts_of, low_p_claim, name_of
 from xentlab.gradients import PATHS
 
 __all__ = ["VERDICTS", "Audit", "Verdict", "as_json", "audit", "claims", "disagreements"]
@@ -63,6 +63,8 @@ def audit(loss: str | Loss, seed: int = 0) -> Audit:
     >>> found["strictly_proper"].value, found["convex"].value, found["low_p_order"].value
     (True, False, 1.0)
     """
+    if seed < 0:
+        raise LabError(f"a seed is a whole number of at least 0; got {seed}.")
     function = resolve(loss, check=False)
     probe = make_probe(function, seed)
     found = {"elementwise": _guarded(_elementwise, probe)}
@@ -124,11 +126,11 @@ def disagreements(found: Audit, loss: Loss) -> list[str]:
     if not claims(loss):
         return []
     facts, verdicts = facts_of(loss), found.verdicts
-    limits_found = verdicts["low_p_limit"].value
+    limits_found, through = verdicts["low_p_limit"].value, verdicts["proper_through"].value
     pairs = [
         ("honest_autodiff", not facts.stops_gradient, verdicts["honest_autodiff"].value),
         ("strictly_proper", facts.proper and facts.proper == "softmax", verdicts["strictly_proper"].value),
-        ("proper_through", facts.proper and facts.proper != "no", verdicts["proper_through"].value is not None),
+        ("proper_through", facts.proper and facts.proper != "no", UNDECIDED if through == UNDECIDED else through is not None),
         ("calibrated", facts.calibrated, verdicts["calibrated"].value),
         ("convex", facts.convex, verdicts["convex"].value),
         ("bounded", facts.bounded, verdicts["bounded"].value),

@@ -7,6 +7,7 @@ something is held constant the potential is the field's own integral from 0, sin
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -31,6 +32,8 @@ FIXED = np.array(
     ]
 )
 FAR = 30.0  # a spread of logits past which a minimiser may lie at infinity
+FARTHEST = 1e6  # where the search ends; a loss may measure logits in units of hundreds
+BOXES = (20.0, 1e3, 1e4)  # of logits, for a linear program: margins may be of hundreds
 LINK_TOLERANCE = 1e-4
 SCALES = (0.0, 1.0, 2.0, 10.0, 100.0)  # of log P, where Newton starts: a loss may measure logits in other units
 STARTS = len(SCALES) + 3  # for each P
@@ -126,7 +129,7 @@ def _by_newton(probe: Probe, asked: np.ndarray, merit: Callable, sweeps: int = 1
         flat = ~lower & shorter & (merit(full, law[rows]) < now[rows] + 1e-10 * (1 + np.abs(now[rows])))
         moved = np.where(lower[:, None], tried[best, np.arange(len(rows))], np.where(flat[:, None], full, z[rows]))
         z[rows], now[rows] = moved, merit(moved, law[rows])
-        ended = (~lower & ~flat) | (np.ptp(z[rows], axis=1) > 4 * FAR) | (np.linalg.norm(field, axis=1) < 1e-13)
+        ended = (~lower & ~flat) | (np.ptp(z[rows], axis=1) > FARTHEST) | (np.linalg.norm(field, axis=1) < 1e-13)
         active[rows[ended]] = False
     length, further = np.linalg.norm(expected(probe, z, law)[1], axis=1), merit(2 * z, law)
     found = []
@@ -160,19 +163,25 @@ def _by_programs(probe: Probe, asked: np.ndarray) -> list[Minimiser]:
     found = []
     for law in asked:
         top = int(np.argmax(law))
-        least, z = _program(probe, law, None)
-        optima = [z]
+        for box, wider in itertools.pairwise(BOXES):
+            least, z, settled = _program(probe, law, None, box)
+            if lies_inside := least <= _program(probe, law, None, wider)[0] + 1e-8 * (1 + abs(least)):
+                break
+        optima, settled = [z], settled and lies_inside
         for rival in range(VOCAB):
             if rival != top:
-                value, other = _program(probe, law, (top, rival))
+                value, other, ended = _program(probe, law, (top, rival), box)
+                settled &= ended
                 if value <= least + 1e-8 * (1 + abs(least)):
                     optima.append(other)
-        found.append(Minimiser(law, np.array(optima), least, True, False))
+        found.append(Minimiser(law, np.array(optima), least, settled, False))
     return found
 
 
-def _program(probe: Probe, law: np.ndarray, order: tuple[int, int] | None, box: float = 20.0) -> tuple[float, np.ndarray]:
-    """Least expected loss on |z| <= box, where order = (a, b) demands z_a <= z_b; and where it is attained."""
+def _program(
+    probe: Probe, law: np.ndarray, order: tuple[int, int] | None, box: float = BOXES[0]
+) -> tuple[float, np.ndarray, bool]:
+    """Least expected loss on |z| <= box, where order = (a, b) demands z_a <= z_b; where it is attained; and whether it ended."""
     from scipy.optimize import linprog
 
     rng = np.random.default_rng((probe.seed, 43))
@@ -181,7 +190,7 @@ def _program(probe: Probe, law: np.ndarray, order: tuple[int, int] | None, box: 
     if order:
         rows, bounds = np.zeros((1, VOCAB + 1)), np.zeros(1)
         rows[0, order[0]], rows[0, order[1]] = 1, -1
-    best, where = np.inf, np.zeros(VOCAB)
+    best, where, settled = np.inf, np.zeros(VOCAB), False
     for _ in range(60):
         value, field = expected(probe, cuts_at, np.tile(law, (len(cuts_at), 1)))
         allowed = cuts_at[:, order[0]] <= cuts_at[:, order[1]] + 1e-12 if order else np.ones(len(cuts_at), bool)
@@ -193,9 +202,10 @@ def _program(probe: Probe, law: np.ndarray, order: tuple[int, int] | None, box: 
         bounds = np.concatenate([bounds, np.einsum("kv,kv->k", field, cuts_at) - value])
         solved = linprog([*np.zeros(VOCAB), 1.0], rows, bounds, bounds=[(-box, box)] * VOCAB + [(None, None)], method="highs")
         if solved.x is None or solved.fun >= best - 1e-10 * (1 + abs(best)):
+            settled = solved.x is not None
             break
         cuts_at = solved.x[None, :VOCAB]
-    return best, where
+    return best, where, settled
 
 
 def links(probe: Probe) -> dict[str, Callable]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from xentlab.audit.probe import Probe, Verdict
 from xentlab.catalogue import LOSSES, with_settings
-from xentlab.contract import facts_of, name_of, settings_of, unwrapped, value_and_gradient
+from xentlab.contract import facts_of, name_of, unwrapped, value_and_gradient
 from xentlab.products import quickly
 
 POINTS = 24
@@ -42,13 +42,13 @@ def _batch(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def same_gradient_as(probe: Probe) -> Verdict:
-    """A catalogue loss whose gradient is this one's times a factor, as {"loss": .., "factor": ..}, or None."""
+    """A catalogue loss of which this one's gradient is a multiple, as {"loss": .., "factor": ..}, or None."""
     field = probe.field(*_batch(probe.seed))
-    me = unwrapped(probe.loss)[0], settings_of(probe.loss)
+    me = unwrapped(probe.loss)[0]
     with _ONCE:
         catalogue = _catalogue_fields(probe.seed)
     for name, theirs in catalogue.items():
-        if LOSSES[name.partition("(")[0]] is me[0] and name == name_of(probe.loss):
+        if LOSSES[name.partition("(")[0]] is me and name == name_of(probe.loss):
             continue
         norm = float(np.sum(theirs * theirs))
         factor = float(np.sum(field * theirs)) / norm if norm else 0.0

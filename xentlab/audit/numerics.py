@@ -46,7 +46,7 @@ def numerics(probe: Probe) -> dict[str, Verdict]:
             try:
                 rough = [np.asarray(x.astype(jnp.float32), np.float64) for x in both(low)]
             except Exception as error:
-                finite[dtype] = False
+                finite[dtype], worst = False, [np.inf, np.inf]
                 broken.setdefault(dtype, {"fails": f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"})
                 continue
             rounded = np.asarray(low.astype(jnp.float32), np.float64)

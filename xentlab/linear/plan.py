@@ -148,7 +148,8 @@ def _chosen(loss, streams, per_token, held, naive):
     # (experiments/bench_linear_loss.py) a tenth to a fifth less. Per-token results take four products either way.
     if not per_token and held <= _room(naive):
         return "tokens", f"it takes three products where stream takes four, and holds under 1/{SHARE} of the memory there is"
-    return "stream", "it holds no more logits than a tile's, for four products where tokens takes three and holds more"
+    four = "as tokens does, for results of each token" if per_token else "where tokens takes three and holds more"
+    return "stream", f"it holds no more logits than a tile's, for four products {four}"
 
 
 def _room(naive: int) -> int:

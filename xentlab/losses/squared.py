@@ -148,7 +148,7 @@ def _square_one(vocab, *, k=1.0, M=1.0):
     formula=r"k (z_y - M)^2 + \sum_{j \ne y} z_j^2",
     gradient=r"2(z - e) \text{ at } k = M = 1",
     link=_square_link,
-    link_name="z / (kM - (k - 1) z), clipped to [1e-6, 1] and normalised (at k = M = 1: z itself)",
+    link_name="z / (kM - (k - 1) z) of z clipped to [1e-6 M, M], normalised (at k = M = 1: z itself)",
     proper="link",
     calibrated=True,
     convex=True,

@@ -45,11 +45,10 @@ class Scoreboard:
     """What the four doors say, as tidy frames.
 
     table: one row a loss. Probability: bias (nats), tokens_needed with _low and _high over draws of the truth, simulated
-    with _low and _high (95%, on the first draw). Information: bits, model_bits, floor_bits (the chain's entropy rate) on
-    each source, from `codes`. Numerics: error_<dtype> and gradient_error_<dtype>, finite_<dtype>. Optimisation:
-    low_p_even, low_p_one, low_p_order, escape_steps, escape_rate. Beside them the audit's strictly_proper, proper_through,
-    convex, lipschitz and local.
-    codes: one row a source and loss, as `code_lengths` gives it. audits: each loss's audit.
+    with _low and _high (95%, on the first draw), and theory, what that draw is to show. Numerics: error_<dtype> and
+    gradient_error_<dtype>, finite_<dtype>. Optimisation: low_p_even, low_p_one, low_p_order, escape_steps, escape_rate and
+    escape_tried. Beside them the audit's strictly_proper, proper_through, convex, lipschitz and local.
+    codes: information, one row a source and loss, as `code_lengths` gives it. audits: each loss's audit.
     """
 
     table: pd.DataFrame

@@ -22,7 +22,7 @@ CHAIN = MarkovSource(vocab=16, exponent=3.0, seed=1, tokens=10)
 FREQUENT = 4
 BIAS = -20.0
 STEPS = 2000
-# A grid in half decades that extends itself while its best lies at an end, up to the limits.
+# A grid in half decades that extends itself by its own width while its best lies at an end, until it is past the limits.
 GRID = (0.1, 10.0)
 LIMITS = (1e-4, 1e6)
 
