@@ -49,6 +49,8 @@ def encode(predict: Predict, tokens: Tokens, vocab: int, window: int = 32, lanes
     tokens = np.asarray(tokens)
     if len(tokens) < 2 * lanes:
         raise LabError(f"{len(tokens)} tokens are too few to code in {lanes} lanes; give at least {2 * lanes}.")
+    if tokens.dtype.kind not in "iu":
+        raise LabError(f"tokens to code are integers; got {tokens.dtype}.")
     if tokens.min() < 0 or tokens.max() >= vocab:
         raise LabError(f"tokens to code must lie in [0, {vocab}); got {tokens.min()} to {tokens.max()}.")
     import constriction
@@ -152,6 +154,7 @@ def _walk(
 
     Encoder and decoder share this walk, so that both give the model the same tokens in the same shape.
     """
+    near_one = lambda rows: np.allclose(rows.sum(axis=1, dtype=np.float64), 1, atol=1e-3)
     lengths = _lane_lengths(count, lanes)
     uniform = np.full((lanes, vocab), 1 / vocab, np.float32)
     seen = np.zeros((lanes, window), np.int32)
@@ -164,7 +167,7 @@ def _walk(
             seen[:] = 0
             seen[: len(last), 0] = last
         rows = np.ascontiguousarray(np.asarray(predict(seen))[:, place], np.float32)
-        if rows.shape != (lanes, vocab) or not np.isfinite(rows).all() or (rows < 0).any() or (rows.sum(axis=1) <= 0).any():
+        if rows.shape != (lanes, vocab) or not np.isfinite(rows).all() or (rows < 0).any() or not near_one(rows):
             raise LabError(f"the model's predictions at step {step} are no distributions over {vocab} tokens.")
         digest.update(rows.tobytes())
         last = visit(step, rows[:open_lanes])

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Integer
 
 from xentlab.contract import LabError, at_target
 from xentlab.losses.numerics import log_softmax
+from xentlab.products import accumulator
 
 Distribution = Float[Array, "*batch vocab"]
 PerDistribution = Float[Array, "*batch"]
@@ -34,8 +35,8 @@ def cross_entropy(p: Distribution, q: Distribution) -> PerDistribution:
     inf
     """
     _same_shape(p, q)
-    present = p > 0
-    return jnp.sum(jnp.where(present, p * -jnp.log(jnp.where(present, q, 1)), 0), axis=-1)
+    # Where P has no mass Q's zeros do not count; elsewhere a share of 0 has its derivative, -log Q.
+    return jnp.sum(p * -jnp.log(jnp.where((p > 0) | (q > 0), q, 1)), axis=-1)
 
 
 def entropy(p: Distribution) -> PerDistribution:
@@ -93,16 +94,16 @@ def sequence_log_prob(
     Array(-4., dtype=float32)
     """
     if mask is None:
-        return jnp.sum(at_target(log_softmax(logits), tokens), axis=-1)
+        return jnp.sum(at_target(log_softmax(logits), tokens), axis=-1, dtype=_wide(logits.dtype))
     # Both wheres: the inner one keeps what is no number out of the gradient as well.
     each = at_target(log_softmax(jnp.where(mask[..., None] == 0, 0, logits)), tokens)
-    return jnp.sum(jnp.where(mask == 0, 0, each * mask), axis=-1)
+    return jnp.sum(jnp.where(mask == 0, 0, each * mask), axis=-1, dtype=_wide(logits.dtype))
 
 
 def weighted_mean(
     values: Float[Array, "..."], weights: Float[Array, "..."] | None = None
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The mean of values [...] under weights [...], and the sum of the weights: (mean, weight), two scalars.
+    """The mean of values [...] under weights [...], and the sum of the weights: (mean, weight), two scalars; sums in float32.
 
     A value of weight 0 is out, even if it is NaN or infinite, and its weight has no gradient. Where every weight is 0 the mean
     is 0 and so is its gradient: a batch with nothing in it teaches nothing. Means of parts combine by their weights, never as a
@@ -115,7 +116,8 @@ def weighted_mean(
         weights = jnp.ones_like(values)
     if weights.shape != values.shape:
         raise LabError(f"weighted_mean needs one weight a value: values are {values.shape}, weights {weights.shape}.")
-    return weighted_sum(values, weights) / divisor(weights), _counted(weights)
+    mean = weighted_sum(values, weights) / divisor(weights).astype(_wide(values.dtype))
+    return mean.astype(values.dtype), _counted(weights)
 
 
 def weighted_sum(values: Float[Array, "..."], weights: Float[Array, "..."]) -> Float[Array, ""]:
@@ -126,7 +128,7 @@ def weighted_sum(values: Float[Array, "..."], weights: Float[Array, "..."]) -> F
     """
     counts = weights != 0
     # Both wheres: the inner one keeps a NaN of weight 0 out of the gradient as well.
-    return jnp.sum(jnp.where(counts, weights * jnp.where(counts, values, 0), 0))
+    return jnp.sum(jnp.where(counts, weights * jnp.where(counts, values, 0), 0), dtype=_wide(values.dtype))
 
 
 def divisor(weights: Float[Array, "..."]) -> Float[Array, ""]:
@@ -141,7 +143,12 @@ def divisor(weights: Float[Array, "..."]) -> Float[Array, ""]:
 
 
 def _counted(weights):
-    return jnp.sum(jnp.where(weights != 0, weights, 0))
+    return jnp.sum(jnp.where(weights != 0, weights, 0), dtype=_wide(weights.dtype))
+
+
+def _wide(dtype):
+    """What sums are made in: of 8,192 tens float16 has none. Counts stay what they are."""
+    return accumulator(dtype) if jnp.issubdtype(dtype, jnp.floating) else dtype
 
 
 def _same_shape(p: jax.Array, q: jax.Array) -> None:

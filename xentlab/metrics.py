@@ -57,7 +57,7 @@ def temperature_slope(
     # What has no probability keeps none, and counts for nothing.
     log_p = jnp.where(predictions > 0, jnp.log(predictions), 0)
     expected = jnp.sum(jnp.exp(temper(predictions, 1 / inverse)) * log_p, axis=-1)
-    return expected - at_target(log_p, targets)
+    return jnp.where(at_target(predictions, targets) == 0, 0, expected - at_target(log_p, targets))
 
 
 def score(
@@ -77,8 +77,8 @@ def score(
 
 
 def reliability(
-    confidence: Float[np.ndarray, " tokens"],
-    correct: Shaped[np.ndarray, " tokens"],
+    confidence: Float[np.ndarray, "*tokens"],
+    correct: Shaped[np.ndarray, "*tokens"],
     bins: int = 15,
 ) -> list[dict[str, float]]:
     """A reliability diagram's rows, by equal bins of confidence: bin_low, bin_high, tokens, and means of both.
@@ -88,7 +88,7 @@ def reliability(
     >>> reliability(np.array([0.9, 0.92]), np.array([1.0, 0.0]), bins=2)
     [{'bin_low': 0.5, 'bin_high': 1.0, 'tokens': 2, 'confidence': 0.91, 'accuracy': 0.5}]
     """
-    confidence, correct = np.asarray(confidence, np.float64), np.asarray(correct, np.float64)
+    confidence, correct = np.ravel(np.asarray(confidence, np.float64)), np.ravel(np.asarray(correct, np.float64))
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     rows = []
     for each in np.unique(place).tolist():
@@ -99,8 +99,8 @@ def reliability(
 
 
 def expected_calibration_error(
-    confidence: Float[np.ndarray, " tokens"],
-    correct: Shaped[np.ndarray, " tokens"],
+    confidence: Float[np.ndarray, "*tokens"],
+    correct: Shaped[np.ndarray, "*tokens"],
     bins: int = 15,
 ) -> float:
     """Mean gap between confidence and accuracy over equal bins of confidence, weighted by tokens. Guo et al. 2017, eq. 3.
@@ -109,7 +109,7 @@ def expected_calibration_error(
     0.4
     """
     rows = reliability(confidence, correct, bins)
-    return sum(row["tokens"] * abs(row["accuracy"] - row["confidence"]) for row in rows) / len(confidence)
+    return sum(row["tokens"] * abs(row["accuracy"] - row["confidence"]) for row in rows) / np.size(confidence)
 
 
 def bits_per_byte(nll: Float[np.ndarray, " tokens"], bytes_of_tokens: Integer[np.ndarray, " tokens"]) -> float:

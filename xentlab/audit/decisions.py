@@ -181,7 +181,7 @@ def _by_programs(probe: Probe, asked: np.ndarray) -> list[Minimiser]:
 def _program(
     probe: Probe, law: np.ndarray, order: tuple[int, int] | None, box: float = BOXES[0]
 ) -> tuple[float, np.ndarray, bool]:
-    """Least expected loss on |z| <= box, where order = (a, b) demands z_a <= z_b; where it is attained; and whether it ended."""
+    """Least expected loss on |z| <= box, where order = (a, b) demands z_a <= z_b; where it is; and whether that is all."""
     from scipy.optimize import linprog
 
     rng = np.random.default_rng((probe.seed, 43))

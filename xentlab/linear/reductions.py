@@ -119,7 +119,8 @@ def _hinges(term: Callable[[jax.Array], jax.Array], slope: Callable[[jax.Array],
     """The sum of a margin's term, and beside it the sum of its slope: by how much all rivals push the target."""
 
     def add(state, tile):
-        margins = 1 + tile.rivals - tile.target[:, None]
+        # What is out, and the target's own place, stays so beside a target at -inf, from which all others lead by infinity.
+        margins = jnp.where(tile.rivals == -jnp.inf, -jnp.inf, 1 + tile.rivals - tile.target[:, None])
         return tuple(sums + jnp.sum(each(margins), axis=-1) for sums, each in zip(state, (term, slope), strict=True))
 
     return Reduction(

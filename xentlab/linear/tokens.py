@@ -108,12 +108,17 @@ def _losses(score, reductions, head, tiles, hidden, weight, bias, targets, value
                 )
             else:
                 found, _, _ = reduce(reductions, head, tile, part(hidden), weight, bias, part(targets))
-                each = score(found, part(targets), values)
+                each = _value(score, found, part(targets), values)
             return lax.dynamic_update_slice_in_dim(losses, each.astype(losses.dtype), start, 0)
 
         return over_tiles(step, jnp.zeros(len(hidden), accumulator(hidden.dtype)), len(hidden), chunk)
 
     return head.spread(run, hidden, weight, bias, targets, values, out="t")
+
+
+def _value(score, seen, targets, values):
+    """Each token's loss, so that it can be differentiated forward where the loss, by a custom_vjp, cannot."""
+    return jax.vjp(lambda seen, values: score(seen, targets, values), seen, values)[0]
 
 
 def _rows(head, z, *per_token):
@@ -135,7 +140,7 @@ def _of_blocks(score, values, z, targets):
     rows = rows_at_once(*z.shape, z.dtype.itemsize)
 
     def step(losses, start, _):
-        each = score(sliced(z, start, rows), lax.dynamic_slice_in_dim(targets, start, rows), values)
+        each = _value(score, sliced(z, start, rows), lax.dynamic_slice_in_dim(targets, start, rows), values)
         return lax.dynamic_update_slice_in_dim(losses, each.astype(losses.dtype), start, 0)
 
     return over_tiles(step, jnp.zeros(len(z), z.dtype), len(z), rows)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from xentlab.contract import AnyArray, LabError, Logits, PerToken, Targets, at_target, is_at_target, loss, off_target
-from xentlab.losses.numerics import log_hit_and_miss, log_p_target, log_softmax
+from xentlab.losses.numerics import log_hit_and_miss, log_p_target, log_softmax, wide
 
 
 @loss(
@@ -47,8 +47,9 @@ def cross_entropy(logits: Logits, target_distribution: Float[AnyArray, "..."]) -
             f"{target_distribution.shape}. For class indices use nll."
         )
     log_p = log_softmax(logits)
-    present = target_distribution != 0
-    return -jnp.sum(jnp.where(present, target_distribution * jnp.where(present, log_p, 0), 0), axis=-1)
+    # What is not asked for costs nothing, where it is impossible too; elsewhere a share of 0 has its derivative.
+    counts = (target_distribution != 0) | (log_p > -jnp.inf)
+    return -jnp.sum(target_distribution * jnp.where(counts, log_p, 0), axis=-1)
 
 
 def zipf_prior(vocab: int, dtype=jnp.float32) -> Float[Array, " vocab"]:
@@ -63,10 +64,11 @@ def zipf_prior(vocab: int, dtype=jnp.float32) -> Float[Array, " vocab"]:
 
 def _with_prior(logits, prior):
     vocab = logits.shape[-1]
-    prior = zipf_prior(vocab, logits.dtype) if prior is None else jnp.asarray(prior, logits.dtype)
+    dtype = wide(logits).dtype
+    prior = zipf_prior(vocab, dtype) if prior is None else jnp.asarray(prior, dtype)
     if prior.shape != (vocab,):
         raise LabError(f"logit_adjusted needs one prior a class: the vocabulary is {vocab}, the prior {prior.shape}.")
-    return logits + jnp.broadcast_to(jnp.log(prior), logits.shape)
+    return logits + jnp.broadcast_to(jnp.log(prior).astype(logits.dtype), logits.shape)
 
 
 def _adjusted_link(logits, *, prior=None):

@@ -12,6 +12,15 @@ def _leads(logits, targets):
     return off_target(logits - at_target(logits, targets)[..., None], targets, fill=-jnp.inf)
 
 
+def _lead(logits, targets):
+    """By how much the greatest rival leads the target, [...]: of two that tie each has half of the gradient."""
+    rivals, target = off_target(logits, targets, fill=-jnp.inf), at_target(logits, targets)
+    top = jnp.max(rivals, axis=-1)
+    none = top == -jnp.inf  # without a rival there is none to lead, whatever the target's logit
+    lead = jnp.where(none, -jnp.inf, top - jnp.where(none, 0, target))
+    return or_nan(lead, target + jnp.sum(jnp.where(jnp.isnan(rivals), rivals, 0), axis=-1))
+
+
 def _unless_nan(value, leads):
     """Each token's value, or NaN where one of its leads is: on a CPU XLA's vectorised maximum gives the other operand."""
     return or_nan(value, jnp.sum(jnp.where(jnp.isnan(leads), leads, 0), axis=-1))
@@ -38,8 +47,8 @@ def hinge(logits: Logits, targets: Targets) -> PerToken:
     >>> hinge(jnp.array([2.0, 1.5, 0.0]), jnp.array(0))  # 1 + 1.5 - 2
     Array(0.5, dtype=float32)
     """
-    leads = _leads(logits, targets)
-    return _unless_nan(jax.nn.relu(1 + jnp.max(leads, axis=-1)), leads)
+    lead = _lead(logits, targets)
+    return or_nan(jax.nn.relu(1 + lead), lead)
 
 
 def _one_a_rival(vocab):
@@ -117,8 +126,8 @@ def perceptron(logits: Logits, targets: Targets) -> PerToken:
     >>> perceptron(jnp.array([2.0, 3.5, 0.0]), jnp.array(0))
     Array(1.5, dtype=float32)
     """
-    leads = _leads(logits, targets)
-    return _unless_nan(jax.nn.relu(jnp.max(leads, axis=-1)), leads)
+    lead = _lead(logits, targets)
+    return or_nan(jax.nn.relu(lead), lead)
 
 
 def _doubled_link(logits):

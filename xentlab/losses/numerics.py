@@ -21,6 +21,16 @@ def is_first_top(values: Float[Array, "... vocab"]) -> Bool[Array, "... vocab"]:
     return places == jnp.min(jnp.where(tops, places, values.shape[-1]), axis=-1, keepdims=True)
 
 
+def wide(logits: Logits) -> Logits:
+    """Logits in float32 where they are narrower: of a sum over 65,536 classes float16 has no number.
+
+    >>> wide(jnp.zeros(2, jnp.bfloat16)).dtype, wide(jnp.zeros(2)).dtype
+    (dtype('float32'), dtype('float32'))
+    """
+    logits = jnp.asarray(logits)
+    return logits.astype(jnp.float32) if logits.dtype.itemsize < 4 else logits
+
+
 def log_softmax(logits: Logits) -> Logits:
     """log softmax over the last axis, [..., V] -> [..., V], relatively right at certainty too.
 
@@ -30,17 +40,17 @@ def log_softmax(logits: Logits) -> Logits:
     >>> print("{:.4e} {:.4f}".format(*log_softmax(jnp.array([30.0, 0.0]))))  # -exp(-30), and -30 less that
     -9.3576e-14 -30.0000
     """
-    logits = jnp.asarray(logits)
+    dtype, logits = logits.dtype, wide(logits)
     is_top = is_first_top(logits)
     greatest = jnp.sum(jnp.where(is_top, logits, 0), axis=-1, keepdims=True)
     below = jnp.where(is_top, 0, logits - greatest)
     rivals = jnp.sum(jnp.where(is_top, 0, jnp.exp(below)), axis=-1, keepdims=True)
-    return below - jnp.log1p(rivals)
+    return (below - jnp.log1p(rivals)).astype(dtype)
 
 
 def softmax(logits: Logits) -> Logits:
     """exp(log_softmax): probabilities [..., V]."""
-    return jnp.exp(log_softmax(logits))
+    return jnp.exp(log_softmax(wide(logits))).astype(logits.dtype)
 
 
 @jax.custom_jvp
@@ -88,7 +98,7 @@ def log_hit_and_miss(logits: Logits) -> tuple[Logits, Logits]:
     >>> print("{:.4f} {:.4e}".format(*log_miss))  # -50, and -exp(-50)
     -50.0000 -1.9287e-22
     """
-    logits = jnp.asarray(logits)
+    dtype, logits = logits.dtype, wide(logits)
     is_top = is_first_top(logits)
     greatest = jnp.sum(jnp.where(is_top, logits, 0), axis=-1, keepdims=True)
     rivals = jnp.where(is_top, -jnp.inf, logits - greatest)
@@ -102,4 +112,4 @@ def log_hit_and_miss(logits: Logits) -> tuple[Logits, Logits]:
     log_mass = jax.nn.softplus(log_rivals)
     log_p = jnp.where(is_top, 0, rivals) - log_mass
     p = each * jnp.exp(second - log_mass)
-    return log_p, jnp.where(is_top, log_rivals - log_mass, jnp.log1p(-p))
+    return log_p.astype(dtype), jnp.where(is_top, log_rivals - log_mass, jnp.log1p(-p)).astype(dtype)

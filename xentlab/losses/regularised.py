@@ -5,12 +5,17 @@ import jax.numpy as jnp
 
 from xentlab.contract import Logits, PerToken, Targets, at_target, check_setting, loss, off_target
 from xentlab.losses.likelihood import nll
-from xentlab.losses.numerics import log_p_target, log_softmax, one_minus_exp, p_log_p
+from xentlab.losses.numerics import log_p_target, log_softmax, one_minus_exp, p_log_p, wide
+
+
+def _share(epsilon, mean_log_p):
+    """The uniform's part, of which at epsilon = 0 there is none, not of what is impossible either."""
+    return epsilon * jnp.where((mean_log_p == -jnp.inf) & (epsilon == 0), 0, mean_log_p)
 
 
 def _smoothed_stream(rivals, target, total, vocab, *, epsilon):
     mean_log_p = (total + target) / vocab - jnp.logaddexp(rivals, target)
-    return -(1 - epsilon) * log_p_target(rivals, target) - epsilon * mean_log_p
+    return -(1 - epsilon) * log_p_target(rivals, target) - _share(epsilon, mean_log_p)
 
 
 def _z_stream(rivals, target, *, coefficient):
@@ -60,7 +65,7 @@ def label_smoothing(logits: Logits, targets: Targets, *, epsilon: float = 0.1) -
     """
     check_setting(epsilon, lambda epsilon: 0 <= epsilon < 1, f"label_smoothing needs epsilon in [0, 1); got {epsilon}.")
     log_p = log_softmax(logits)
-    return -(1 - epsilon) * at_target(log_p, targets) - epsilon * jnp.mean(log_p, axis=-1)
+    return -(1 - epsilon) * at_target(log_p, targets) - _share(epsilon, jnp.mean(log_p, axis=-1))
 
 
 @loss(
@@ -92,7 +97,7 @@ def z_loss(logits: Logits, targets: Targets, *, coefficient: float = 1e-4) -> Pe
         lambda coefficient: coefficient >= 0,
         f"z_loss needs a coefficient of at least 0; got {coefficient}. At 0 it is nll.",
     )
-    return nll(logits, targets) + coefficient * jax.nn.logsumexp(logits, axis=-1) ** 2
+    return nll(logits, targets) + coefficient * (jax.nn.logsumexp(wide(logits), axis=-1) ** 2).astype(logits.dtype)
 
 
 @loss(

@@ -23,10 +23,11 @@ def _local(of_log_p):
 
 
 def _focal(log_p, *, gamma):
-    # At p = 1 exactly a power below 1 has an infinite slope; there the loss and its gradient are 0.
-    certain = log_p == 0
-    log_p = jnp.where(certain, -1, log_p)
-    return jnp.where(certain, 0, -(one_minus_exp(log_p) ** gamma) * log_p)
+    # At p = 1 exactly a power below 1 has an infinite slope; there the loss and its gradient are 0. At p = 0 they are nll's.
+    certain, impossible = log_p == 0, log_p == -jnp.inf
+    between = jnp.where(certain | impossible, -1, log_p)
+    value = -(one_minus_exp(between) ** gamma) * between
+    return jnp.where(certain, 0, jnp.where(impossible, -log_p, value))
 
 
 @loss(
@@ -187,7 +188,9 @@ def _eta(vocab, *, eta=0.5):
 
 
 def _mixce(log_p, *, eta):
-    return -(eta + (1 - eta) * jax.lax.stop_gradient(jnp.exp(log_p))) * log_p
+    # At p = 0 the reverse part, p log p, is 0; and at eta = 0 there is no other.
+    weight = eta + (1 - eta) * jax.lax.stop_gradient(jnp.exp(log_p))
+    return -weight * jnp.where((weight == 0) & (log_p == -jnp.inf), 0, log_p)
 
 
 @loss(

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from xentlab.contract import Logits, PerToken, Targets, at_target, check_setting, loss, off_target
-from xentlab.losses.numerics import log_p_target, log_softmax, one_minus_exp, softmax
+from xentlab.losses.numerics import log_p_target, log_softmax, one_minus_exp, softmax, wide
 
 
 def _brier_stream(rivals, rivals_2, target):
@@ -53,9 +53,9 @@ def brier(logits: Logits, targets: Targets) -> PerToken:
     >>> brier(jnp.zeros(2), jnp.array(0))  # (1/2)^2 + (1/2)^2
     Array(0.5, dtype=float32)
     """
-    rivals = off_target(softmax(logits), targets)
+    rivals = off_target(softmax(wide(logits)), targets)
     # 1 - p_y is the rivals' sum: nothing cancels at certainty.
-    return jnp.sum(rivals, axis=-1) ** 2 + jnp.sum(rivals**2, axis=-1)
+    return (jnp.sum(rivals, axis=-1) ** 2 + jnp.sum(rivals**2, axis=-1)).astype(logits.dtype)
 
 
 @loss(
@@ -78,12 +78,12 @@ def spherical(logits: Logits, targets: Targets) -> PerToken:
     >>> spherical(jnp.zeros(4), jnp.array(0))  # 1 - (1/4) / (1/2)
     Array(0.5, dtype=float32)
     """
-    p = softmax(logits)
+    p = softmax(wide(logits))
     p_target = at_target(p, targets)
     rivals = jnp.sum(off_target(p, targets) ** 2, axis=-1)
     norm = jnp.sqrt(p_target**2 + rivals)
     # (norm - p_y) / norm with the difference written as rivals / (norm + p_y): nothing cancels at certainty.
-    return rivals / (norm * (norm + p_target))
+    return (rivals / (norm * (norm + p_target))).astype(logits.dtype)
 
 
 @loss(

@@ -1,0 +1,138 @@
+"""Where a number has a limit it takes it: in narrow types, at large vocabularies, beside what is impossible, at edges."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from xentlab import LOSSES, LabError, cross_entropy
+from xentlab.coding import encode
+from xentlab.information import cross_entropy as expected_news
+from xentlab.information import weighted_mean
+from xentlab.linear import linear_loss
+from xentlab.metrics import expected_calibration_error, temperature_slope
+from xentlab.sources import MarkovSource
+
+LARGE = 70_000
+# Whose value at even logits float16 holds; a sum over classes of squared logits, or of their odds, it does not.
+HELD = sorted(LOSSES.keys() - {"exponential", "hinge_weston_watkins", "squared_hinge", "one_vs_rest", "unlikelihood"})
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_float16_has_a_large_vocabulary(name):
+    """A sum of 65,536 ones is infinite there, and a uniform guess was perfect."""
+    value_and_gradient = jax.value_and_grad(lambda z: LOSSES[name](z, jnp.array(LARGE - 1)))
+    value, gradient = value_and_gradient(jnp.zeros(LARGE, jnp.float16))
+    exact, slope = value_and_gradient(jnp.zeros(LARGE))
+    assert (value.dtype, gradient.dtype) == (jnp.float16, jnp.float16)
+    np.testing.assert_allclose(np.float32(value), exact, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(np.float32(gradient[-1]), slope[-1], rtol=2e-3, atol=1e-3)
+    assert jnp.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("vocab", [300, 1000, 2000])
+def test_a_direction_in_float16_has_a_gradient(vocab):
+    gradient = jax.grad(lambda z: LOSSES["spherical"](z, jnp.array(0)))(jnp.zeros(vocab, jnp.float16))
+    exact = jax.grad(lambda z: LOSSES["spherical"](z, jnp.array(0)))(jnp.zeros(vocab))
+    np.testing.assert_allclose(np.float32(gradient), exact, rtol=2e-3, atol=1e-4)
+
+
+def test_a_mean_in_float16_is_that_of_its_numbers():
+    mean, weight = weighted_mean(jnp.full(8192, 10.0, jnp.float16))
+    assert (mean, mean.dtype, weight) == (10, jnp.float16, 8192)
+    assert weighted_mean(jnp.ones(LARGE, jnp.float16)) == (1, LARGE)
+    assert weighted_mean(jnp.full(1000, 3.0, jnp.bfloat16))[0] == 3
+
+
+IMPOSSIBLE = jnp.array([-jnp.inf, 1.0, 0.0, 2.0, -1.0])
+
+
+@pytest.mark.parametrize("name", ["hinge", "perceptron"])
+def test_of_an_impossible_target_the_greatest_rival_has_the_gradient(name):
+    value, gradient = jax.value_and_grad(LOSSES[name])(IMPOSSIBLE, jnp.array(0))
+    assert value == jnp.inf
+    assert gradient.tolist() == [-1, 0, 0, 1, 0]
+
+
+@pytest.mark.parametrize("plan", ["stream", "tokens"])
+@pytest.mark.parametrize("name", ["hinge", "perceptron", "hinge_weston_watkins", "squared_hinge", "focal", "nll"])
+def test_the_head_gives_an_impossible_target_what_the_function_does(name, plan):
+    hidden, targets = jnp.array([[0.0, 1, 0, 2, -1], [1, 0, 0, 0, 0]]), jnp.array([0, 1])
+    bias = jnp.where(jnp.arange(5) == 0, -jnp.inf, 0.0)
+    found = linear_loss(hidden, jnp.eye(5), targets, bias=bias, loss=LOSSES[name], reduction="none", plan=plan)
+    np.testing.assert_allclose(found, LOSSES[name](hidden + bias[None], targets), rtol=1e-6)
+    assert found[0] == jnp.inf
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_focals_gradient_has_its_limit_at_an_impossible_target(gamma):
+    """So that a mask afterwards saves it: elsewhere 0 times it is no NaN."""
+    focal = functools.partial(LOSSES["focal"], gamma=gamma)
+    gradient = jax.grad(focal)(IMPOSSIBLE, jnp.array(0))
+    np.testing.assert_allclose(gradient, jax.grad(LOSSES["nll"])(IMPOSSIBLE, jnp.array(0)), rtol=1e-6)
+
+
+def test_at_the_edge_of_a_setting_a_term_is_gone():
+    masked = jnp.array([1.0, 0.0, -jnp.inf])
+    for name, settings in (("label_smoothing", {"epsilon": 0.0}), ("focal", {"gamma": 0.0}), ("z_loss", {"coefficient": 0.0})):
+        found, exact = LOSSES[name](masked, jnp.array(1), **settings), LOSSES["nll"](masked, jnp.array(1))
+        np.testing.assert_allclose(found, exact, rtol=1e-6, err_msg=name)
+    assert LOSSES["mixce"](masked, jnp.array(2), eta=0.0) == 0
+
+
+def test_a_share_of_0_has_its_derivative():
+    """Where a smoothing is learned it begins there."""
+    z, one_hot = jnp.array([1.0, 0.0, -1.0]), jnp.array([1.0, 0.0, 0.0])
+    slope = jax.grad(lambda share: cross_entropy(z, (1 - share) * one_hot + share / 3))(0.0)
+    assert slope == pytest.approx(float(jnp.mean(z[0] - z)), rel=1e-6)
+    by_p = jax.grad(expected_news)(one_hot, jnp.array([0.5, 0.3, 0.2]))
+    np.testing.assert_allclose(by_p, -np.log([0.5, 0.3, 0.2]), rtol=1e-6)
+    assert cross_entropy(jnp.array([0.0, -jnp.inf]), jnp.array([1.0, 0.0])) == 0
+
+
+@pytest.mark.parametrize("name", ["entmax15", "nll", "brier", "hinge"])
+@pytest.mark.parametrize("plan", ["auto", "tokens"])
+def test_results_of_each_token_are_differentiated_twice(name, plan):
+    """In values that enter the second derivative themselves, as of a ratio or a power."""
+    drawn = np.random.default_rng(0)
+    hidden, weight = (jnp.asarray(drawn.normal(size=shape), jnp.float32) for shape in ((6, 3), (3, 11)))
+    targets = jnp.arange(6)
+    of = lambda each: lambda hidden: jnp.sum(each(hidden) ** 2)
+    head = of(lambda hidden: linear_loss(hidden, weight, targets, loss=LOSSES[name], reduction="none", plan=plan))
+    naive = of(lambda hidden: LOSSES[name](hidden @ weight, targets))
+    twice = [jax.jit(lambda h, f=f: jax.jvp(jax.grad(f), (h,), (hidden,))[1])(hidden) for f in (head, naive)]
+    np.testing.assert_allclose(*twice, rtol=1e-4, atol=1e-5)
+
+
+def test_measurements_take_batches_and_count_what_they_say():
+    drawn = np.random.default_rng(0)
+    confidence, correct = drawn.random((4, 6)), drawn.random((4, 6)) < 0.5
+    assert expected_calibration_error(confidence, correct) == expected_calibration_error(confidence.ravel(), correct.ravel())
+    assert temperature_slope(jnp.array([[0.7, 0.3, 0.0]]), jnp.array([2]), jnp.array(1.0)) == 0
+
+
+def test_a_chain_that_hardly_mixes_has_its_long_run():
+    """Against the sum over spanning trees (the Markov chain tree theorem), in which nothing cancels."""
+    source = MarkovSource(vocab=4, exponent=20.0, seed=0)
+    moves, trees = source.table, np.zeros(4)
+    for root in range(4):
+        others = [place for place in range(4) if place != root]
+        for parents in itertools.product(range(4), repeat=3):
+            step = dict(zip(others, parents, strict=True))
+            if all(_leads_to(root, each, step) for each in others):
+                trees[root] += np.prod([moves[each, step[each]] for each in others])
+    np.testing.assert_allclose(source.stationary, trees / trees.sum(), rtol=1e-12)
+
+
+def _leads_to(root, place, step):
+    for _ in range(4):
+        place = step.get(place, root)
+    return place == root
+
+
+def test_what_is_no_distribution_is_not_coded():
+    with pytest.raises(LabError, match="are no distributions over 3"):
+        encode(lambda seen: np.full((*seen.shape, 3), 0.9, np.float32), np.zeros(100, int), vocab=3)
