@@ -5,6 +5,8 @@ import importlib.metadata
 import inspect
 import pathlib
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ from xentlab import LOSSES, LabError, link_of, name_of, resolve
 from xentlab.catalogue import resolve_all
 
 MINE = """
+import numpy as np
 import jax, jax.numpy as jnp
 def my_loss(logits, targets, *, power=1.0):
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0] ** power
@@ -24,6 +27,10 @@ def averaged(logits, targets):
     return my_loss(logits, targets).mean()
 def needs_three(logits, targets, prior):
     return my_loss(logits, targets)
+def by_numpy(logits, targets):
+    return jnp.asarray(np.asarray(my_loss(logits, targets)))
+def branches(logits, targets):
+    return my_loss(logits, targets) if logits.mean() > 0 else 0 * my_loss(logits, targets)
 def other_way(targets, logits):
     return my_loss(logits, targets)
 CONSTANT = 3
@@ -65,6 +72,29 @@ def test_a_link_gets_the_settings_of_its_loss():
 def test_a_link_is_that_of_the_facts():
     scaled = xentlab.loss(link=lambda z: jax.nn.softmax(3 * z))(functools.partial(LOSSES["nll"]))
     np.testing.assert_allclose(link_of(scaled)(jnp.array([0.0, 1.0]))[1], 1 / (1 + np.exp(-3)), rtol=1e-6)
+
+
+def test_a_link_gives_probabilities():
+    for link in (jax.nn.log_softmax, lambda z: 2 * jax.nn.softmax(z), lambda z: z[..., :1]):
+        made = xentlab.loss(link=link)(functools.partial(LOSSES["nll"]))
+        with pytest.raises(LabError, match=r"through no probabilities|link fails"):
+            xentlab.contract.check_link(made)
+    with pytest.raises(LabError, match=r"a link is a function, .* got 'softmax'"):
+        xentlab.loss(link="softmax")
+    for each in LOSSES.values():
+        xentlab.contract.check_link(each)
+
+
+def test_targets_are_integers():
+    """In a process of its own, in which no annotation is checked."""
+    code = (
+        "import jax.numpy as jnp; from xentlab import LOSSES, LabError\n"
+        "for name, loss in LOSSES.items():\n"
+        "    try: loss(jnp.zeros((2, 3)), jnp.ones(2))\n"
+        "    except LabError as error: print(name, error)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert said == [f"{name} targets are integers, a class each; got float32." for name in LOSSES]
 
 
 def test_a_file_a_module_and_a_callable(mine):
@@ -111,6 +141,8 @@ def test_an_installed_package_offers_a_loss(monkeypatch):
         ("mine.py:CONSTANT", "int, not a function"),
         ("mine.py:averaged", r"returned float32 of shape \[\].*leave the mean to the lab"),
         ("mine.py:needs_three", "TypeError.*prior"),
+        ("mine.py:by_numpy", "TracerArrayConversionError.*Take jax.numpy where it takes NumPy"),
+        ("mine.py:branches", r"TracerBoolConversionError.*take jnp\.where in place of an if"),
         ("mine.py:other_way", r"works with the two the other way round: a loss takes \(logits, targets\)"),
         ("broken.py:f", "broken.py fails to import: ZeroDivisionError"),
         ("exits.py:f", "exits.py fails to import: SystemExit: 0"),

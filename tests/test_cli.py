@@ -36,6 +36,34 @@ def mine(tmp_path):
     (tmp_path / "exits.py").write_text("import sys\nsys.exit(0)\n")
 
 
+def test_gradients_say_where_a_loss_is_no_number(mine, tmp_path, capsys):
+    (tmp_path / "bent.py").write_text(
+        "import jax.numpy as jnp\nfrom xentlab import LOSSES\n"
+        "def bent(logits, targets):\n"
+        "    nll = LOSSES['nll'](logits, targets)\n"
+        "    return nll + jnp.where(nll < 0.2, jnp.nan, 0)\n"
+    )
+    code, out, err = in_process(
+        capsys, "gradients", "--losses", "bent.py:bent", "--quick", "--probabilities", 0.95, 0.9, 0.5, "--format", "csv"
+    )
+    assert (code, len(out.splitlines())) == (0, 4)
+    assert "bent is no number at p = 0.95, 0.9: `xentlab audit` says more." in err
+
+
+def test_an_audit_of_what_needs_more_classes_says_so(tmp_path, capsys):
+    (tmp_path / "top.py").write_text(
+        "import jax\ndef top(logits, targets):\n    return -jax.lax.top_k(logits, 5)[0].sum(axis=-1) + 0 * targets\n"
+    )
+    _, out, _ = in_process(capsys, "audit", "nll", "top.py:top")
+    assert re.search(r"top: the question failed: .*All is asked at V = 4, where it has to work", out)
+    assert re.search(r"^finite +float32 yes, bfloat16 yes, float16 yes", out, re.MULTILINE)
+
+
+def test_a_plan_says_where_the_naive_head_holds_less(capsys):
+    _, out, _ = in_process(capsys, "plan", "--tokens", 64, "--features", 8, "--vocab", 64)
+    assert "The naive head holds less here" in out
+
+
 def in_process(capsys, *arguments):
     """Exit code, stdout and stderr, without the start of another Python."""
     try:

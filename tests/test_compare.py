@@ -157,6 +157,13 @@ def test_numbers_of_one_run_alone_are_counted_and_shown_when_asked_for(folder, t
     assert "frequency" in said["--all",]
 
 
+def test_a_word_that_is_missing_names_a_row_too():
+    frame = pd.DataFrame({"loss": ["nll", "hinge"], "proper_through": ["softmax", None], "bias": [0.0, 0.8]})
+    one = Run(pathlib.Path(), {}, {"scoreboard": frame})
+    assert (differences(one, one).difference == 0).all()
+    assert differences(one, one)["where"].tolist()[1].startswith("hinge ")
+
+
 def test_of_many_differences_a_table_shows_the_first(folder, tmp_path, capsys):
     shutil.copytree(folder, tmp_path / "moved")
     curves = pd.read_csv(folder / "curves.csv")

@@ -87,7 +87,14 @@ def table(**nll):
     rows = [
         {
             **{"source": "s", "loss": loss, "test_nll": mean, "test_nll_low": mean - half, "test_nll_high": mean + half},
-            **{"best_rate": mean / 10, "bits_per_byte": float("nan"), "rate_at_edge": False, "diverged": 0, "smoothing": 0.0},
+            **{
+                "uniform_nll": 5.5,
+                "best_rate": mean / 10,
+                "bits_per_byte": float("nan"),
+                "rate_at_edge": False,
+                "diverged": 0,
+                "smoothing": 0.0,
+            },
         }
         for loss, (mean, half) in nll.items()
     ]
@@ -100,6 +107,12 @@ def test_the_winner_is_told_and_what_pairs_tell_is_left_to_them():
     assert "brier's, 1.000" in clear
     assert "nll itself is 1.000 behind" in clear
     assert "apart" not in reading.races(table(nll=(1.0, 0.1), brier=(1.1, 0.1), mae=(3, 0.1)))[0]
+
+
+def test_what_learned_nothing_is_told():
+    said = " ".join(reading.races(table(nll=(2.0, 0.1), lazy=(5.499, 0.1)).assign(rate_at_edge=True)))
+    assert "lazy ended no better than a uniform guess, 5.500 nats" in said
+    assert "the end of the grid (⇥) for nll:" in said
 
 
 def test_what_diverged_at_every_rate_is_told_and_what_the_mark_of_the_grids_end_means():

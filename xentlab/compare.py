@@ -117,7 +117,7 @@ def _measurements(frame: pd.DataFrame | None) -> pd.DataFrame:
     keys = [key for key in frame.columns if key in KEYS or not pd.api.types.is_numeric_dtype(frame[key])]
     # A word says what it is; a number does not.
     named = {key: f"{key} " if pd.api.types.is_numeric_dtype(frame[key]) else "" for key in keys}
-    parts = [named[key] + frame[key].astype(str) for key in keys]
+    parts = [named[key] + frame[key].map(str) for key in keys]  # what is missing too, which astype leaves as it is
     where = pd.concat(parts, axis=1).agg(" ".join, axis=1) if keys else pd.Series("", frame.index)
     # Rows that nothing names are told apart by their order.
     again = where.groupby(where).cumcount()

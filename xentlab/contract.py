@@ -76,7 +76,9 @@ class Facts:
 
 
 def loss(**facts: Any) -> Callable[[Loss], Loss]:
-    """Attaches `Facts` to a loss and hands back the same function.
+    """Attaches `Facts` to a loss, given by the names of its fields, and hands back the same function.
+
+    A race reads the model through `link`, which gives probabilities, and not their logarithms; without one, by a softmax.
 
     >>> @loss(source="a notebook, 1999", formula="1 - p_y")
     ... def miss(logits, targets):
@@ -84,6 +86,9 @@ def loss(**facts: Any) -> Callable[[Loss], Loss]:
     >>> facts_of(miss).source
     'a notebook, 1999'
     """
+
+    if not callable(facts.get("link", softmax_link)):
+        raise LabError(f"a link is a function, logits [..., V] -> probabilities [..., V]; got {facts['link']!r}.")
 
     def attach(function: Loss) -> Loss:
         try:
@@ -142,9 +147,13 @@ def checked(loss: Loss, vocab: int = 5, shape: tuple[int, ...] = (2, 3), dtype: 
     except FAILURES as error:
         first = str(error).strip().split("\n")[0].rstrip(".")
         remedy = (
-            "A loss takes (logits [..., V], targets [...]) and keyword settings with defaults; a factor for each token is a "
-            "token_weight of the head's."
+            "A loss takes (logits [..., V], targets [...]) and keyword settings with defaults; factors of tokens are "
+            "linear_loss's token_weights."
         )
+        if isinstance(error, jax.errors.TracerArrayConversionError):
+            remedy = "Take jax.numpy where it takes NumPy: the lab differentiates and compiles it."
+        elif isinstance(error, jax.errors.ConcretizationTypeError):
+            remedy = "Values are not known while it is compiled: take jnp.where in place of an if, and fixed shapes."
         with contextlib.suppress(*FAILURES):
             if getattr(_abstract(loss, targets, logits), "shape", None) == shape:
                 remedy = "It works with the two the other way round: a loss takes (logits, targets)."
@@ -210,6 +219,26 @@ def low_p_claim(loss: Loss, rivals: Literal["even", "one"], vocab: int) -> float
     return claim(vocab, **{key: value for key, value in settings_of(loss).items() if key in known})
 
 
+def check_link(loss: Loss, vocab: int = 5) -> None:
+    """Raises `LabError` for a link that makes no probabilities.
+
+    >>> check_link(loss(link=jax.nn.log_softmax)(lambda logits, targets: ...))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    xentlab.contract.LabError: ... read through no probabilities: at logits ...
+    """
+    logits = np.linspace(-2, 2, vocab, dtype=np.float32)
+    try:
+        read = np.asarray(link_of(loss)(jnp.asarray(logits)), np.float64)
+    except FAILURES as error:
+        raise LabError(f"{name_of(loss)}'s link fails on logits [{vocab}]: {type(error).__name__}: {error}") from error
+    if read.shape != (vocab,) or not (read >= 0).all() or abs(read.sum() - 1) > 1e-3:
+        shown = lambda values: np.array2string(values.ravel()[:5], precision=3)
+        raise LabError(
+            f"{name_of(loss)} is read through no probabilities: at logits {shown(logits)} its link gives {shown(read)}. A link "
+            "takes logits [..., V] and gives probabilities [..., V]."
+        )
+
+
 def is_known(setting: Any) -> bool:
     """Whether a loss's setting is a number that can be judged: one that is traced cannot be, and is taken as it is."""
     return not isinstance(setting, jax.core.Tracer)
@@ -228,6 +257,9 @@ def check_setting(setting: Any, allowed: Callable[[np.ndarray], Any], message: s
 
 def is_at_target(values: Float[AnyArray, "... vocab"], targets: Integer[AnyArray, "..."]) -> Bool[Array, "... vocab"]:
     """Where each token's target lies, as a mask [..., V]; all False for a target outside [0, V)."""
+    targets = targets if hasattr(targets, "dtype") else np.asarray(targets)
+    if not jnp.issubdtype(targets.dtype, jnp.integer):
+        raise LabError(f"targets are integers, a class each; got {targets.dtype}.")
     if values.shape[:-1] != targets.shape:
         raise LabError(
             f"logits of shape {values.shape} need targets of shape {values.shape[:-1]}; got {targets.shape}. "

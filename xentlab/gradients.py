@@ -226,7 +226,8 @@ def load_batch(logits: Batch, targets: Batch | None = None) -> tuple[np.ndarray,
     if logits.dtype.kind != "f" and not jnp.issubdtype(logits.dtype, jnp.floating):
         raise LabError(f"{where}: logits are floating numbers; got {logits.dtype}.")
     if targets.dtype.kind not in "iu":
-        raise LabError(f"targets are integers; got {targets.dtype}. targets.astype(int) makes them so.")
+        remedy = "of one-hot ones take the argmax" if targets.shape == logits.shape else "targets.astype(int) makes them so"
+        raise LabError(f"targets are integers; got {targets.dtype}: {remedy}.")
     if logits.ndim < 1 or logits.shape[:-1] != targets.shape or logits.size == 0:
         raise LabError(
             f"logits [..., V] go with targets [...], at least one token; got {list(logits.shape)} and {list(targets.shape)}."

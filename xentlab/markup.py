@@ -161,7 +161,9 @@ def _information_cells(codes: pd.DataFrame, sources: Sequence[str]) -> list[str]
 def _numerics_cells(row: Any) -> list[str]:
     cells = []
     for dtype in DTYPES:
-        broken = "" if getattr(row, f"finite_{dtype}") is True else ' <abbr title="not finite at extreme logits">✗</abbr>'
+        finite = getattr(row, f"finite_{dtype}")
+        broken = "" if finite is True else ' <abbr title="not finite at extreme logits">✗</abbr>'
+        broken = ' <abbr title="not settled: the audit says why">?</abbr>' if finite == "undecided" else broken
         cells += [
             _number(getattr(row, f"error_{dtype}"), ".1e") + broken,
             _number(getattr(row, f"gradient_error_{dtype}"), ".1e"),

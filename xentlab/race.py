@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from xentlab.catalogue import program_of, resolve_all
-from xentlab.contract import LabError, Loss, link_of, name_of
+from xentlab.contract import LabError, Loss, check_link, link_of, name_of
 from xentlab.examine import READINGS, TEST_METRICS, Examined, Predictor, examiner
 from xentlab.layout import Layout
 from xentlab.metrics import SMOOTHING, mean_and_interval
@@ -33,16 +33,16 @@ SHARES = ("accuracy", "calibration_error", "tempered_calibration_error")  # metr
 EXTENSIONS = 6  # of a grid of rates, a step of the grid each
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Race:
     """A finished race.
 
     curves: one row a loss, rate, seed and block: source, loss, rate, seed, step, train_loss (the loss's own unit),
     validation_nll (nats, through its own link), diverged_at (-1 if never).
-    table: one row a loss: source, loss, best_rate, rate_at_edge (the best rate is the grid's least or greatest, so a
-    better one may lie outside), runs, diverged (runs of the whole grid), validation_nll, smoothing (the mean share of
-    the uniform that validation chose), and each of `TEST_METRICS` with _low and _high, its 95% interval over seeds, cut to
-    what the metric can be.
+    table: one row a loss: source, loss, uniform_nll (log V, what a guess costs), best_rate, rate_at_edge (it is the grid's
+    least or greatest, so a better one may lie outside), runs, diverged (runs of the whole grid), validation_nll, smoothing
+    (the mean share of the uniform that validation chose), and each of `TEST_METRICS` with _low and _high, its 95% interval
+    over seeds, cut to what the metric can be.
     tests: one row a loss and seed, at its best rate: source, loss, seed and each of `TEST_METRICS`. The same seed began with
     the same parameters and saw the same batches whatever the loss: rows of one seed are a pair.
     pairs: `paired` of the tests, by test_nll and by tempered_nll.
@@ -61,6 +61,9 @@ class Race:
     reliability: pd.DataFrame
     frequency: pd.DataFrame
     predictors: dict[str, Predictor]
+
+    def __repr__(self) -> str:
+        return f"Race of {', '.join(self.table.loss)}: {', '.join(self.frames())}, predictors"
 
     def frames(self) -> dict[str, pd.DataFrame]:
         """The frames by name."""
@@ -123,7 +126,7 @@ def race(
             examined.append(examine(predictor))
         # Without the models of all rates and seeds: those of all losses would pile up.
         finished.append(_Finished(name, dataclasses.replace(trained, models=None), runs, next(iter(chosen), None), examined))
-    return _as_frames(finished, source.name)
+    return _as_frames(finished, source.name, source.vocab)
 
 
 def planned(
@@ -139,6 +142,8 @@ def planned(
 ) -> tuple[dict[str, Loss], Recipe]:
     """The losses and the recipe of a `race` with these arguments. Raises `LabError` for all that shows without training."""
     found = resolve_all(losses, checked_source(source).vocab)
+    for loss in found.values():
+        check_link(loss, source.vocab)
     plan = Recipe(steps=steps, **_known(recipe))
     check_grid(learning_rates, seeds)
     for what, values in (("learning rates", learning_rates), ("seeds", seeds)):
@@ -175,7 +180,7 @@ class _Finished:
         return [int(self.trained.seeds[run]) for run in self.runs]
 
 
-def _as_frames(finished: list[_Finished], source: str) -> Race:
+def _as_frames(finished: list[_Finished], source: str, vocab: int) -> Race:
     import pandas as pd
 
     named = lambda each: {"source": source, "loss": each.loss}
@@ -192,7 +197,7 @@ def _as_frames(finished: list[_Finished], source: str) -> Race:
     measured = frame(tests, "seed", *TEST_METRICS)
     return Race(
         curves=pd.concat([_curves(each.loss, source, each.trained) for each in finished], ignore_index=True),
-        table=pd.DataFrame([{**named(each), **_summarised(each)} for each in finished]),
+        table=pd.DataFrame([{**named(each), **_summarised(each, vocab)} for each in finished]),
         tests=measured,
         pairs=pd.concat([paired(measured, metric) for metric in PAIRED], ignore_index=True),
         reliability=frame(reliabilities, "reading", "bin_low", "bin_high", "tokens", "confidence", "accuracy"),
@@ -318,10 +323,11 @@ def best_rate(trained: Trained) -> float:
     return float(rates[np.argmin(means)]) if np.isfinite(means).any() else float("nan")
 
 
-def _summarised(finished: _Finished) -> dict[str, Any]:
+def _summarised(finished: _Finished, vocab: int) -> dict[str, Any]:
     trained, runs = finished.trained, finished.runs
     best = best_rate(trained)
     row: dict[str, Any] = {
+        "uniform_nll": float(np.log(vocab)),
         "best_rate": best,
         "rate_at_edge": len(np.unique(trained.rates)) > 1 and best in (trained.rates.min(), trained.rates.max()),
         "runs": len(runs),

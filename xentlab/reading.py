@@ -132,6 +132,13 @@ def races(table: pd.DataFrame) -> list[str]:
                 f"On {source} {who} diverged at every rate, which leaves nothing to test. Try smaller rates; of a loss that is "
                 "no number from the start `xentlab audit` says where."
             )
+        guesses = rows[rows.test_nll > rows.uniform_nll - 0.01]
+        if len(guesses):
+            guess = f"{guesses.uniform_nll.iloc[0]:.3f} nats"
+            sentences.append(
+                f"On {source} {words(list(guesses.loss))} ended no better than a uniform guess, {guess}: "
+                "does it pull towards the target? `xentlab audit` says where it does not."
+            )
         if ranked.empty:
             continue
         first = ranked.iloc[0]
@@ -145,7 +152,7 @@ def races(table: pd.DataFrame) -> list[str]:
         if last.loss not in (first.loss, "nll") or len(ranked) > 2:
             sentence += f". The most is {last.loss}'s, {last.test_nll:.3f}"
         sentences.append(sentence + ".")
-        edge = list(rows[rows.rate_at_edge].loss)
+        edge = list(rows[rows.rate_at_edge & ~rows.loss.isin(guesses.loss)].loss)
         if edge:
             sentences.append(
                 f"On {source} the best rate tried lies at the end of the grid (⇥) for {words(edge)}: "
@@ -303,6 +310,8 @@ def _information(codes: pd.DataFrame) -> list[str]:
 
 
 def _numerics(table: pd.DataFrame) -> list[str]:
+    open_to_question = list(table.loss[(table.finite_float32 == "undecided") | (table.finite_float16 == "undecided")])
+    table = table[~table.loss.isin(open_to_question)]
     bad = {dtype: list(table.loss[table[f"finite_{dtype}"].map(lambda x: x is not True)]) for dtype in ("float32", "float16")}
     where = {words(names): [each for each in bad if bad[each] == names] for names in bad.values() if names}
     said = [
@@ -313,6 +322,8 @@ def _numerics(table: pd.DataFrame) -> list[str]:
         said.append(
             f"Stable in float32 and float16 as written here: {words(fine)}. Where a logarithm is taken, the fused form does it."
         )
+    if open_to_question:
+        said.append(f"Not settled for {words(open_to_question)}: `xentlab audit` says why.")
     return said
 
 
@@ -353,7 +364,11 @@ def _combination(table: pd.DataFrame) -> list[str]:
     whole = list(table.loss[[all(each) for each in zip(*has.values(), strict=True)]])
     together = words(list(has))
     if whole == ["nll"]:
-        return [f"What cross entropy alone on this board combines: it {together}. Each of these it shares with others."]
+        alone = [name for name, each in has.items() if each.sum() == 1]
+        shared = "Each of these it shares with others" if not alone else f"It alone {words(alone)}"
+        if 0 < len(alone) < len(has):
+            shared += "; the rest it shares with others"
+        return [f"What cross entropy alone on this board combines: it {together}. {shared}."]
     if not whole:
         return [f"No loss on this board {together} at once."]
     return [f"On this board {words(whole)} {'has' if len(whole) == 1 else 'have'} all of this: {together}."]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import html
+import inspect
 import json
 import pathlib
 import time
@@ -18,7 +19,7 @@ import numpy as np
 import xentlab.runs as runs
 from xentlab.audit import as_json
 from xentlab.catalogue import own_files, resolve_all
-from xentlab.contract import Loss, facts_of
+from xentlab.contract import Loss, facts_of, unwrapped
 from xentlab.gradients import PATHS, gradient_budget, gradient_profile, profile_points
 from xentlab.markup import audit_table, pairs_table, race_tables, scoreboard_tables, sentences_list
 from xentlab.models import logits
@@ -255,7 +256,8 @@ def _download(folder: pathlib.Path, name: str) -> str:
 
 def _formula(name: str, loss: Loss) -> str:
     facts = facts_of(loss)
-    source = html.escape(facts.source or "a loss of yours: no source is named")
+    said = (inspect.getdoc(unwrapped(loss)[0]) or "no source is named").splitlines()[0].rstrip(".")
+    source = html.escape(facts.source or f"a loss of yours: {said}")
     link = html.escape(facts.link_name)
     formula = _math(facts.formula) + "; " if facts.formula else ""
     return f"<dt>{html.escape(name)}</dt><dd>{formula}read through {link}. {source}.</dd>"

@@ -232,7 +232,10 @@ def read_text(path: str | pathlib.Path) -> str:
     """A UTF-8 file's text, or that of every file in a folder, in the order of their names, hidden ones left out."""
     path = pathlib.Path(path).expanduser()
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path)))
+        try:
+            files = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path)))
+        except OSError as error:
+            raise LabError(f"cannot read {error.filename or path}: {error.strerror}.") from error
         if not files:
             raise LabError(f"{path} has no files in it. Give a UTF-8 text file, or a folder of them.")
     elif path.is_file():

@@ -27,6 +27,7 @@ VERDICTS = (
     *("bounded", "lipschitz", "convex", "strictly_proper", "proper_through", "calibrated"),
     *("low_p_limit", "low_p_order", "finite", "max_error", "same_gradient_as"),
 )
+FAILED = "the question failed"
 _SINGLE: dict[str, Callable[[Probe], Verdict]] = {
     function.__name__: function
     for function in (
@@ -70,6 +71,9 @@ def audit(loss: str | Loss, seed: int = 0) -> Audit:
     found = {"elementwise": _guarded(_elementwise, probe)}
     if (first := found["elementwise"].value) is not YES:
         why = "not one value a token that depends on that token alone" if first is NO else "see elementwise"
+        if found["elementwise"].evidence.startswith(FAILED):
+            told = f"All is asked at V = {VOCAB}, where it has to work: is there a setting of its that {VOCAB} classes have?"
+            found["elementwise"] = Verdict(UNDECIDED, f"{found['elementwise'].evidence}. {told}")
         rest = Verdict(UNDECIDED, f"{why}: nothing else is asked")
         return _audit(function, {**found, **{name: rest for name in VERDICTS if name not in found}})
     for name, question in _SINGLE.items():
@@ -113,7 +117,7 @@ def _guarded(question: Callable[[Probe], Any], probe: Probe) -> Any:
     try:
         return question(probe)
     except Exception as error:
-        return Verdict(UNDECIDED, f"the question failed: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}")
+        return Verdict(UNDECIDED, f"{FAILED}: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}")
 
 
 def claims(loss: Loss) -> bool:

@@ -91,11 +91,15 @@ def run_gradients(command: Gradients) -> None:
     from xentlab.gradients import gradient_profile
 
     begun = time.perf_counter()
-    probabilities = QUICK if command.quick else command.probabilities
+    probabilities = QUICK if command.quick and command.probabilities == Gradients.probabilities else command.probabilities
     frame = gradient_profile(command.losses, probabilities, command.vocab, command.rivals)
     finish(command, {"profiles": frame}, "profiles", begun)
     if command.rivals != "even" and max(probabilities) >= 1 / (command.vocab - 1):
         print("nan: with one rival rising, p cannot reach 1/(V - 1).", file=sys.stderr)
+    reached = frame[(frame.rivals == "even") | (frame.p < (1 - 1e-9) / (command.vocab - 1))]
+    for loss, rows in reached[reached[["value", "dvalue_dlogit"]].isna().any(axis=1)].groupby("loss", sort=False):
+        where = ", ".join(f"{p:g}" for p in dict.fromkeys(rows.p))
+        print(f"{loss} is no number at p = {where}: `xentlab audit` says more.", file=sys.stderr)
 
 
 def run_budget(command: Budget) -> None:
@@ -132,6 +136,9 @@ def run_plan(command: Plan) -> None:
     layout = (axes.get("data", 1), axes.get("model", 1))
     taken = explain_plan(*shape, loss, command.dtype, layout=layout)
     print(f"auto takes {taken.name}: {taken.why}; {taken.tiles[0]} tokens a chunk, {taken.tiles[1]} classes a tile.")
+    held = {cost.head: cost.temporary_bytes for cost in costs}
+    if held["naive"] < held[taken.name]:
+        print("The naive head holds less here: of so few logits a device, a loop's own arrays are more.")
     import jax
 
     print(f"One device's share of value and gradient, as compiled for {jax.default_backend()}; nothing was run.")
@@ -163,7 +170,7 @@ def run_audit(command: Audit) -> None:
         if command.format == "csv":
             console.print_rows(rows, "csv")
             return
-        columns = [name for name in rows[0] if name not in ("max_error", "finite", "low_p_limit")]
+        columns = [name for name in rows[0] if name not in ("max_error", "low_p_limit")]
         if len(rows) > 4:
             console.print_table([{name.replace("_", "\n"): row[name] for name in columns} for row in rows])
         else:
@@ -175,6 +182,9 @@ def run_audit(command: Audit) -> None:
             print(f"What is claimed of {whose} is what was found.")
         for name, said in differ.items():
             print(f"{name}: {'; '.join(said)}")
-        print('low_p_limit, finite, max_error, evidence, witnesses: one loss at a time, or --format json. "?" is undecided.')
+        for each in audits:
+            if (first := each.verdicts["elementwise"]).value == "undecided":
+                print(f"{each.loss}: {first.evidence}")
+        print('low_p_limit, max_error, evidence, witnesses: one loss at a time, or --format json. "?" is undecided.')
         return
     console.print_audit(audits[0])

@@ -7,6 +7,7 @@ import itertools
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 
 from xentlab import console
 from xentlab.cli.writing import finish, folder_of
@@ -44,7 +45,7 @@ def run_report(command: Report) -> None:
     from xentlab.sources import Text
 
     text = Text(command.text, command.tokenizer, command.bpe_vocab)
-    with runs.using(folder_of(command)) as folder, console.progress() as tell:
+    with _as_a_whole("report"), runs.using(folder_of(command)) as folder, console.progress() as tell:
         report = make_report(command.losses, text, folder, command.seed, command.quick, tell)
     if command.format != "table":
         console.print_rows(report.table.to_dict("records"), command.format)
@@ -55,13 +56,21 @@ def run_report(command: Report) -> None:
     print(f"Open {report.folder / 'report.html'} in a browser.", file=sys.stderr)
 
 
+@contextlib.contextmanager
+def _as_a_whole(what: str) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"A {what} is made as a whole: it begins anew the next time.") from None
+
+
 def run_tour(command: Tour) -> None:
     """The argument, claim by claim."""
     from xentlab import runs
     from xentlab.tour.page import make_tour
     from xentlab.tour.station import check_rows
 
-    with runs.using(folder_of(command)) as folder, console.progress() as tell:
+    with _as_a_whole("tour"), runs.using(folder_of(command)) as folder, console.progress() as tell:
         _, walked = make_tour(folder, command.quick, tell)
     stations = [station for each in walked for station in each.stations]
     rows = check_rows(stations)

@@ -66,7 +66,12 @@ def folder_of(command: Any) -> pathlib.Path:
     from xentlab import runs
 
     text = getattr(command, "text", None)
-    if text and command.out and command.out.expanduser().resolve().is_relative_to(text.expanduser().resolve()):
+    if (
+        text
+        and text.is_dir()
+        and command.out
+        and command.out.expanduser().resolve().is_relative_to(text.expanduser().resolve())
+    ):
         raise LabError(
             f"--out {command.out} lies in --text {text}: what is written would be read as text. Give a folder outside of it."
         )

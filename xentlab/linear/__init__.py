@@ -82,7 +82,7 @@ def linear_loss(
     weights = jnp.ones(shape, wide) if token_weights is None else jnp.asarray(token_weights).astype(wide)
     if weights.shape != shape:
         raise LabError(f"token_weights are one a token: targets are {list(shape)}, they are {list(weights.shape)}.")
-    _refuse_bad_targets(targets, weights, vocab, " Give tokens to leave out a token_weight of 0.")
+    _refuse_bad_targets(targets, weights, vocab, " Tokens to leave out have a weight of 0 in token_weights.")
     tokens = targets.size
     hidden, weight, bias, targets, weights = together(hidden, weight, bias, as_index(targets), weights)
     hidden, flat, flat_weights = _level(head, hidden, targets, weights)
