@@ -359,6 +359,15 @@ def test_a_temperature_is_proper_through_itself_alone(temperature):
     assert found["calibrated"].value is True
 
 
+@pytest.mark.parametrize("factor", [0.02, 0.5, 1.7])
+def test_a_link_that_nobody_declared_is_found(factor):
+    """In whatever units the loss measures its logits."""
+    of = LOSSES["generalized_cross_entropy"] if factor == 0.5 else lambda z, y, q: nll(factor * z, y)
+    found = audit(lambda logits, targets: of(logits, targets, q=0.5)).verdicts
+    assert found["strictly_proper"].value is False
+    assert found["proper_through"].value == f"softmax({factor}z)"
+
+
 @given(order=st.floats(-1, 2), k=st.floats(-1, 2))
 def test_the_fit_tells_powers_from_logarithms(order, k):
     found = fit(3 * LOW**order * np.log(1 / LOW) ** k)

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from xentlab import LOSSES, runs
+from xentlab import LOSSES
 from xentlab.cache import JAXS_OWN, tidy
 from xentlab.cache import folder as cache_folder
 from xentlab.cli import COMMANDS, main
@@ -216,73 +216,6 @@ def test_a_loss_of_ones_own_through_gradients_budget_and_race(mine, tmp_path, ca
         },
     }
     assert record["sources"][0]["kind"] == "markov"
-
-
-@pytest.mark.parametrize(
-    ("held", "command", "told"),
-    [
-        ('{"kind": "race"}', "gradients", "holds a run of race, which gradients would overwrite. Give another folder"),
-        ('{"kind": "race"}', "report --quick", "holds a run of race, which report would overwrite"),
-        ('{"kind": "race"}', "tour --quick", "holds a run of race, which tour would overwrite"),
-        ('{"kind": "report"}', "scoreboard --quick", "holds a run of report, which scoreboard would overwrite"),
-        ('{"kind": "report"}', "race --quick", "holds a run of report, which race would overwrite. Give another"),
-        ('{"command": ["xentlab", "report"]}', "race --quick", "holds a run of another kind, which race would overwrite"),
-        ('{"kind": "race", "argu', "race --quick", "cannot be read"),
-        ("[]", "race --quick", "or replace it with --anyway"),
-        ('{"kind": "race"}', "race --quick", "holds a finished race. Give another one with --out, or replace it"),
-    ],
-)
-def test_a_run_of_another_kind_is_not_overwritten(tmp_path, capsys, held, command, told):
-    (tmp_path / "held").mkdir()
-    (tmp_path / "held" / "run.json").write_text(held)
-    code, out, err = in_process(capsys, *command.split(), "--out", "held")
-    assert (code, out, err.count("\n")) == (2, "", 1)
-    assert told in err
-    assert (tmp_path / "held" / "run.json").read_text() == held
-
-
-def test_nothing_is_written_into_an_unfinished_race(tmp_path, capsys):
-    (tmp_path / "held").mkdir()
-    (tmp_path / "held" / "begun.json").write_text('{"kind": "race"}')
-    code, out, err = in_process(capsys, "gradients", "--quick", "--out", "held")
-    assert (code, out) == (2, "")
-    assert "held holds an unfinished race, which gradients would write into" in err
-    assert [path.name for path in (tmp_path / "held").iterdir()] == ["begun.json"]
-
-
-@pytest.mark.parametrize(("made", "left"), [([], False), (["frame.csv"], True)])
-def test_a_run_that_ended_before_it_made_anything_leaves_no_folder(tmp_path, made, left):
-    def stopped():
-        with runs.using(runs.new_folder("report", tmp_path / "run")) as folder:
-            for name in made:
-                (folder / name).write_text("")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        stopped()
-    assert (tmp_path / "run").exists() == left
-
-
-@pytest.mark.parametrize("command", ["race", "report", "scoreboard"])
-def test_no_run_is_written_into_its_own_text(tmp_path, capsys, command):
-    """It would be another text the next time, and the race would never go on."""
-    (tmp_path / "book").mkdir()
-    (tmp_path / "book" / "one.txt").write_text("It was the best of times, it was the worst of times. " * 100)
-    for out in ("book", "book/run", tmp_path / "book" / "run"):
-        code, _, err = in_process(capsys, command, "--text", "book", "--quick", "--out", out)
-        assert (code, err.count("\n")) == (2, 1)
-        assert "lies in --text book" in err
-    assert [path.name for path in (tmp_path / "book").iterdir()] == ["one.txt"]
-
-
-@pytest.mark.parametrize("held", ["null", '{"kind": "report"}'])
-def test_told_to_a_race_replaces_what_is_there(tmp_path, capsys, held):
-    (tmp_path / "held").mkdir()
-    (tmp_path / "held" / "run.json").write_text(held)
-    line = ("race", "--losses", "nll", "--markov", 5, "--model", "bigram", "--quick", "--out", "held")
-    code, _, err = in_process(capsys, *line, "--anyway")
-    assert code == 0, err
-    assert json.loads((tmp_path / "held" / "run.json").read_text())["kind"] == "race"
 
 
 def test_a_command_writes_into_its_own_folder_again(tmp_path, capsys):

@@ -4,15 +4,12 @@ import json
 import os
 import pathlib
 import re
-import subprocess
-import sys
-from importlib import metadata
 
 import pandas as pd
 import pytest
 from browser import chromium, luminance, watched
 
-from xentlab import LabError, charts, reading, runs
+from xentlab import charts, reading
 from xentlab.report import make_report
 
 TRAINS = True
@@ -173,49 +170,6 @@ def test_looks_stay_apart_for_the_whole_catalogue():
     from xentlab import LOSSES as ALL
 
     assert len(set(charts.look(list(ALL)).values())) == len(ALL)
-
-
-def test_a_run_from_sources_keeps_its_record(monkeypatch):
-    """A benchmark of minutes must not end without one because no package of that name is installed."""
-
-    def unknown(package):
-        raise metadata.PackageNotFoundError(package)
-
-    monkeypatch.setattr(metadata, "version", unknown)
-    assert runs.record({}, [], 0.0)["versions"]["xentlab"] == "not installed"
-
-
-def test_a_file_is_whole_or_absent(tmp_path, monkeypatch):
-    path = tmp_path / "kept.csv"
-    path.write_text("before")
-    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
-    with pytest.raises(LabError, match=r"No space left\. Nothing half-written is left"):
-        runs.write_bytes(path, b"after")
-    assert path.read_text() == "before"
-    assert [p.name for p in tmp_path.iterdir()] == ["kept.csv"]
-
-
-def test_who_may_read_a_file_is_the_users_to_say(tmp_path):
-    code = "import pathlib, sys; from xentlab import runs; runs.write_bytes(pathlib.Path(sys.argv[1]), b'')"
-    for mask, mode in (("077", 0o600), ("022", 0o644)):
-        subprocess.run(["sh", "-c", f'umask {mask}; "$@"', "sh", sys.executable, "-c", code, tmp_path / mask], check=True)
-        assert (tmp_path / mask).stat().st_mode & 0o777 == mode
-
-
-def test_a_commit_tells_of_files_that_git_does_not_know_yet(tmp_path, monkeypatch):
-    git = lambda *words: subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=b", *words], check=True)
-    (tmp_path / "xentlab" / "losses").mkdir(parents=True)
-    (tmp_path / "xentlab" / "runs.py").write_text("")
-    git("init", "-q")
-    git("add", ".")
-    git("commit", "-qm", "first")
-    monkeypatch.setattr(runs, "__file__", str(tmp_path / "xentlab" / "runs.py"))
-    said = [runs.commit()]
-    for content in ("one", "another"):
-        (tmp_path / "xentlab" / "losses" / "fresh.py").write_text(content)
-        said.append(runs.commit())
-    assert len(set(said)) == 3
-    assert all(each.startswith(said[0]) for each in said)
 
 
 @pytest.fixture(scope="module")

@@ -15,18 +15,13 @@ import sys
 import time
 
 import jax
-import optax
 import pytest
 
-from xentlab import LOSSES, LabError
+from xentlab import LabError
 from xentlab.catalogue import own_files, placed
 from xentlab.checkpoints import Checkpoints, Grid
 from xentlab.cli import main, writing
-from xentlab.models import resolve_model
-from xentlab.race import _made
-from xentlab.recipe import Recipe
 from xentlab.resume import differences, has_begun
-from xentlab.sources import MarkovSource
 
 TRAINS = True
 RACE = ("race", "--losses", "nll", "brier", "--markov", "8", "--model", "bigram", "--steps", "20", "--seeds", "0", "1")
@@ -271,43 +266,6 @@ def test_a_loss_is_known_by_what_it_computes_wherever_that_stands(tmp_path, monk
         records[folder] = {"arguments": {"losses": ["nll", name]}, "losses": own_files(["nll", name])}
     assert differences(records["a"], records["b"]) == []
     assert differences(records["a"], records["c"]) == ["mine.py:own was edited since, and computes something else now"]
-
-
-def test_runs_are_kept_as_of_all_that_makes_them():
-    scaled = lambda by: lambda logits, targets: by * LOSSES["nll"](logits, targets)
-    usual = {"loss": scaled(1.0), "seeds": [0, 1], "source": MarkovSource(vocab=8), "model": "bigram", "plan": Recipe()}
-    others = {
-        "loss": [scaled(2.0)],
-        "seeds": [[0, 2]],
-        "source": [MarkovSource(vocab=8, seed=1), MarkovSource(vocab=9)],
-        "model": ["mlp"],
-        "plan": [
-            *(Recipe(**{name: 3}) for name in ("steps", "batch", "window", "blocks", "validation_tokens")),
-            *(
-                Recipe(optimizer="sgd"),
-                Recipe(schedule="linear"),
-                Recipe(clip=1.0),
-                Recipe(label_noise=0.1),
-                Recipe(head="naive"),
-            ),
-        ],
-    }
-    kept = _made(**usual)
-    assert kept == _made(**usual | {"loss": scaled(1.0)})
-    for name, values in others.items():
-        for value in values:
-            assert _made(**usual | {name: value}) != kept, (name, value)
-
-
-def test_functions_are_known_by_what_they_compute():
-    """Of two lambdas the names are one."""
-    with jax.numpy_dtype_promotion("standard"):
-        model = lambda by: lambda vocab, key: jax.tree.map(lambda leaf: by * leaf, resolve_model("bigram")(vocab, key))
-        sgd = lambda momentum: lambda rate: optax.sgd(rate, momentum=momentum)
-        usual = {"loss": LOSSES["nll"], "seeds": [0], "source": MarkovSource(vocab=8)}
-        made = lambda by, momentum: _made(**usual, model=model(by), plan=Recipe(optimizer=sgd(momentum)))
-        assert made(1.0, 0.5) == made(1.0, 0.5)
-        assert made(2.0, 0.5) != made(1.0, 0.5) != made(1.0, 0.25)
 
 
 def test_a_race_that_cannot_print_is_finished(whole, tmp_path):

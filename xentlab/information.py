@@ -94,10 +94,10 @@ def sequence_log_prob(
     Array(-4., dtype=float32)
     """
     if mask is None:
-        return jnp.sum(at_target(log_softmax(logits), tokens), axis=-1, dtype=_wide(logits.dtype))
+        return jnp.sum(at_target(log_softmax(logits), tokens), axis=-1, dtype=_wide(logits))
     # Both wheres: the inner one keeps what is no number out of the gradient as well.
     each = at_target(log_softmax(jnp.where(mask[..., None] == 0, 0, logits)), tokens)
-    return jnp.sum(jnp.where(mask == 0, 0, each * mask), axis=-1, dtype=_wide(logits.dtype))
+    return jnp.sum(jnp.where(mask == 0, 0, each * mask), axis=-1, dtype=_wide(logits))
 
 
 def weighted_mean(
@@ -116,7 +116,7 @@ def weighted_mean(
         weights = jnp.ones_like(values)
     if weights.shape != values.shape:
         raise LabError(f"weighted_mean needs one weight a value: values are {values.shape}, weights {weights.shape}.")
-    mean = weighted_sum(values, weights) / divisor(weights).astype(_wide(values.dtype))
+    mean = weighted_sum(values, weights) / divisor(weights).astype(_wide(values))
     return mean.astype(values.dtype), _counted(weights)
 
 
@@ -128,7 +128,7 @@ def weighted_sum(values: Float[Array, "..."], weights: Float[Array, "..."]) -> F
     """
     counts = weights != 0
     # Both wheres: the inner one keeps a NaN of weight 0 out of the gradient as well.
-    return jnp.sum(jnp.where(counts, weights * jnp.where(counts, values, 0), 0), dtype=_wide(values.dtype))
+    return jnp.sum(jnp.where(counts, weights * jnp.where(counts, values, 0), 0), dtype=_wide(values))
 
 
 def divisor(weights: Float[Array, "..."]) -> Float[Array, ""]:
@@ -143,11 +143,12 @@ def divisor(weights: Float[Array, "..."]) -> Float[Array, ""]:
 
 
 def _counted(weights):
-    return jnp.sum(jnp.where(weights != 0, weights, 0), dtype=_wide(weights.dtype))
+    return jnp.sum(jnp.where(weights != 0, weights, 0), dtype=_wide(weights))
 
 
-def _wide(dtype):
-    """What sums are made in: of 8,192 tens float16 has none. Counts stay what they are."""
+def _wide(summed):
+    """The type that sums are made in: of 8,192 tens float16 has none. Counts stay what they are."""
+    dtype = jnp.result_type(summed)
     return accumulator(dtype) if jnp.issubdtype(dtype, jnp.floating) else dtype
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from xentlab.contract import LabError
-from xentlab.memory import machine_memory
+from xentlab.memory import machine_memory, usable_cores
 from xentlab.products import on_cpu
 
 USED = 0.8  # of the memory that is free: the rest is for what XLA does not count
@@ -37,8 +36,7 @@ def preferred(runs: int, mesh: Mesh | None = None) -> Layout:
         at_once = axis if on_cpu() else -(-runs // axis) * axis
         return Layout(at_once if axis > 1 else 1, 1, False, f"a mesh of {mesh.size} devices, {axis} of them for different runs")
     if on_cpu():
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return Layout(1, min(runs, cores), False, "a run a core: a batch of runs would leave the CPU's cache")
+        return Layout(1, min(runs, usable_cores()), False, "a run a core: a batch of runs would leave the CPU's cache")
     return Layout(runs, 1, False, "all runs in one program, as wide as the chip likes it")
 
 

@@ -1,7 +1,8 @@
-"""The memory that this process may have: a container, or a batch system, may allow less than the machine has."""
+"""What this process may have of the machine, memory and cores: a container, or a batch system, may allow less."""
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Iterator
 
@@ -27,6 +28,15 @@ def machine_memory(root: str = "/") -> tuple[int, int]:
         totals.append(limit)
         frees.append(max(0, limit - used))
     return min(totals), min(frees)
+
+
+def usable_cores() -> int:
+    """How many cores this process may use; by their number a CPU's products are summed one way or another.
+
+    >>> 1 <= usable_cores() <= os.cpu_count()
+    True
+    """
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _groups(root: pathlib.Path) -> Iterator[tuple[int, int]]:

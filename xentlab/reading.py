@@ -275,6 +275,12 @@ def scoreboard(table: pd.DataFrame, codes: pd.DataFrame) -> list[str]:
 
 def _probability(table: pd.DataFrame) -> list[str]:
     said = []
+    for row in table[table.read_through == "softmax(z)"].itertuples():
+        if isinstance(row.proper_through, str) and row.proper_through not in ("softmax", "undecided"):
+            said.append(
+                f"{row.loss} is read through softmax(z) here, but is least at the truth through {row.proper_through}: give it "
+                "that link, @xentlab.loss(link=...), before its numbers are believed."
+            )
     steady, biased = table[table.tokens_needed.notna()], table[table.tokens_needed.isna() & (table.bias > 0)]
     if len(steady):
         needs = [f"{row.loss} {number(row.tokens_needed)}" for row in steady.sort_values("tokens_needed").itertuples()]

@@ -19,6 +19,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from xentlab.contract import LabError
+from xentlab.memory import usable_cores
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -132,8 +133,6 @@ def record(arguments: dict[str, Any], sources: list[dict[str, Any]], seconds: fl
     import jax
 
     device = jax.devices()[0]
-    # Those that this process may use: by their number a CPU's products are summed otherwise.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "command": [pathlib.Path(sys.argv[0]).name, *sys.argv[1:]],
         "arguments": arguments,
@@ -146,7 +145,12 @@ def record(arguments: dict[str, Any], sources: list[dict[str, Any]], seconds: fl
         },
         "commit": commit(),
         "numerics": {name: str(getattr(jax.config, name)) for name in NUMERICS},
-        "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count(), "cores": cores},
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": jax.device_count(),
+            "cores": usable_cores(),
+        },
         "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
         **more,
     }

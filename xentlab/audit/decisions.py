@@ -225,6 +225,15 @@ def links(probe: Probe) -> dict[str, Callable]:
     return found
 
 
+def _scaled_softmax(minimiser: Minimiser) -> dict[str, Callable]:
+    """The softmax of the one multiple of the logits that may read back this law: a loss may measure them in its own units."""
+    z, log_law = minimiser.logits[0] - minimiser.logits[0].mean(), np.log(minimiser.law)
+    if not z.any():
+        return {}
+    factor = float(z @ (log_law - log_law.mean()) / (z @ z))
+    return {f"softmax({factor:.4g}z)": lambda z: jax.nn.softmax(factor * z)}
+
+
 def decide(probe: Probe, honest: bool, conservative: bool | str) -> dict[str, Verdict]:
     """`strictly_proper`, `proper_through` and `calibrated`."""
     if conservative is NO:
@@ -236,7 +245,7 @@ def decide(probe: Probe, honest: bool, conservative: bool | str) -> dict[str, Ve
         f"{len(found)} distributions over {VOCAB} classes, {STARTS} starts, {'value' if honest else 'potential'} in float64",
     )
     misses: dict[str, Verdict] = {}
-    for name, link in links(probe).items():
+    for name, link in (links(probe) | _scaled_softmax(found[0])).items():
         misses[name] = _reads_back(probe, link, found)
         if misses[name].value is not NO:
             through = name if misses[name].value is YES else UNDECIDED

@@ -9,7 +9,6 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import math
-import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,8 @@ from xentlab.audit import Audit, audit
 from xentlab.audit.numerics import DTYPES
 from xentlab.catalogue import resolve, resolve_all
 from xentlab.coding import decode, encode
-from xentlab.contract import LabError, Loss
+from xentlab.contract import LabError, Loss, facts_of
+from xentlab.memory import usable_cores
 from xentlab.race import StagedRace
 from xentlab.runs import write_bytes
 from xentlab.scoreboard.efficiency import efficiency, make_truth, simulate, tokens_needed
@@ -47,7 +47,8 @@ class Scoreboard:
     table: one row a loss. Probability: bias (nats), tokens_needed with _low and _high over draws of the truth, simulated
     with _low and _high (95%, on the first draw), and theory, what that draw is to show. Numerics: error_<dtype> and
     gradient_error_<dtype>, finite_<dtype>. Optimisation: low_p_even, low_p_one, low_p_order, escape_steps, escape_rate and
-    escape_tried. Beside them the audit's strictly_proper, proper_through, convex, lipschitz and local.
+    escape_tried. Beside them read_through, the link that the loss declares, and the audit's strictly_proper,
+    proper_through, convex, lipschitz and local.
     codes: information, one row a source and loss, as `code_lengths` gives it. audits: each loss's audit.
     """
 
@@ -79,7 +80,7 @@ def scoreboard(
     tell(what, 0, len(found))
     rows, audits = [], {}
     # Most of it is compilation, which keeps one core busy: a task a core. What others wait for is asked for first.
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(usable_cores()) as pool:
         nll = resolve("nll")
         trial = lambda: simulate(nll, truths[0], truths[0].weights, replicates=replicates, seed=seed) if replicates else None
         reference = pool.submit(trial)
@@ -87,7 +88,7 @@ def scoreboard(
         doors = lambda loss: (audit(loss, seed), _trained_doors(loss, truths, reference.result(), replicates, seed))
         for (name, _), (audited, numbers) in zip(found.items(), pool.map(doors, found.values()), strict=True):
             audits[name] = audited
-            rows.append({"loss": name, **_from_audit(audited), **numbers})
+            rows.append({"loss": name, "read_through": facts_of(found[name]).link_name, **_from_audit(audited), **numbers})
             tell(what, len(rows), len(found))
         codes = [each.result() for each in coding]
     return Scoreboard(pd.DataFrame(rows), pd.concat(codes, ignore_index=True) if codes else pd.DataFrame(), audits)
