@@ -33,6 +33,14 @@ def test_float16_has_a_large_vocabulary(name):
     assert jnp.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_numpys_own_numbers_are_taken(name):
+    """In float64, which JAX has not unless it is told to, and would warn of."""
+    value = LOSSES[name](np.array([[0.5, -1.0, 2.0]]), np.array([1]))
+    np.testing.assert_allclose(value, LOSSES[name](jnp.array([[0.5, -1.0, 2.0]]), jnp.array([1])), rtol=1e-6)
+    assert value.dtype == jnp.float32
+
+
 @pytest.mark.parametrize("vocab", [300, 1000, 2000])
 def test_a_direction_in_float16_has_a_gradient(vocab):
     gradient = jax.grad(lambda z: LOSSES["spherical"](z, jnp.array(0)))(jnp.zeros(vocab, jnp.float16))

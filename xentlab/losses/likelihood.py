@@ -68,7 +68,7 @@ def _with_prior(logits, prior):
     prior = zipf_prior(vocab, dtype) if prior is None else jnp.asarray(prior, dtype)
     if prior.shape != (vocab,):
         raise LabError(f"logit_adjusted needs one prior a class: the vocabulary is {vocab}, the prior {prior.shape}.")
-    return logits + jnp.broadcast_to(jnp.log(prior).astype(logits.dtype), logits.shape)
+    return logits + jnp.broadcast_to(jnp.log(prior).astype(jnp.result_type(logits)), logits.shape)
 
 
 def _adjusted_link(logits, *, prior=None):

@@ -40,7 +40,7 @@ def log_softmax(logits: Logits) -> Logits:
     >>> print("{:.4e} {:.4f}".format(*log_softmax(jnp.array([30.0, 0.0]))))  # -exp(-30), and -30 less that
     -9.3576e-14 -30.0000
     """
-    dtype, logits = logits.dtype, wide(logits)
+    dtype, logits = jnp.result_type(logits), wide(logits)
     is_top = is_first_top(logits)
     greatest = jnp.sum(jnp.where(is_top, logits, 0), axis=-1, keepdims=True)
     below = jnp.where(is_top, 0, logits - greatest)
@@ -50,7 +50,7 @@ def log_softmax(logits: Logits) -> Logits:
 
 def softmax(logits: Logits) -> Logits:
     """exp(log_softmax): probabilities [..., V]."""
-    return jnp.exp(log_softmax(wide(logits))).astype(logits.dtype)
+    return jnp.exp(log_softmax(wide(logits))).astype(jnp.result_type(logits))
 
 
 @jax.custom_jvp
@@ -98,7 +98,7 @@ def log_hit_and_miss(logits: Logits) -> tuple[Logits, Logits]:
     >>> print("{:.4f} {:.4e}".format(*log_miss))  # -50, and -exp(-50)
     -50.0000 -1.9287e-22
     """
-    dtype, logits = logits.dtype, wide(logits)
+    dtype, logits = jnp.result_type(logits), wide(logits)
     is_top = is_first_top(logits)
     greatest = jnp.sum(jnp.where(is_top, logits, 0), axis=-1, keepdims=True)
     rivals = jnp.where(is_top, -jnp.inf, logits - greatest)

@@ -97,7 +97,7 @@ def z_loss(logits: Logits, targets: Targets, *, coefficient: float = 1e-4) -> Pe
         lambda coefficient: coefficient >= 0,
         f"z_loss needs a coefficient of at least 0; got {coefficient}. At 0 it is nll.",
     )
-    return nll(logits, targets) + coefficient * (jax.nn.logsumexp(wide(logits), axis=-1) ** 2).astype(logits.dtype)
+    return nll(logits, targets) + coefficient * (jax.nn.logsumexp(wide(logits), axis=-1) ** 2).astype(jnp.result_type(logits))
 
 
 @loss(

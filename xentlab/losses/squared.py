@@ -55,7 +55,7 @@ def brier(logits: Logits, targets: Targets) -> PerToken:
     """
     rivals = off_target(softmax(wide(logits)), targets)
     # 1 - p_y is the rivals' sum: nothing cancels at certainty.
-    return (jnp.sum(rivals, axis=-1) ** 2 + jnp.sum(rivals**2, axis=-1)).astype(logits.dtype)
+    return (jnp.sum(rivals, axis=-1) ** 2 + jnp.sum(rivals**2, axis=-1)).astype(jnp.result_type(logits))
 
 
 @loss(
@@ -83,7 +83,7 @@ def spherical(logits: Logits, targets: Targets) -> PerToken:
     rivals = jnp.sum(off_target(p, targets) ** 2, axis=-1)
     norm = jnp.sqrt(p_target**2 + rivals)
     # (norm - p_y) / norm with the difference written as rivals / (norm + p_y): nothing cancels at certainty.
-    return (rivals / (norm * (norm + p_target))).astype(logits.dtype)
+    return (rivals / (norm * (norm + p_target))).astype(jnp.result_type(logits))
 
 
 @loss(
