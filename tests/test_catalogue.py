@@ -31,6 +31,9 @@ def by_numpy(logits, targets):
     return jnp.asarray(np.asarray(my_loss(logits, targets)))
 def branches(logits, targets):
     return my_loss(logits, targets) if logits.mean() > 0 else 0 * my_loss(logits, targets)
+def other_way_too(targets, logits):
+    from xentlab import at_target
+    return -at_target(jax.nn.log_softmax(logits), targets)
 def other_way(targets, logits):
     return my_loss(logits, targets)
 CONSTANT = 3
@@ -141,6 +144,7 @@ def test_an_installed_package_offers_a_loss(monkeypatch):
         ("mine.py:CONSTANT", "int, not a function"),
         ("mine.py:averaged", r"returned float32 of shape \[\].*leave the mean to the lab"),
         ("mine.py:needs_three", "TypeError.*prior"),
+        ("mine.py:other_way_too", r"works with the two the other way round: a loss takes \(logits, targets\)"),
         ("mine.py:by_numpy", "TracerArrayConversionError.*Take jax.numpy where it takes NumPy"),
         ("mine.py:branches", r"TracerBoolConversionError.*take jnp\.where in place of an if"),
         ("mine.py:other_way", r"works with the two the other way round: a loss takes \(logits, targets\)"),

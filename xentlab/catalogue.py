@@ -183,7 +183,10 @@ def resolve_all(losses: Iterable[str | Loss], vocab: int = 5) -> dict[str, Loss]
         function = resolve(item, vocab=vocab)
         name = name_of(function)
         if name in found and not _same(found[name], function):
-            raise LabError(f"two different losses are called {name!r}; rename one of the functions.")
+            raise LabError(
+                f"two different losses are called {name!r}; rename one of the functions, or, where a function makes both, let "
+                "it be their loss, and functools.partial bind its settings."
+            )
         found[name] = function
     if not found:
         raise LabError("no losses given; name at least one, for example nll.")
@@ -193,7 +196,7 @@ def resolve_all(losses: Iterable[str | Loss], vocab: int = 5) -> dict[str, Loss]
 def _same(one: Loss, other: Loss) -> bool:
     """Whether two losses of one name are one: a function, and its settings."""
     (function, settings), (other_function, others) = unwrapped(one), unwrapped(other)
-    return function is other_function and all(np.array_equal(settings[key], others[key]) for key in settings)
+    return function is other_function and all(np.array_equal(settings[key], others.get(key)) for key in settings)
 
 
 def _is_path(where: str) -> bool:

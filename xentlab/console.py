@@ -134,7 +134,7 @@ def summary(table: pd.DataFrame) -> list[dict[str, Any]]:
             ("calibration_error", "calibration"),
             ("kl_to_law", "KL to law"),
         ):
-            half = (row[f"{column}_high"] - row[f"{column}_low"]) / 2
+            half = max(row[f"{column}_high"] - row[column], row[column] - row[f"{column}_low"])  # one end may be cut
             spread = f" ± {half:.2g}" if half == half else ""
             entry[title] = "" if row[column] != row[column] else f"{row[column]:.4f}{spread}"
         entry["at T"] = "" if row.temperature != row.temperature else f"{row.tempered_nll:.4f} ({row.temperature:.2g})"

@@ -140,9 +140,12 @@ def checked(loss: Loss, vocab: int = 5, shape: tuple[int, ...] = (2, 3), dtype: 
     """The loss itself, once an abstract call has shown that it keeps the contract. Raises `LabError` if not."""
     logits, targets = jax.ShapeDtypeStruct((*shape, vocab), dtype), jax.ShapeDtypeStruct(shape, jnp.int32)
     shown = f"logits {[*shape, vocab]} and targets {list(shape)}"
+    other_way = "It works with the two the other way round: a loss takes (logits, targets)."
     try:
         value = _abstract(loss, logits, targets)
-    except LabError:
+    except LabError as error:
+        if _takes(loss, targets, logits):
+            raise LabError(f"{name_of(loss)} fails on {shown}: {error} {other_way}") from error
         raise
     except FAILURES as error:
         first = str(error).strip().split("\n")[0].rstrip(".")
@@ -154,9 +157,7 @@ def checked(loss: Loss, vocab: int = 5, shape: tuple[int, ...] = (2, 3), dtype: 
             remedy = "Take jax.numpy where it takes NumPy: the lab differentiates and compiles it."
         elif isinstance(error, jax.errors.ConcretizationTypeError):
             remedy = "Values are not known while it is compiled: take jnp.where in place of an if, and fixed shapes."
-        with contextlib.suppress(*FAILURES):
-            if getattr(_abstract(loss, targets, logits), "shape", None) == shape:
-                remedy = "It works with the two the other way round: a loss takes (logits, targets)."
+        remedy = other_way if _takes(loss, targets, logits) else remedy
         raise LabError(f"{name_of(loss)} fails on {shown}: {type(error).__name__}: {first}. {remedy}") from error
     got = getattr(value, "shape", None)
     if got != shape or not jnp.issubdtype(value.dtype, jnp.floating):
@@ -173,6 +174,13 @@ def _abstract(loss: Loss, *arguments: jax.ShapeDtypeStruct) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         return jax.eval_shape(loss, *arguments)
+
+
+def _takes(loss: Loss, targets: jax.ShapeDtypeStruct, logits: jax.ShapeDtypeStruct) -> bool:
+    """Whether a loss works with its arguments the other way round."""
+    with contextlib.suppress(*FAILURES):
+        return getattr(_abstract(loss, targets, logits), "shape", None) == targets.shape
+    return False
 
 
 def name_of(loss: Loss) -> str:

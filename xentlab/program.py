@@ -72,23 +72,23 @@ class Program:
     spread: Spread
     built: dict[int, tuple[jax.stages.Compiled, jax.stages.Compiled]] = dataclasses.field(default_factory=dict)
 
-    def lowered(self, width: int) -> tuple[jax.stages.Lowered, jax.stages.Lowered, jax.stages.Lowered]:
-        """begin, block and measure for so many runs a call, as JAX makes them."""
+    def _lowered(self, width: int) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
         of = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype)
         rates, places = of(jnp.float32, width), of(jnp.int32, width, *next(self.draws([0]))[1].shape[1:])
-        begin = self.begin.lower(rates, of(jnp.uint32, width))
-        states = begin.out_info
-        return begin, self.block.lower(rates, states, of(jnp.int32), places), self.measure.lower(states)
+        states = jax.eval_shape(self.begin, rates, of(jnp.uint32, width))
+        return self.block.lower(rates, states, of(jnp.int32), places), self.measure.lower(states)
 
     def compiled(self, width: int) -> tuple[jax.stages.Compiled, jax.stages.Compiled]:
         """block and measure for so many runs a call: compiled once, with XLA's account of their memory."""
         if width not in self.built:
-            self.built[width] = tuple(each.compile() for each in self.lowered(width)[1:])
+            self.built[width] = tuple(each.compile() for each in self._lowered(width))
         return self.built[width]
 
     def digest(self) -> str:
         """A hash of all that a run of it computes, and of what that closes over."""
-        return hashlib.sha256("".join(each.as_text() for each in self.lowered(1)).encode()).hexdigest()
+        one = lambda dtype: jax.ShapeDtypeStruct((1,), dtype)
+        parts = self.begin.lower(one(jnp.float32), one(jnp.uint32)), *self._lowered(1)
+        return hashlib.sha256("".join(each.as_text() for each in parts).encode()).hexdigest()
 
     def needs(self, width: int) -> tuple[int, int]:
         """Bytes that so many runs stand in, and that a call of them takes besides, on each device."""

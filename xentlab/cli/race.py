@@ -15,6 +15,9 @@ from xentlab.cli.writing import folder_of, record_of, show, write
 from xentlab.commands import Race
 from xentlab.contract import LabError
 
+LEGEND = """±: 95% over seeds. calibration: the expected error of how sure it was. smoothing: the share of the uniform that
+validation mixed in. at T: test NLL after one temperature, in brackets. ⇥: the end of the grid of rates."""
+
 
 def run_race(command: Race) -> None:
     """A race, begun or resumed, alone or with other processes."""
@@ -85,6 +88,7 @@ def run_race(command: Race) -> None:
     if hosts.first():
         show(command, result.table, console.summary(result.table))
     if command.format == "table" and hosts.first():
+        print(LEGEND)
         said = [*reading.races(result.table), *reading.pairs(result.pairs)]
         for sentence in [*said, *reading.temperatures(result.table), *reading.rarity(result.frequency)]:
             print(f"- {sentence}")

@@ -66,12 +66,8 @@ def folder_of(command: Any) -> pathlib.Path:
     from xentlab import runs
 
     text = getattr(command, "text", None)
-    if (
-        text
-        and text.is_dir()
-        and command.out
-        and command.out.expanduser().resolve().is_relative_to(text.expanduser().resolve())
-    ):
+    whole = lambda path: path.expanduser().resolve()
+    if text and text.is_dir() and command.out and whole(command.out).is_relative_to(whole(text)):
         raise LabError(
             f"--out {command.out} lies in --text {text}: what is written would be read as text. Give a folder outside of it."
         )

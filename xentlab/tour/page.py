@@ -112,8 +112,9 @@ def _station(each: Walked, station: Station, after: Station | None, specs: dict,
     rows = "".join(_check(check) for check in station.checks)
     onward = (f"#claim-{after.claim}", html.escape(after.title)) if after else ("#own", "a loss of your own")
     return (
-        f'<section class="station" id="{key}" aria-labelledby="{key}-title"><p class="number">Claim {station.claim}</p>'
-        f'<h2 id="{key}-title">{text["title"]} {_mark(station.passed)}</h2>'
+        f'<section class="station" id="{key}" aria-labelledby="{key}-title"><p class="number">Claim {station.claim}, '
+        f"whose numbers {'hold' if station.passed else 'do not all hold'} {_mark(station.passed)}</p>"
+        f'<h2 id="{key}-title">{text["title"]}</h2>'
         f'<p class="told">As it is told: {text["told"]}</p>{_found(station.found)}{figures}'
         f'<div class="scroll" tabindex="0" role="region" aria-label="Claim {station.claim}: measured beside exact">'
         '<table><thead><tr><th scope="col" class="what">what</th><th scope="col">measured</th><th scope="col">exact</th>'
