@@ -62,9 +62,8 @@ def stations(losses: tuple[str, ...] = LOSSES, quick: bool = False) -> list[Stat
     said = read(board.table, codes)
     first = {door: frame.loc[frame[door].idxmin()].loss for door in DOORS}
     least = [f"{door.replace('_', ' ')} is least for {name}" for door, name in first.items()]
-    firsts = sum(name == "nll" for name in first.values())
-    loose = "The doors do not all single it out: " if firsts < len(first) else "Of these losses alone: "
-    loose += f"{', '.join(least)}. Cross entropy is first at {firsts} of the {len(first)}."
+    alone = "Of these losses alone" if set(first.values()) == {"nll"} else "The doors do not all single it out"
+    loose = f"{alone}: {', '.join(least)}. Cross entropy is first at {[*first.values()].count('nll')} of the {len(first)}."
     charts = []
     for door, rows in frame.melt("loss", DOORS, "door", "number").groupby("door", sort=False):
         y, x = alt.Y("loss:N", sort=list(losses), title=None), alt.X("number:Q", title=None)

@@ -306,14 +306,15 @@ def test_a_wrong_formula_gets_a_clear_message(opened, formula, said):
 
 
 def test_narrow_logits():
-    """Rounded logits cost nll two digits and Brier all; the head keeps them for both."""
+    """Written plainly Brier's gradient is several times further off than the head's; the catalogue's is as near."""
     script = load(FOLDER / "narrow_logits.py")
     frame = script.run(("nll", "brier"), (64, 2048), tokens=16, features=32)
     error = frame.set_index(["loss", "vocab", "head"]).error
-    assert (error[:, :, "linear_loss"] < 1e-2).all()
-    assert error["brier", 2048, "naive"] > 1 > 10 * error["nll", 2048, "naive"]
-    assert error["brier", 2048, "naive"] > error["brier", 64, "naive"]
-    assert "At V = 2,048 the naive head's gradient is off" in script.told(frame)
+    assert (error[:, :, "linear_loss"] < 3e-3).all()
+    assert (error[:, :, "catalogue"] < 3e-3).all()
+    assert error["brier", 2048, "written plainly"] > 3 * error["nll", 2048, "written plainly"]
+    assert error["brier", 2048, "written plainly"] > 3 * error["brier", 2048, "linear_loss"]
+    assert "At V = 2,048 a gradient written plainly is off" in script.told(frame)
     assert script.chart(frame).to_dict()
 
 

@@ -8,13 +8,13 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from xentlab import defaults
 from xentlab.console import Format
 
 Losses = Annotated[
     tuple[str, ...], arg(help='names, with settings if need be: nll "focal(gamma=1)" ./mine.py:my_loss package.module:loss')
 ]
 Out = Annotated[pathlib.Path | None, arg(help="folder to write into; made if need be")]
-DEFAULT = ("nll", "brier", "mse_logits", "hinge", "focal", "generalized_cross_entropy", "entmax15")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Gradients:
     Example: xentlab gradients --losses nll brier --probabilities .9 .1 .01 --rivals one
     """
 
-    losses: Losses = DEFAULT
-    probabilities: tuple[float, ...] = (0.99, 0.9, 0.5, 0.1, 0.01, 1e-3, 1e-6, 1e-9, 1e-12)
+    losses: Losses = defaults.LOSSES
+    probabilities: tuple[float, ...] = defaults.PROBABILITIES
     """each strictly between 0 and 1"""
     vocab: int = 16
     """size of the vocabulary"""
@@ -74,7 +74,7 @@ class Budget:
     """.npz with logits and targets, or .npy of logits"""
     targets: pathlib.Path | None = None
     """.npy of targets, where the file holds logits alone"""
-    losses: Losses = DEFAULT
+    losses: Losses = defaults.LOSSES
     bins: tuple[float, ...] = ()
     """rising edges of p from 0 to 1; by default 0 1e-4 1e-3 .01 .1 .25 .5 .75 .9 .99 1"""
     out: Out = None
@@ -130,12 +130,12 @@ class Race:
     Example: xentlab race --losses nll brier --text book.txt --steps 500 --seeds 0 1 2 --out runs/book
     """
 
-    losses: Losses = DEFAULT
+    losses: Losses = defaults.LOSSES
     text: pathlib.Path | None = None
     """a UTF-8 file or folder; without it, the English that comes with Python"""
     tokenizer: Literal["bytes", "bpe"] = "bytes"
     """bpe needs a package: pip install tokenizers"""
-    bpe_vocab: int = 1024
+    bpe_vocab: int = defaults.BPE_VOCAB
     """tokens of the BPE vocabulary that is trained on the text"""
     markov: int | None = None
     """race on a Markov chain over this many tokens instead, whose law is known"""
@@ -143,20 +143,20 @@ class Race:
     """how many tokens the Markov chain's law reads"""
     model: str = "mlp"
     """bigram, mlp or transformer, with options: "transformer(layers=3)" """
-    learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
-    extensions: int = 6
+    learning_rates: tuple[float, ...] = defaults.LEARNING_RATES
+    extensions: int = defaults.EXTENSIONS
     """further rates, at most, while a loss's best one sits on the grid's edge"""
-    steps: int = 400
+    steps: int = defaults.STEPS
     """of each run"""
     seeds: tuple[int, ...] = ()
     """by default three, from --seed on"""
-    batch: int = 16
+    batch: int = defaults.BATCH
     """windows a step"""
-    window: int = 32
+    window: int = defaults.WINDOW
     """predicted tokens a window"""
-    optimizer: str = "adamw"
+    optimizer: str = defaults.OPTIMIZER
     """sgd, adam, adamw, muon or lion, with options: "sgd(momentum=.9)" """
-    schedule: str = "cosine"
+    schedule: str = defaults.SCHEDULE
     """constant, linear or cosine, with options: "cosine(warmup=.1)" """
     clip: float | None = None
     """global norm to which the gradient is clipped"""
@@ -192,7 +192,7 @@ class Scoreboard:
     Example: xentlab scoreboard --losses nll brier ./mine.py:my_loss --format json
     """
 
-    losses: Losses = DEFAULT
+    losses: Losses = defaults.LOSSES
     all: bool = False
     """every loss of the catalogue; several minutes"""
     text: pathlib.Path | None = None
@@ -213,12 +213,12 @@ class Report:
     Example: xentlab report --losses nll focal ./mine.py:my_loss --text book.txt
     """
 
-    losses: Losses = DEFAULT
+    losses: Losses = defaults.LOSSES
     text: pathlib.Path | None = None
     """a UTF-8 file or folder; without it, the English that comes with Python"""
     tokenizer: Literal["bytes", "bpe"] = "bytes"
     """bpe needs a package: pip install tokenizers"""
-    bpe_vocab: int = 1024
+    bpe_vocab: int = defaults.BPE_VOCAB
     out: Out = None
     seed: int = 0
     format: Format = "table"

@@ -32,18 +32,15 @@ AT_ONCE = 2**22  # predictions' numbers, some dozen arrays of which are held
 class Predictor:
     """A trained model as its loss means it to be read: through the loss's link, mixed with a share of the uniform.
 
-    Called with tokens [..., T], it gives the probability of what follows each position [..., T, V]. temperature: divides their
-    logarithms, and None leaves them as they are.
+    Called with tokens [..., T], it gives the probability of what follows each position [..., T, V].
     """
 
     model: Any
     link: Callable
     smoothing: float
-    temperature: float | None = None
 
     def __call__(self, tokens):
-        predictions = predict(*self.parts, jnp.asarray(tokens))
-        return predictions if self.temperature is None else jnp.exp(temper(predictions, jnp.float32(self.temperature)))
+        return predict(*self.parts, jnp.asarray(tokens))
 
     @property
     def parts(self) -> tuple[Callable, Any, Any]:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xentlab import defaults
 from xentlab.catalogue import resolve_all
 from xentlab.contract import LabError, Loss, at_target, value_and_gradient
 from xentlab.losses.numerics import log_softmax
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 Rivals = Literal["even", "one"]
 PATHS: tuple[Rivals, ...] = get_args(Rivals)
 Batch = np.ndarray | jax.Array | str | pathlib.Path  # an array, or a file of one
-PROBABILITIES = (0.99, 0.9, 0.5, 0.1, 0.01, 1e-3, 1e-4, 1e-6, 1e-9, 1e-12)
 BINS = (0.0, 1e-4, 1e-3, 1e-2, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 
 
@@ -52,7 +52,7 @@ def profile_points() -> np.ndarray:
 
 def gradient_profile(
     losses: Iterable[str | Loss],
-    probabilities: Sequence[float] | np.ndarray = PROBABILITIES,
+    probabilities: Sequence[float] | np.ndarray = defaults.PROBABILITIES,
     vocab: int = 16,
     rivals: str = "even",
 ) -> pd.DataFrame:

@@ -63,7 +63,7 @@ def fitted(runs: int, wanted: Layout, needs: Callable[[int], tuple[int, int]], l
         elif found.width > step:
             narrower = max(step, found.width // 2 // step * step)
             found = dataclasses.replace(found, width=narrower, why=f"memory holds {narrower} runs a call")
-        elif standing + besides <= limit and not wanted.parked and not on_cpu():
+        elif standing + besides <= limit and not on_cpu():
             return dataclasses.replace(found, parked=True, why=f"{found.why}; those that wait do so on the host")
         else:
             raise LabError(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jax.sharding import Mesh
 
+from xentlab import defaults
 from xentlab.catalogue import program_of, resolve_all
 from xentlab.contract import LabError, Loss, check_link, link_of, name_of
 from xentlab.examine import READINGS, TEST_METRICS, Examined, Predictor, examiner
@@ -26,11 +27,9 @@ if TYPE_CHECKING:
 
     from xentlab.checkpoints import Checkpoints
 
-LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 SEEDS = (0, 1, 2)
 PAIRED = ("test_nll", "tempered_nll")  # what the losses of a seed are compared by
 SHARES = ("accuracy", "calibration_error", "tempered_calibration_error")  # metrics that are at most 1
-EXTENSIONS = 6  # of a grid of rates, a step of the grid each
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -75,12 +74,12 @@ def race(
     losses: Iterable[str | Loss],
     source: Source,
     model: str | Callable = "mlp",
-    learning_rates: Sequence[float] = LEARNING_RATES,
+    learning_rates: Sequence[float] = defaults.LEARNING_RATES,
     seeds: Sequence[int] = SEEDS,
-    steps: int = 400,
+    steps: int = defaults.STEPS,
     progress: Callable[[str, int, int], None] | None = None,
     mesh: Mesh | None = None,
-    extensions: int = EXTENSIONS,
+    extensions: int = defaults.EXTENSIONS,
     checkpoints: Checkpoints | None = None,
     laid_out: Callable[[Layout], None] = lambda layout: None,
     **recipe: Any,

@@ -65,19 +65,16 @@ def gradients(profiles: pd.DataFrame) -> list[str]:
     sentences = [f"The pull on the target's logit when the right token had p = {LOW:g}: {'; '.join(said)}."]
     in_p = _at(profiles, "even", LOW, "dvalue_dp")
     if "nll" in low:
-        stronger = {
-            space: [name for name, size in sizes.items() if size > 1.01 * sizes["nll"]]
-            for space, sizes in (("logit", low), ("probability", in_p))
-        }
+        # In p too: from one to the other is a factor that all losses share.
+        stronger = [name for name, size in low.items() if size > 1.01 * low["nll"]]
         clause = (
             f"nll's slope in p is {number(in_p['nll'])} there, which is 1/p and explodes; in the logit it is "
             f"{number(low['nll'])}, which is 1 − p and cannot pass 1."
         )
-        if stronger["logit"]:
-            also = "in p too" if stronger["probability"] else "in the logit"
-            pulls = "pulls" if len(stronger["logit"]) == 1 else "pull"
+        if stronger:
+            pulls = "pulls" if len(stronger) == 1 else "pull"
             clause += " “Cross entropy has the strongest gradient” is therefore not true here: "
-            clause += f"{words(stronger['logit'])} {pulls} harder, {also}."
+            clause += f"{words(stronger)} {pulls} harder, in p too."
         equal = [n for n, size in low.items() if n != "nll" and abs(size / low["nll"] - 1) <= 0.01]
         if equal:
             clause += f" {words(equal)} {'pulls' if len(equal) == 1 else 'pull'} just as hard."

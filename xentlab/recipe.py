@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from xentlab import defaults
 from xentlab.adam import adam, adamw
 from xentlab.catalogue import near_names, parse_call
 from xentlab.contract import LabError, name_of
@@ -68,11 +69,11 @@ class Recipe:
     `linear_loss`, or of a batch's whole logits, to compare with (experiments/bench_training.py).
     """
 
-    steps: int = 400
-    batch: int = 16
-    window: int = 32
-    optimizer: str | Callable[[Any], optax.GradientTransformation] = "adamw"
-    schedule: str = "cosine"
+    steps: int = defaults.STEPS
+    batch: int = defaults.BATCH
+    window: int = defaults.WINDOW
+    optimizer: str | Callable[[Any], optax.GradientTransformation] = defaults.OPTIMIZER
+    schedule: str = defaults.SCHEDULE
     clip: float | None = None
     blocks: int = 20
     validation_tokens: int = 4096

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import xentlab.runs as runs
+from xentlab import defaults
 from xentlab.audit import as_json
 from xentlab.catalogue import own_files, resolve_all
 from xentlab.contract import Loss, facts_of, unwrapped
@@ -33,7 +34,6 @@ from xentlab.sources import Text
 if TYPE_CHECKING:
     import pandas as pd
 
-REPORT_LOSSES = ("nll", "brier", "mse_logits", "hinge", "focal", "generalized_cross_entropy", "entmax15")
 PROFILE_VOCAB = 16
 Progress = Callable[[str, int, int], None]
 
@@ -56,7 +56,7 @@ class Report:
 
 
 def make_report(
-    losses: Iterable[str | Loss] = REPORT_LOSSES,
+    losses: Iterable[str | Loss] = defaults.LOSSES,
     text: Text | None = None,
     out: str | pathlib.Path | None = None,
     seed: int = 0,

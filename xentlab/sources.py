@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, Key
 
+from xentlab import defaults
 from xentlab.contract import LabError
 
 PARTS = ("train", "validation", "test")
@@ -276,7 +277,7 @@ class Text:
 
     path: str | pathlib.Path | None = None
     tokenizer: Literal["bytes", "bpe"] = "bytes"
-    bpe_vocab: int = 1024
+    bpe_vocab: int = defaults.BPE_VOCAB
     order: int = dataclasses.field(default=0, init=False)
     law: None = dataclasses.field(default=None, init=False)
 

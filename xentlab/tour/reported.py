@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xentlab import defaults
 from xentlab.catalogue import resolve
 from xentlab.charts import HUES, write_png
 from xentlab.console import progress
@@ -24,7 +25,7 @@ from xentlab.contract import Loss, link_of
 from xentlab.examine import law_after, predict
 from xentlab.metrics import SMOOTHING, score
 from xentlab.program import program, windows
-from xentlab.race import EXTENSIONS, beyond, paired
+from xentlab.race import beyond, paired
 from xentlab.recipe import Recipe
 from xentlab.runs import new_folder, record, write_frame, write_record
 from xentlab.sources import Source
@@ -136,7 +137,7 @@ def _grown(at: Callable[[Sequence[float]], pd.DataFrame], rates: Sequence[float]
     import pandas as pd
 
     runs = at(rates)
-    for _ in range(EXTENSIONS):
+    for _ in range(defaults.EXTENSIONS):
         if not (further := _beyond(runs, _best(runs))):
             break
         runs = pd.concat([runs, at(sorted(further))], ignore_index=True)
