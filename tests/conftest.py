@@ -33,6 +33,19 @@ hypothesis.settings.register_profile("lab", deadline=None, max_examples=25, dera
 hypothesis.settings.load_profile("lab")
 
 
+# What takes longest begins first: else a worker would be left with one of these at the end, and the other with nothing. One
+# that waits for processes goes beside one that computes.
+LONGEST = (
+    *("resume", "experiments", "cli", "scoreboard", "hosts", "linear"),
+    *("bench_race", "readme", "linear_mesh", "report", "audit"),
+)
+
+
+def pytest_collection_modifyitems(items):
+    ranks = {f"test_{name}.py": rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
+
+
 def _is_test(request) -> bool:
     """Whether it is a module of tests, and not one whose docstrings are run."""
     return request.path.parent == pathlib.Path(__file__).parent

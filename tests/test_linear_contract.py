@@ -90,12 +90,12 @@ def test_what_takes_no_facts_says_so():
 
 
 @pytest.mark.parametrize("tokens", [2, 3, 4])
-def test_a_factor_of_each_token_is_told_to_be_a_token_weight(tokens):
+def test_factors_of_tokens_are_told_to_be_token_weights(tokens):
     """At two tokens it went through, and the second had the first one's."""
     hidden, weight, targets = batch(tokens, 5, 11)
     run = lambda factor: linear_loss(hidden, weight, targets, loss=lambda z, y: factor * NLL(z, y))
     for call in (run, jax.jit(run)):
-        with pytest.raises(LabError, match="a factor for each token is a token_weight"):
+        with pytest.raises(LabError, match="factors of tokens are linear_loss's token_weights"):
             call(jnp.arange(1.0, 1 + tokens))
 
 

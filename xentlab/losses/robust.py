@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from xentlab.contract import Logits, PerToken, Targets, at_target, check_setting, loss
-from xentlab.losses.numerics import log_p_target, log_softmax, one_minus_exp, p_log_p
+from xentlab.losses.numerics import log_p_target, log_softmax, one_minus_exp, p_log_p, wide
 
 
 def _local(of_log_p):
@@ -20,6 +20,11 @@ def _local(of_log_p):
     places = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("rivals", "target")]
     stream.__signature__ = inspect.Signature([*places, *keywords])
     return stream
+
+
+def _of(logits, targets, of_log_p, **settings):
+    """A local loss, computed in float32 where the logits are narrower."""
+    return of_log_p(at_target(log_softmax(wide(logits)), targets), **settings).astype(jnp.result_type(logits))
 
 
 def _focal(log_p, *, gamma):
@@ -55,7 +60,7 @@ def focal(logits: Logits, targets: Targets, *, gamma: float = 2.0) -> PerToken:
     Array(0.25, dtype=float32)
     """
     check_setting(gamma, lambda gamma: gamma >= 0, f"focal needs gamma of at least 0; got {gamma}. At 0 it is nll.")
-    return _focal(at_target(log_softmax(logits), targets), gamma=gamma)
+    return _of(logits, targets, _focal, gamma=gamma)
 
 
 def _poly1(log_p, *, epsilon):
@@ -84,7 +89,7 @@ def poly1(logits: Logits, targets: Targets, *, epsilon: float = 1.0) -> PerToken
     >>> float(poly1(jnp.zeros(2), jnp.array(0)) - jnp.log(2.0))  # epsilon / 2
     0.5
     """
-    return _poly1(at_target(log_softmax(logits), targets), epsilon=epsilon)
+    return _of(logits, targets, _poly1, epsilon=epsilon)
 
 
 def _tempered_link(logits, *, q=0.7):
@@ -123,7 +128,7 @@ def generalized_cross_entropy(logits: Logits, targets: Targets, *, q: float = 0.
     check_setting(
         q, lambda q: 0 < q <= 1, f"generalized_cross_entropy needs q in (0, 1]; got {q}. For q = 0 use nll, its limit."
     )
-    return _gce(at_target(log_softmax(logits), targets), q=q)
+    return _of(logits, targets, _gce, q=q)
 
 
 def _mae(log_p):
@@ -151,7 +156,7 @@ def mae(logits: Logits, targets: Targets) -> PerToken:
     >>> mae(jnp.zeros(4), jnp.array(0))  # 3/4 + 3 * 1/4
     Array(1.5, dtype=float32)
     """
-    return _mae(at_target(log_softmax(logits), targets))
+    return _of(logits, targets, _mae)
 
 
 def _js(log_p):
@@ -180,7 +185,7 @@ def jensen_shannon(logits: Logits, targets: Targets) -> PerToken:
     >>> jensen_shannon(jnp.array([0.0, 200.0]), jnp.array(0)) / jnp.log(2.0)  # its supremum
     Array(1., dtype=float32)
     """
-    return _js(at_target(log_softmax(logits), targets))
+    return _of(logits, targets, _js)
 
 
 def _eta(vocab, *, eta=0.5):
@@ -219,4 +224,4 @@ def mixce(logits: Logits, targets: Targets, *, eta: float = 0.5) -> PerToken:
     Array(0.75, dtype=float32)
     """
     check_setting(eta, lambda eta: 0 <= eta <= 1, f"mixce needs eta in [0, 1]; got {eta}. At 1 it is nll.")
-    return _mixce(at_target(log_softmax(logits), targets), eta=eta)
+    return _of(logits, targets, _mixce, eta=eta)
