@@ -135,6 +135,11 @@ def test_a_chain_that_hardly_mixes_has_its_long_run():
     np.testing.assert_allclose(source.stationary, trees / trees.sum(), rtol=1e-12)
 
 
+def test_a_chain_that_falls_apart_is_told():
+    with pytest.raises(LabError, match=r"falls into parts that it never leaves\. Take an exponent below 900"):
+        _ = MarkovSource(vocab=4, exponent=900.0, seed=1).stationary
+
+
 def _leads_to(root, place, step):
     for _ in range(4):
         place = step.get(place, root)

@@ -117,7 +117,7 @@ def weighted_mean(
     if weights.shape != values.shape:
         raise LabError(f"weighted_mean needs one weight a value: values are {values.shape}, weights {weights.shape}.")
     mean = weighted_sum(values, weights) / divisor(weights).astype(_wide(values))
-    return mean.astype(values.dtype), _counted(weights)
+    return mean.astype(jnp.result_type(values)), _counted(weights)
 
 
 def weighted_sum(values: Float[Array, "..."], weights: Float[Array, "..."]) -> Float[Array, ""]:

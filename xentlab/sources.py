@@ -144,14 +144,18 @@ class MarkovSource:
 
         Of up to 1,024 contexts by elimination without a subtraction (Grassmann, Taksar & Heyman 1985), which is right for a
         chain that hardly ever leaves a part of its contexts too; of more by power iteration, and raises `LabError` where
-        that does not settle.
+        that does not settle, or falls apart.
         """
         count = self.vocab**self.order
         if count <= ELIMINATED:
             moves = np.zeros((count, count))
             places = np.arange(count)[:, None] % self.vocab ** (self.order - 1) * self.vocab + np.arange(self.vocab)
             np.put_along_axis(moves, places, self.table, axis=1)
-            return _long_run(moves)
+            with np.errstate(all="ignore"):
+                found = _long_run(moves)
+            if np.isfinite(found).all():
+                return found
+            raise LabError(f"this chain falls into parts that it never leaves. Take an exponent below {self.exponent:g}.")
         share = np.full(count, 1 / count)
         for _ in range(10_000):
             moved = np.einsum("ab,abc->bc", share.reshape(self.vocab, -1), self.table.reshape(self.vocab, -1, self.vocab))
