@@ -223,19 +223,6 @@ def test_a_command_writes_into_its_own_folder_again(tmp_path, capsys):
         assert in_process(capsys, "gradients", "--losses", "nll", "--quick", "--out", "again")[0] == 0
 
 
-def test_scoreboard_is_data_and_writes_its_folder(tmp_path, capsys):
-    losses = ("nll", "hinge")
-    code, out, _ = in_process(capsys, "scoreboard", "--losses", *losses, "--quick", "--out", "s", "--format", "json")
-    assert code == 0
-    rows = json.loads(out)
-    assert [row["loss"] for row in rows] == list(losses)
-    assert rows[0]["tokens_needed"] == pytest.approx(1)
-    assert rows[1]["tokens_needed"] is None
-    made = {path.name for path in (tmp_path / "s").iterdir()}
-    coded = {f"{source}-{loss}.coded" for source in ("text", "markov") for loss in losses}
-    assert made == {".lock", "scoreboard.csv", "codes.csv", "run.json"} | coded
-
-
 def test_race_on_a_text_writes_its_folder(tmp_path, capsys):
     (tmp_path / "book.txt").write_text("It was the best of times, it was the worst of times. " * 100)
     code, out, err = in_process(capsys, "race", "--losses", "nll", "--text", "book.txt", "--quick", "--out", "r")

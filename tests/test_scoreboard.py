@@ -1,6 +1,9 @@
 """The four doors against published figures, closed forms and their own theory."""
 
+import contextlib
 import functools
+import io
+import json
 import math
 
 import jax
@@ -10,11 +13,11 @@ import pandas as pd
 import pytest
 
 from xentlab import LOSSES, LabError, at_target, reading, resolve
-from xentlab.race import run_stage, standard_stages
+from xentlab.cli import main
 from xentlab.scoreboard import Scoreboard, code_lengths, scoreboard
 from xentlab.scoreboard.efficiency import CONSISTENT, efficiency, make_truth, simulate, tokens_needed
 from xentlab.scoreboard.escape import BIAS, CHAIN, FREQUENT, escape_time, wrong_start
-from xentlab.sources import MarkovSource, Text
+from xentlab.sources import MarkovSource
 
 TRAINS = True
 COMPILED_WELL = True
@@ -27,12 +30,28 @@ def judged(name):
 
 
 @pytest.fixture(scope="module")
-def board(tmp_path_factory) -> Scoreboard:
-    losses, folder = ["nll", "brier", "hinge"], tmp_path_factory.mktemp("board")
-    stages = standard_stages(Text(), 0, quick=True)
-    found = scoreboard(losses, [run_stage(stage, losses, 0, quick=True) for stage in stages], folder=folder)
-    assert {path.suffix for path in folder.iterdir()} == {".coded"}
-    return found
+def commanded(tmp_path_factory):
+    """A scoreboard as the command makes it: what it found, what it printed, and its folder."""
+    folder, found, real = tmp_path_factory.mktemp("board") / "s", [], scoreboard
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
+        patch.setattr("xentlab.scoreboard.scoreboard", lambda *given: found.append(real(*given)) or found[0])
+        main(["scoreboard", "--losses", "nll", "brier", "hinge", "--quick", "--out", str(folder), "--format", "json"])
+    return found[0], said.getvalue(), folder
+
+
+@pytest.fixture(scope="module")
+def board(commanded) -> Scoreboard:
+    return commanded[0]
+
+
+def test_the_command_prints_data_and_writes_its_folder(commanded):
+    _, said, folder = commanded
+    rows = json.loads(said)
+    assert [row["loss"] for row in rows] == ["nll", "brier", "hinge"]
+    assert rows[0]["tokens_needed"] == pytest.approx(1)
+    assert rows[2]["tokens_needed"] is None
+    coded = {f"{source}-{row['loss']}.coded" for source in ("text", "markov") for row in rows}
+    assert {path.name for path in folder.iterdir()} == {".lock", "scoreboard.csv", "codes.csv", "run.json"} | coded
 
 
 # Reference values, from a sketch independent of this code: softmax-linear, 16 classes, 6 normal features and a bias,
