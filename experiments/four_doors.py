@@ -10,10 +10,10 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from xentlab.race import run_stage, standard_stages
 from xentlab.reading import scoreboard as read
 from xentlab.scoreboard import Scoreboard, scoreboard
 from xentlab.sources import Text
+from xentlab.stages import run_stage, standard_stages
 from xentlab.tour import Check, Figure, Station, show
 
 LOSSES = ("nll", "focal", "entmax15", "brier", "hinge", "mse_logits", "generalized_cross_entropy")

@@ -1,10 +1,11 @@
-"""Experiments' scripts as modules, for their tests."""
+"""Experiments' scripts as modules, and the command in this process, for their tests."""
 
 import contextlib
 import importlib
 
 import pytest
 
+from xentlab.cli import main
 from xentlab.tour.walk import experiments_folder
 
 
@@ -14,3 +15,14 @@ def script(name):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(experiments_folder())
         yield importlib.import_module(name)
+
+
+def in_process(capsys, *arguments):
+    """A command's exit code, stdout and stderr, without the start of another Python."""
+    try:
+        main([str(argument) for argument in arguments])
+        code = 0
+    except SystemExit as end:
+        code = end.code or 0
+    out, err = capsys.readouterr()
+    return code, out, err

@@ -30,6 +30,7 @@ SHELVES = (
     {"training", "coding", "audit"},
     {"examine"},
     {"race"},
+    {"stages"},
     {"runs", "console"},
     {"compare"},
     {"charts", "scoreboard", "markup", "resume"},

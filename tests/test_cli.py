@@ -13,6 +13,7 @@ from hashlib import sha256
 import numpy as np
 import pandas as pd
 import pytest
+from scripts import in_process
 
 from xentlab import LOSSES
 from xentlab.cache import JAXS_OWN, tidy
@@ -62,17 +63,6 @@ def test_an_audit_of_what_needs_more_classes_says_so(tmp_path, capsys):
 def test_a_plan_says_where_the_naive_head_holds_less(capsys):
     _, out, _ = in_process(capsys, "plan", "--tokens", 64, "--features", 8, "--vocab", 64)
     assert "The naive head holds less here" in out
-
-
-def in_process(capsys, *arguments):
-    """Exit code, stdout and stderr, without the start of another Python."""
-    try:
-        main([str(argument) for argument in arguments])
-        code = 0
-    except SystemExit as end:
-        code = end.code or 0
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 def process(*arguments, **more):

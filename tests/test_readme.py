@@ -100,11 +100,11 @@ def test_the_shown_audit_is_what_the_audit_says():
 def test_the_four_doors_are_measured_again():
     """What is deterministic to three digits; a race anew within the interval that the results keep."""
     from xentlab.audit import audit
-    from xentlab.race import run_stage, standard_stages
     from xentlab.scoreboard import DRAWS
     from xentlab.scoreboard.efficiency import efficiency, make_truth
     from xentlab.scoreboard.escape import wrong_start
     from xentlab.sources import Text
+    from xentlab.stages import run_stage, standard_stages
 
     rows = {row["loss"]: row for row in json.loads(documents().RESULTS.read_text())["four_doors"]}
     for name in ("nll", "brier"):

@@ -8,25 +8,15 @@ from importlib import metadata
 import jax
 import optax
 import pytest
+from scripts import in_process
 
 from xentlab import LOSSES, LabError, runs
-from xentlab.cli import main
 from xentlab.models import resolve_model
 from xentlab.race import _made
 from xentlab.recipe import Recipe
 from xentlab.sources import MarkovSource
 
 TRAINS = True
-
-
-def in_process(capsys, *arguments):
-    """Exit code, stdout and stderr, without the start of another Python."""
-    try:
-        main([str(argument) for argument in arguments])
-        code = 0
-    except SystemExit as end:
-        code = end.code or 0
-    return code, *capsys.readouterr()
 
 
 @pytest.mark.parametrize(

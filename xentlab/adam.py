@@ -1,5 +1,6 @@
 """Adam and AdamW as optax has them, with one division a parameter for its three: a small model's step has little else to do."""
 
+import inspect
 import math
 from typing import Any
 
@@ -8,38 +9,19 @@ import jax.numpy as jnp
 import optax
 
 
-def adam(
-    learning_rate: Any,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    eps_root: float = 0.0,
-    mu_dtype: Any = None,
-    *,
-    nesterov: bool = False,
-) -> optax.GradientTransformation:
-    """`optax.adam`, to rounding of its own 1 - b2^t.
+def adam(learning_rate: Any, **scaling: Any) -> optax.GradientTransformation:
+    """`optax.adam`, to rounding of its own 1 - b2^t; its options by name.
 
     >>> made = adam(0.1)
     >>> step, _ = made.update({"x": jnp.array(0.5)}, made.init({"x": jnp.array(2.0)}))
     >>> print(f"{step['x']:.6f}")  # the first step is the rate, against the gradient
     -0.100000
     """
-    return optax.chain(_scaled(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov), optax.scale_by_learning_rate(learning_rate))
+    return optax.chain(_scaled(**scaling), optax.scale_by_learning_rate(learning_rate))
 
 
-def adamw(
-    learning_rate: Any,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    eps_root: float = 0.0,
-    mu_dtype: Any = None,
-    weight_decay: float = 1e-4,
-    *,
-    nesterov: bool = False,
-) -> optax.GradientTransformation:
-    """`optax.adamw`, to rounding of its own 1 - b2^t.
+def adamw(learning_rate: Any, *, weight_decay: Any = 1e-4, mask: Any = None, **scaling: Any) -> optax.GradientTransformation:
+    """`optax.adamw`, to rounding of its own 1 - b2^t; its options by name.
 
     >>> made = adamw(0.1, weight_decay=0.5)
     >>> step, _ = made.update({"x": jnp.array(0.5)}, made.init({"x": jnp.array(2.0)}), {"x": jnp.array(2.0)})
@@ -47,13 +29,17 @@ def adamw(
     -0.200000
     """
     return optax.chain(
-        _scaled(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov),
-        optax.add_decayed_weights(weight_decay),
+        _scaled(**scaling),
+        optax.add_decayed_weights(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),
     )
 
 
-def _scaled(b1, b2, eps, eps_root, mu_dtype, *, nesterov):
+# By which a recipe knows their options.
+adam.__signature__, adamw.__signature__ = inspect.signature(optax.adam), inspect.signature(optax.adamw)
+
+
+def _scaled(*, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0, mu_dtype=None, nesterov=False):
     """`optax.scale_by_adam`: m / (sqrt(v) + eps) of debiased means, in the order that Kingma & Ba 2015 end section 2 with.
 
     What debiases is one number a step: taken out of the root and of the quotient, it is multiplied in once.

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import xentlab.losses
-from xentlab.contract import FAILURES, Facts, LabError, Loss, checked, name_of, unwrapped
+from xentlab.contract import FAILURES, Facts, LabError, Loss, checked, facts_of, layers, name_of, unwrapped
 
 ENTRY_POINTS = "xentlab.losses"
 
@@ -197,6 +197,17 @@ def _same(one: Loss, other: Loss) -> bool:
     """Whether two losses of one name are one: a function, and its settings."""
     (function, settings), (other_function, others) = unwrapped(one), unwrapped(other)
     return function is other_function and all(np.array_equal(settings[key], others.get(key)) for key in settings)
+
+
+def is_catalogued(loss: Loss) -> bool:
+    """Whether a loss and its facts are the catalogue's, at whatever settings, compiled or not: the tests hold it to them.
+
+    >>> is_catalogued(resolve("focal(gamma=1)")), is_catalogued(lambda logits, targets: ...)
+    (True, False)
+    """
+    *_, function = layers(loss)
+    function = function.__wrapped__ if isinstance(function, jax.stages.Wrapped) else function
+    return facts_of(loss) is facts_of(function) and any(function is own for own in LOSSES.values())
 
 
 def _is_path(where: str) -> bool:

@@ -234,6 +234,8 @@ def check_link(loss: Loss, vocab: int = 5) -> None:
     Traceback (most recent call last):
     xentlab.contract.LabError: ... read through no probabilities: at logits ...
     """
+    if facts_of(loss).link is softmax_link:
+        return
     logits = np.linspace(-2, 2, vocab, dtype=np.float32)
     try:
         read = np.asarray(link_of(loss)(jnp.asarray(logits)), np.float64)

@@ -12,14 +12,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from xentlab import defaults
-from xentlab.catalogue import program_of, resolve_all
+from xentlab.catalogue import is_catalogued, program_of, resolve_all
 from xentlab.contract import LabError, Loss, check_link, link_of, name_of
 from xentlab.examine import READINGS, TEST_METRICS, Examined, Predictor, examiner
 from xentlab.layout import Layout
 from xentlab.metrics import SMOOTHING, mean_and_interval
 from xentlab.program import program, windows
 from xentlab.recipe import Recipe
-from xentlab.sources import MarkovSource, Source, Text, checked_source, identity
+from xentlab.sources import Source, checked_source, identity
 from xentlab.training import Trained, check_grid, joined, train
 
 if TYPE_CHECKING:
@@ -142,7 +142,8 @@ def planned(
     """The losses and the recipe of a `race` with these arguments. Raises `LabError` for all that shows without training."""
     found = resolve_all(losses, checked_source(source).vocab)
     for loss in found.values():
-        check_link(loss, source.vocab)
+        if not is_catalogued(loss):
+            check_link(loss, source.vocab)
     plan = Recipe(steps=steps, **_known(recipe))
     check_grid(learning_rates, seeds)
     for what, values in (("learning rates", learning_rates), ("seeds", seeds)):
@@ -341,56 +342,3 @@ def _summarised(finished: _Finished, vocab: int) -> dict[str, Any]:
         ends = np.clip(interval, 0, 1 if metric in SHARES else np.inf)
         row[f"{metric}_low"], row[f"{metric}_high"] = ends.tolist()
     return row
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """A source, the model that fits it, and the rates and steps that the model's losses may need."""
-
-    source: Source
-    model: str
-    learning_rates: tuple[float, ...]
-    steps: int
-
-
-@dataclasses.dataclass(frozen=True)
-class StagedRace:
-    """A stage and the race that was run on it."""
-
-    stage: Stage
-    race: Race
-
-    @property
-    def source(self) -> Source:
-        """The stage's source."""
-        return self.stage.source
-
-
-def standard_stages(text: Text, seed: int = 0, quick: bool = False) -> list[Stage]:
-    """The report's two races: real text, and a chain whose law is known. quick: tiny ones, to see that all works."""
-    markov = MarkovSource(seed=seed, tokens=20_000 if quick else 200_000)
-    if quick:
-        return [
-            Stage(text, "mlp(context=2, width=8, inner=16, features=16)", (0.01,), 12),
-            Stage(markov, "bigram", (0.1,), 12),
-        ]
-    return [
-        Stage(text, "mlp(context=6, width=24, inner=96, features=48)", (1e-3, 4e-3, 1.6e-2, 6.4e-2), 160),
-        Stage(markov, "bigram", (1e-2, 4e-2, 0.16, 0.64), 240),
-    ]
-
-
-def run_stage(
-    stage: Stage,
-    losses: Iterable[str | Loss],
-    seed: int = 0,
-    quick: bool = False,
-    progress: Callable[[str, int, int], None] | None = None,
-) -> StagedRace:
-    """Runs the race of one stage; progress(what, done, total) names the source and the loss."""
-    tell = (lambda loss, done, total: progress(f"{stage.source.name}: {loss}", done, total)) if progress else None
-    seeds = tuple(range(seed, seed + (2 if quick else 3)))
-    blocks = 4 if quick else 16
-    rates = stage.learning_rates
-    found = race(losses, stage.source, stage.model, rates, seeds, stage.steps, tell, blocks=blocks)
-    return StagedRace(stage, found)

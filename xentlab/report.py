@@ -26,10 +26,11 @@ from xentlab.markup import audit_table, pairs_table, race_tables, scoreboard_tab
 from xentlab.models import logits
 from xentlab.pages import fill, json_in_script
 from xentlab.program import windows
-from xentlab.race import StagedRace, race, run_stage, standard_stages
+from xentlab.race import race
 from xentlab.recipe import Recipe
 from xentlab.scoreboard import REPLICATES, Scoreboard, scoreboard
 from xentlab.sources import Text
+from xentlab.stages import StagedRace, run_stage, standard_stages
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -19,9 +19,9 @@ def run_scoreboard(command: Scoreboard) -> None:
     """The four doors."""
     from xentlab import reading, runs
     from xentlab.catalogue import LOSSES, resolve_all
-    from xentlab.race import run_stage, standard_stages
     from xentlab.scoreboard import REPLICATES, scoreboard
     from xentlab.sources import Text
+    from xentlab.stages import run_stage, standard_stages
 
     begun = time.perf_counter()
     losses = resolve_all(tuple(LOSSES) if command.all else command.losses).values()

@@ -12,8 +12,8 @@ from jax import lax
 from jax.sharding import AxisType, Mesh
 from jaxtyping import Array, Float, Integer
 
-from xentlab.catalogue import LOSSES
-from xentlab.contract import AnyArray, LabError, Loss, as_index, checked, facts_of, layers, name_of
+from xentlab.catalogue import is_catalogued
+from xentlab.contract import AnyArray, LabError, Loss, as_index, checked, name_of
 from xentlab.information import divisor, weighted_mean, weighted_sum
 from xentlab.linear.logits import Head, together, varies
 from xentlab.linear.plan import Plan, explain_plan
@@ -265,13 +265,6 @@ def _refuse_bad_targets(targets, weights, vocab, more="") -> None:
         )
 
 
-def _is_the_catalogues(loss: Loss) -> bool:
-    """Whether a loss and its facts are the catalogue's, at whatever settings, compiled or not."""
-    *_, function = layers(loss)
-    function = function.__wrapped__ if isinstance(function, jax.stages.Wrapped) else function
-    return facts_of(loss) is facts_of(function) and any(function is own for own in LOSSES.values())
-
-
 def _try(loss: Loss, stream: Stream | None, vocab: int, dtype) -> None:
     """Raises `LabError` for a loss that does not keep the contract, and for a stream form that is another loss.
 
@@ -279,7 +272,7 @@ def _try(loss: Loss, stream: Stream | None, vocab: int, dtype) -> None:
     """
     for tokens in (2, 3):
         checked(loss, vocab, (tokens,), dtype)
-    if stream is None or _is_the_catalogues(loss):  # whose forms the tests hold to it
+    if stream is None or is_catalogued(loss):  # whose forms the tests hold to it
         return
     classes = vocab if vocab <= MOST_TRIED else 5  # a loss may know its vocabulary
     rng = np.random.default_rng(0)

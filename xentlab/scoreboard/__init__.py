@@ -22,11 +22,11 @@ from xentlab.catalogue import resolve, resolve_all
 from xentlab.coding import decode, encode
 from xentlab.contract import LabError, Loss, facts_of
 from xentlab.memory import usable_cores
-from xentlab.race import StagedRace
 from xentlab.runs import write_bytes
 from xentlab.scoreboard.efficiency import efficiency, make_truth, simulate, tokens_needed
 from xentlab.scoreboard.escape import wrong_start
 from xentlab.sources import Source
+from xentlab.stages import StagedRace
 
 if TYPE_CHECKING:
     import pandas as pd
