@@ -178,6 +178,13 @@ def opened(running, tour):
         yield open_page
 
 
+@pytest.fixture(scope="module")
+def page(running, tour):
+    """The page as one reader has it who tries one thing after another: to draw its charts takes seconds."""
+    with watched(running, tour[0] / "tour.html") as open_page:
+        yield open_page()
+
+
 def move(page, figure, at):
     """Sets a figure's slider as a reader would, and waits for the table."""
     page.locator(f"#{figure}-slider").evaluate(
@@ -216,8 +223,7 @@ def test_the_page_fits_and_has_marks_and_no_serious_violation(opened, width, sch
     assert serious == []
 
 
-def test_sliders_move_marks_and_show_the_librarys_numbers(opened, stations):
-    page = opened()
+def test_sliders_move_marks_and_show_the_librarys_numbers(page, stations):
     sliders = [(f"claim-{c}-{i}", f) for c, s in stations.items() for i, f in enumerate(s.figures) if f.slider]
     assert len(sliders) >= 9
     for key, figure in sliders:
@@ -238,8 +244,7 @@ def test_sliders_move_marks_and_show_the_librarys_numbers(opened, stations):
             before = now
 
 
-def test_the_slider_of_p_agrees_with_a_fresh_profile(opened, stations):
-    page = opened()
+def test_the_slider_of_p_agrees_with_a_fresh_profile(page, stations):
     slider = stations[9].figures[0].slider
     for at in (3, 20, 40):
         move(page, "claim-9-0", at)
@@ -252,9 +257,9 @@ def test_the_slider_of_p_agrees_with_a_fresh_profile(opened, stations):
         np.testing.assert_allclose(shown, fresh[["value", "dvalue_dp", "dvalue_dlogit"]], rtol=1e-6)
 
 
-def test_a_slider_goes_by_keyboard(opened):
-    page = opened()
+def test_a_slider_goes_by_keyboard(page):
     slider = page.locator("#claim-14-0-slider")
+    move(page, "claim-14-0", 1)
     before = page.locator("#claim-14-0 output").inner_text()
     slider.focus()
     slider.press("ArrowRight")
@@ -263,9 +268,8 @@ def test_a_slider_goes_by_keyboard(opened):
 
 
 @pytest.mark.parametrize("formula", EXAMPLES)
-def test_a_typed_loss_has_the_librarys_gradients(opened, formula, tmp_path):
+def test_a_typed_loss_has_the_librarys_gradients(page, formula, tmp_path):
     """The page's numbers against the library's, of the file that the page writes for the same formula."""
-    page = opened()
     page.locator("#formula").fill(formula)
     (tmp_path / "mine.py").write_text(page.locator("#own-code").inner_text())
     rows = page.evaluate(
@@ -293,8 +297,7 @@ def test_a_typed_loss_has_the_librarys_gradients(opened, formula, tmp_path):
         ("1/(p-p)", "no finite number"),
     ],
 )
-def test_a_wrong_formula_gets_a_clear_message(opened, formula, said):
-    page = opened()
+def test_a_wrong_formula_gets_a_clear_message(page, formula, said):
     kept = page.locator("#own-code").inner_text()
     page.locator("#formula").fill(formula)
     assert said in page.locator("#said").inner_text()

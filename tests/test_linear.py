@@ -30,7 +30,6 @@ from xentlab.linear import explain_plan, linear_log_probs, linear_loss
 from xentlab.linear import plan as planning
 
 TRAINS = True  # the losses are tested strictly elsewhere; here NumPy's float64 meets float32 in the references
-COMPILED_WELL = True
 both = pytest.mark.parametrize("plan", ["tokens", "stream"])
 
 

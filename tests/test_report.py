@@ -184,6 +184,13 @@ def opened(running, report):
         yield open_page
 
 
+@pytest.fixture(scope="module")
+def page(running, report):
+    """The page as one reader has it who tries one thing after another: to draw its charts takes seconds."""
+    with watched(running, report.folder / "report.html") as open_page:
+        yield open_page()
+
+
 def lines(page, chart):
     """How many lines a chart draws."""
     return page.evaluate(f"document.querySelectorAll('#{chart} svg g.mark-line path').length")
@@ -208,8 +215,7 @@ def test_every_chart_has_marks_and_the_page_fits(opened, width, scheme):
     assert (luminance(page) < 200) == (scheme == "dark")
 
 
-def test_a_legend_click_hides_and_shows_a_loss_everywhere(opened):
-    page = opened()
+def test_a_legend_click_hides_and_shows_a_loss_everywhere(page):
     button = page.get_by_role("button", name="brier")
     before = {chart: lines(page, chart) for chart in ("headline-0", "budgets-1", "curves-0")}
     button.click()
@@ -235,15 +241,13 @@ def test_scoreboard_and_audit_can_be_read_and_witnesses_unfold(opened):
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
 
 
-def test_hover_gives_values(opened):
-    page = opened()
+def test_hover_gives_values(page):
     page.locator("#curves-0 svg g.mark-symbol path").last.hover()
     page.wait_for_selector("#vg-tooltip-element.visible")
     assert "step" in page.locator("#vg-tooltip-element").inner_text()
 
 
-def test_downloads_are_the_files(opened, report):
-    page = opened()
+def test_downloads_are_the_files(page, report):
     with page.expect_download() as caught:
         page.get_by_role("link", name="Download profiles.csv").click()
     assert pathlib.Path(caught.value.path()).read_bytes() == (report.folder / "profiles.csv").read_bytes()
