@@ -4,12 +4,15 @@ import io
 import json
 import os
 import pathlib
+import platform
 import pty
 import re
 import subprocess
 import sys
 from hashlib import sha256
+from importlib import metadata
 
+import jax
 import numpy as np
 import pandas as pd
 import pytest
@@ -97,6 +100,13 @@ def test_help_teaches(capsys, command):
     code, out, _ = in_process(capsys, command, "--help")
     assert code == 0
     assert "Example: xentlab " + command in " ".join(out.replace("│", " ").split())
+
+
+def test_it_says_its_version_and_its_packages(capsys):
+    code, out, _ = in_process(capsys, "--version")
+    assert code == 0
+    assert out.splitlines()[:2] == [f"xentlab {metadata.version('xentlab')}", f"python {platform.python_version()}"]
+    assert f"jax {jax.__version__}" in out.splitlines()
 
 
 def test_no_command_shows_the_help(capsys):

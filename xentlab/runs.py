@@ -139,10 +139,7 @@ def record(arguments: dict[str, Any], sources: list[dict[str, Any]], seconds: fl
         "sources": sources,
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 2),
-        "versions": {
-            "python": platform.python_version(),
-            **{package: _version(package) for package in ("xentlab", *PACKAGES)},
-        },
+        "versions": versions(),
         "commit": commit(),
         "numerics": {name: str(getattr(jax.config, name)) for name in NUMERICS},
         "device": {
@@ -154,6 +151,12 @@ def record(arguments: dict[str, Any], sources: list[dict[str, Any]], seconds: fl
         "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
         **more,
     }
+
+
+def versions() -> dict[str, str]:
+    """xentlab's, Python's, and those of the packages that a run's numbers are made with."""
+    own, *others = ((package, _version(package)) for package in ("xentlab", *PACKAGES))
+    return dict([own, ("python", platform.python_version()), *others])
 
 
 def _version(package: str) -> str:

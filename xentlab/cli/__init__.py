@@ -19,6 +19,7 @@ from xentlab.catalogue import near_names
 from xentlab.cli.race import begun
 from xentlab.commands import COMMANDS, Race
 from xentlab.contract import LabError
+from xentlab.runs import versions
 
 # Where each command's `run_<command>` stands.
 PLACES = {
@@ -54,6 +55,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _do(arguments: list[str]) -> None:
     try:
+        if arguments == ["--version"]:
+            print("\n".join(f"{name} {version}" for name, version in versions().items()))
+            return
         command = _parse([each for each in arguments if each != NO_CACHE])
         _each_once(getattr(command, "losses", ()))
         if NO_CACHE not in arguments:
@@ -98,9 +102,9 @@ def _fail(message: str, code: int = 2) -> None:
 
 
 ABOUT = (
-    "A differentiable loss lab for next-token models. `xentlab COMMAND --help` tells more. What JAX compiles is kept in your "
-    "cache folder for the next time, or in FOLDER/compiled with XENTLAB_CACHE=FOLDER; --no-cache, with any command, or "
-    "XENTLAB_CACHE=off turns that off."
+    "A differentiable loss lab for next-token models. `xentlab COMMAND --help` tells more, `xentlab --version` what is "
+    "installed. What JAX compiles is kept in your cache folder for the next time, or in FOLDER/compiled with "
+    "XENTLAB_CACHE=FOLDER; --no-cache, with any command, or XENTLAB_CACHE=off turns that off."
 )
 
 
