@@ -58,6 +58,32 @@ def test_half_of_one_run_and_half_of_another_are_no_run(folder, tmp_path, monkey
         read_run(mixed)
 
 
+def without_sums(folder):
+    """A run whose frames may be edited, as one of before there were sums of them."""
+    record = json.loads((folder / "run.json").read_text())
+    del record["sums"]
+    (folder / "run.json").write_text(json.dumps(record))
+
+
+def test_a_frame_that_is_gone_or_not_what_was_written_is_told(folder, tmp_path, capsys):
+    cut = tmp_path / "cut"
+    shutil.copytree(folder, cut)
+    (cut / "table.csv").write_bytes((cut / "table.csv").read_bytes()[:-9])
+    with pytest.raises(LabError, match=r"table\.csv is not what the run wrote\. Was it cut short, or edited\?"):
+        read_run(cut)
+    (cut / "table.csv").unlink()
+    with pytest.raises(LabError, match=r"table\.csv cannot be read: .*Was it deleted"):
+        read_run(cut)
+    assert "table" not in read_run(cut, lacking=True).frames
+    for frame in cut.glob("*.csv"):
+        frame.unlink()
+    with pytest.raises(SystemExit) as end:  # its record alone is enough to do it again, with nothing to hold it to
+        main(["rerun", str(cut), "--out", str(tmp_path / "again")])
+    assert end.value.code == 1
+    assert "The runs have no number in common" in capsys.readouterr().out
+    assert (tmp_path / "again" / "table.csv").read_bytes() == (folder / "table.csv").read_bytes()
+
+
 def test_a_number_that_differs_is_found_and_ends_with_1(folder, tmp_path, capsys):
     other = tmp_path / "edited"
     other.mkdir()
@@ -66,6 +92,7 @@ def test_a_number_that_differs_is_found_and_ends_with_1(folder, tmp_path, capsys
     table = pd.read_csv(other / "table.csv", engine="python")
     table.loc[1, "test_nll"] = np.nextafter(table.test_nll[1], 9)
     table.to_csv(other / "table.csv", index=False)
+    without_sums(other)
     main(["compare", str(folder), str(other), "--format", "json"])
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["frame"], row["metric"]) == ("table", "test_nll")
@@ -145,6 +172,7 @@ def test_profiles_are_repeated_and_compared(tmp_path, capsys):
 
 def test_numbers_of_one_run_alone_are_counted_and_shown_when_asked_for(folder, tmp_path, capsys):
     shutil.copytree(folder, tmp_path / "cut")
+    without_sums(tmp_path / "cut")
     frame = tmp_path / "cut" / "frequency.csv"
     frame.write_text("".join(frame.read_text().splitlines(True)[:-1]))
     said = {}
@@ -166,6 +194,7 @@ def test_a_word_that_is_missing_names_a_row_too():
 
 def test_of_many_differences_a_table_shows_the_first(folder, tmp_path, capsys):
     shutil.copytree(folder, tmp_path / "moved")
+    without_sums(tmp_path / "moved")
     curves = pd.read_csv(folder / "curves.csv")
     rows = pd.concat([curves.assign(seed=curves.seed + 10 * turn) for turn in range(60)])
     rows.to_csv(tmp_path / "moved" / "curves.csv", index=False)
@@ -243,6 +272,7 @@ def test_what_no_run_has_is_not_counted_and_what_is_none_of_its_frames_not_read(
     for each in (copy, shutil.copytree(copy, tmp_path / "twice")):
         write_frame(each, "table", table)
         shutil.copy(folder / "run.json", each)
+        without_sums(each)
     pd.DataFrame({"mine": [1.0]}).to_csv(copy / "mine.csv", index=False)
     main(["compare", str(copy), str(tmp_path / "twice")])
     known = sum(pd.read_csv(path).select_dtypes("number").notna().sum().sum() for path in folder.glob("*.csv"))

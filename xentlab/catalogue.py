@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import xentlab.losses
-from xentlab.contract import FAILURES, Facts, LabError, Loss, checked, facts_of, layers, name_of, unwrapped
+from xentlab.contract import FAILURES, Facts, LabError, Loss, checked, facts_of, layers, link_of, name_of, unwrapped
 
 ENTRY_POINTS = "xentlab.losses"
 
@@ -253,16 +253,19 @@ def own_files(losses: Iterable[str | Loss], vocab: int = 5) -> dict[str, dict[st
 
 
 def program_of(loss: Loss, vocab: int = 5) -> str | None:
-    """A hash of what JAX makes of a loss's value and gradient: what it calls in other files is in it, and what it closes over.
+    """A hash of what JAX makes of a loss's value and gradient, and of its link.
 
-    None where that fails.
+    What they call in other files is in it, and what they close over. None where that fails.
 
     >>> program_of(LOSSES["focal"]) == program_of(functools.partial(LOSSES["focal"], gamma=2.0)) != program_of(LOSSES["nll"])
     True
     """
     logits, targets = jax.ShapeDtypeStruct((2, vocab), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
+    lowered = lambda function, *given: jax.jit(function).lower(*given).as_text()
     try:
-        lowered = jax.jit(jax.value_and_grad(lambda z, y: jnp.sum(loss(z, y)))).lower(logits, targets)
+        trained = lowered(jax.value_and_grad(lambda z, y: jnp.sum(loss(z, y))), logits, targets)
+        # Models are validated through it.
+        program = trained + lowered(link_of(loss), logits)
     except FAILURES:  # an error of its own, which whoever trains by it is told
         return None
-    return hashlib.sha256(lowered.as_text().encode()).hexdigest()
+    return hashlib.sha256(program.encode()).hexdigest()

@@ -62,6 +62,11 @@ class Checkpoints:
         )
 
 
+def is_a_losss(name: str) -> bool:
+    """Whether a folder among the checkpoints has the name that `Checkpoints.grid` gives to one."""
+    return bool(re.fullmatch(r"[\w.]*-[0-9a-f]{8}", name))
+
+
 @dataclasses.dataclass
 class Grid:
     """One grid's checkpoints: a step for every block that was kept."""
@@ -93,7 +98,7 @@ class Grid:
                 try:
                     written = manager.restore(step, args=ocp.args.Composite(sums=ocp.args.JsonRestore()))["sums"]
                     # Other rates leave no trace in the shapes: the runs would pass for what they are not.
-                    if other := [name for name, value in self.made.items() if written.get("made", {}).get(name) != value]:
+                    if other := [name for name, value in self.made.items() if written["made"].get(name) != value]:
                         self.place.say(f"{self.loss}: was kept with other {', '.join(other)}, and is trained anew.")
                         for each in manager.all_steps():
                             manager.delete(each)
@@ -161,6 +166,8 @@ class Grid:
         except (LabError, KeyboardInterrupt):
             raise
         except Exception as error:  # tensorstore and file systems say it in many ways
+            if jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
+                raise  # another process is lost, which who holds them all says
             raise LabError(
                 f"a checkpoint could not be written into {self.folder}: {_short(error)}. What was kept before is whole. Make "
                 "room, and go on with --resume."

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import io
 import json
 import pathlib
 from typing import TYPE_CHECKING, Any
@@ -29,20 +31,31 @@ class Run:
     frames: dict[str, pd.DataFrame]
 
 
-def read_run(folder: str | pathlib.Path) -> Run:
-    """A run from its folder. Raises `LabError` where there is none, or its files are not whole."""
+def read_run(folder: str | pathlib.Path, lacking: bool = False) -> Run:
+    """A run from its folder; lacking: without those of its frames that are gone, for its record is enough to repeat it.
+
+    Raises `LabError` where there is none, or its files are not what the run wrote.
+    """
     import pandas as pd
 
     folder = pathlib.Path(folder).expanduser()
     if not (folder / "run.json").is_file():
         raise LabError(f"{folder} is no run: it has no run.json. A command writes one into its --out.")
     record = read_json(folder / "run.json", "Was it cut short, or edited? Its command makes it anew.")
-    try:
-        # Exactly what was written: pandas' fast parser may be off by one in the last digit, Python's is not.
-        paths = [path for path in sorted(folder.glob("*.csv")) if path.stem in record.get("frames", [path.stem])]
-        frames = {path.stem: pd.read_csv(path, engine="python") for path in paths}
-    except (ValueError, OSError) as error:
-        raise LabError(f"{folder} has a file that cannot be read: {error}. Was it cut short, or edited?") from error
+    names, sums = record.get("frames", [path.stem for path in sorted(folder.glob("*.csv"))]), record.get("sums", {})
+    frames = {}
+    for name in names:
+        path = folder / f"{name}.csv"
+        if lacking and not path.exists():
+            continue
+        try:
+            content = path.read_bytes()
+            # Exactly what was written: pandas' fast parser may be off by one in the last digit, Python's is not.
+            frames[name] = pd.read_csv(io.BytesIO(content), engine="python")
+        except (ValueError, OSError) as error:
+            raise LabError(f"{path} cannot be read: {error}. Was it deleted, cut short, or edited?") from error
+        if sums.get(name, found := hashlib.sha256(content).hexdigest()) != found:
+            raise LabError(f"{path} is not what the run wrote. Was it cut short, or edited? Its command makes it anew.")
     return Run(folder, record, frames)
 
 

@@ -227,7 +227,7 @@ def _tuned(at: Callable[[list[float]], Trained], rates: Sequence[float], extensi
     found = at(rates)
     for _ in range(extensions):
         further = beyond(found.rates, best_rate(found))
-        if further is None:
+        if further is None or _is_flat(found):
             break
         found = joined(found, at([further]))
     return found
@@ -238,12 +238,22 @@ def beyond(rates: Sequence[float] | np.ndarray, best: float) -> float | None:
 
     >>> beyond([1.0, 2.0, 4.0], 4.0), beyond([1.0, 2.0, 4.0], 2.0), beyond([1.0, 2.0, 4.0], float("nan"))
     (8.0, None, 0.5)
+
+    None as well where float32, in which runs train, has no such rate.
     """
     grid = np.unique(rates)
     if len(grid) < 2 or grid[0] < best < grid[-1]:
         return None
     further = grid[-1] * (grid[-1] / grid[-2]) if best == grid[-1] else grid[0] * (grid[0] / grid[1])
-    return float(f"{further:.6g}")
+    with np.errstate(over="ignore"):
+        return float(f"{further:.6g}") if 0 < np.float32(further) < np.inf else None
+
+
+def _is_flat(trained: Trained) -> bool:
+    """Whether the best rate has a neighbour that is exactly as good: rates change nothing there, and none beyond will."""
+    _, means = _means(trained)
+    best = int(np.argmin(means))
+    return bool(np.isfinite(means[best]) and (means[max(0, best - 1) : best + 2] == means[best]).sum() > 1)
 
 
 def paired(tests: pd.DataFrame, metric: str = "test_nll") -> pd.DataFrame:
@@ -316,11 +326,16 @@ def _curves(name: str, source: str, trained: Trained) -> pd.DataFrame:
 
 def best_rate(trained: Trained) -> float:
     """The rate with the least mean validation NLL at the end, or NaN if every rate has a run that diverged."""
+    rates, means = _means(trained)
+    return float(rates[np.argmin(means)]) if np.isfinite(means).any() else float("nan")
+
+
+def _means(trained: Trained) -> tuple[np.ndarray, np.ndarray]:
+    """Each rate, rising, and its mean validation NLL at the end; infinity where a run of it diverged."""
     final = np.where(trained.diverged_at >= 0, np.inf, trained.validation_nll[:, -1])
     final = np.where(np.isfinite(final), final, np.inf)
     rates = np.unique(trained.rates)
-    means = np.array([final[trained.rates == rate].mean() for rate in rates])
-    return float(rates[np.argmin(means)]) if np.isfinite(means).any() else float("nan")
+    return rates, np.array([final[trained.rates == rate].mean() for rate in rates])
 
 
 def _summarised(finished: _Finished, vocab: int) -> dict[str, Any]:

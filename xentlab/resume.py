@@ -13,26 +13,29 @@ from collections.abc import Iterator
 from typing import Any
 
 from xentlab import runs
-from xentlab.checkpoints import Checkpoints
+from xentlab.checkpoints import Checkpoints, is_a_losss
 from xentlab.compare import settings_of_records
 from xentlab.contract import LabError
-from xentlab.runs import BEGUN
+from xentlab.runs import BEGUN, KEPT
 
-KEPT = "checkpoints"
 # What a race may go on with differently, besides what is no part of a run's making: its devices.
 FREE = ("mesh",)
 
 
 def started(folder: pathlib.Path) -> dict[str, Any]:
     """What an unfinished race began with. Raises `LabError` where there is none, or it is damaged."""
-    path = folder / BEGUN
+    path, here = folder / BEGUN, runs.quoted(folder)
+    anew = f"the race's own arguments with --out {here} take up what was kept there"
     if not path.is_file():
         if (folder / "run.json").is_file():
-            raise LabError(
-                f"{folder} is finished: nothing is left to resume. `xentlab rerun {runs.quoted(folder)}` does it again."
-            )
-        raise LabError(f"{folder} holds no unfinished race. `xentlab race --out {runs.quoted(folder)}` begins one.")
-    return runs.read_json(path, "Begin again in another folder.")
+            raise LabError(f"{folder} is finished: nothing is left to resume. `xentlab rerun {here}` does it again.")
+        if has_begun(folder):
+            raise LabError(f"{path} is gone, by which a race goes on. Put it back; else {anew}.")
+        raise LabError(f"{folder} holds no unfinished race. `xentlab race --out {here}` begins one.")
+    record = runs.read_json(path, f"Delete it: {anew}.")
+    if not all(isinstance(record.get(name), dict) for name in ("arguments", "losses")):
+        raise LabError(f"{path} does not say what the race began with. Delete it: {anew}.")
+    return record
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -42,14 +45,25 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     if texts[0] == texts[1] and all(texts[0]):  # the same text, wherever it lies
         names += ("arguments.text", *(f"sources.{place}.{key}" for place in range(len(texts[0])) for key in ("path", "name")))
     rows = settings_of_records({**before, "losses": {}}, {**now, "losses": {}})
-    kept = [row for row in rows if row["what"] not in names and not row["what"].startswith("device")]
-    kept = [row for row in kept if row["what"].removeprefix("arguments.") not in FREE]
-    said = [f"{row['what'].removeprefix('arguments.')}: {row['first']} there, {row['second']} now" for row in kept]
+    said = _said([row for row in rows if row["what"] not in names and not _is_free(row["what"])])
     (named, own), (named_now, own_now) = losses_of(before), losses_of(now)
     if named != named_now:
         said.insert(0, f"losses: {', '.join(named)} there, {', '.join(named_now)} now")
     changed = [name for name in own_now if name in own and own[name] != own_now[name]]
     return [*said, *(f"{name} was edited since, and computes something else now" for name in changed)]
+
+
+def moved(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What is otherwise of that on which a race may go on: its devices, and how they share it."""
+    return _said([row for row in settings_of_records(before, now) if _is_free(row["what"])])
+
+
+def _is_free(what: str) -> bool:
+    return what.startswith("device") or what.removeprefix("arguments.") in FREE
+
+
+def _said(rows: list[dict[str, Any]]) -> list[str]:
+    return [f"{row['what'].removeprefix('arguments.')}: {row['first']} there, {row['second']} now" for row in rows]
 
 
 def losses_of(record: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
@@ -62,11 +76,14 @@ def losses_of(record: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
     return [*map(last, record.get("arguments", {}).get("losses", ()))], own
 
 
-def begin(folder: pathlib.Path, record: dict[str, Any], resume: bool, anyway: bool, every: float) -> Checkpoints:
-    """The checkpoints of a race that begins in a folder, or goes on there.
+def begin(
+    folder: pathlib.Path, record: dict[str, Any], resume: bool, anyway: bool, every: float
+) -> tuple[Checkpoints, dict[str, Any]]:
+    """The checkpoints of a race that begins in a folder, or goes on there; and its record, with what it went on with.
 
-    One that kept nothing yet gives way to another. Raises `LabError` for a race that is there and unfinished without resume,
-    and, but for anyway, for a finished one, and for other settings with resume.
+    One that kept nothing yet gives way to another. What was kept by a race whose record is gone stays, for this one may be it:
+    runs that were made otherwise are told as they are read. Raises `LabError` for a race that is there and unfinished without
+    resume, and, but for anyway, for a finished one, and for other settings with resume.
     """
     if resume:
         before = started(folder)
@@ -78,8 +95,8 @@ def begin(folder: pathlib.Path, record: dict[str, Any], resume: bool, anyway: bo
             )
         for said in differ:
             print(f"Going on although it began otherwise. {said}", file=sys.stderr)
-        # What was kept under other versions stays: the finished race has to say so.
-        if differ := [*before.get("resumed_with", []), *differ]:
+        # What was kept under other versions, and on other devices, stays: the finished race has to say so.
+        if differ := [*before.get("resumed_with", []), *differ, *moved(before, record)]:
             record = record | {"resumed_with": differ}
     elif (folder / BEGUN).is_file() and has_begun(folder):
         raise LabError(
@@ -88,15 +105,20 @@ def begin(folder: pathlib.Path, record: dict[str, Any], resume: bool, anyway: bo
         )
     elif (folder / "run.json").exists() and not anyway:
         raise LabError(f"{folder} holds a finished race. Give another one with --out, or replace it with --anyway.")
-    elif (folder / KEPT).is_dir():  # the race that these were of is finished, or never came to its first checkpoint
+    elif (folder / "run.json").exists():  # the race that these were of is finished
         _clear(folder / KEPT)
+    elif has_begun(folder):
+        print(f"{folder} has checkpoints without their {BEGUN}: what was trained alike is taken.", file=sys.stderr)
     runs.write_json(folder / BEGUN, record)
-    return kept(folder, every)
+    return kept(folder, every), record
 
 
 def kept(folder: pathlib.Path, every: float) -> Checkpoints:
-    """A run folder's checkpoints."""
-    return Checkpoints(folder / KEPT, every)
+    """A run folder's checkpoints. Raises `LabError` where something else has their place."""
+    place = folder / KEPT
+    if not place.is_dir() and (place.exists() or place.is_symlink()):
+        raise LabError(f"{place} is no folder, where checkpoints are kept. Move it away, or give another --out.")
+    return Checkpoints(place, every)
 
 
 def has_begun(folder: pathlib.Path) -> bool:
@@ -112,11 +134,12 @@ def finish(folder: pathlib.Path) -> None:
 
 
 def _clear(folder: pathlib.Path) -> None:
-    """Removes a folder, or what is in it, if it is a link to another disk."""
-    for inside in folder.iterdir() if folder.is_symlink() else ():
-        shutil.rmtree(inside) if inside.is_dir() and not inside.is_symlink() else inside.unlink()
-    if not folder.is_symlink():
-        shutil.rmtree(folder)
+    """Removes what a race kept, and the folder, if it is no link and nobody has anything else there."""
+    for inside in folder.iterdir() if folder.is_dir() else ():
+        if is_a_losss(inside.name) and inside.is_dir():
+            shutil.rmtree(inside)
+    if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import os
 import pathlib
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -31,14 +32,17 @@ NUMERICS = ("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_
 # The commands whose records have always said their kind; a record that does not is a report's, a tour's or an experiment's.
 NAMED = ("race", "gradients", "budget", "scoreboard")
 PAGES = ("tour.html", "report.html", "index.html")
-BEGUN = "begun.json"  # what an unfinished race began with
+LOCK = ".lock"  # in every folder that was ever a run's
+BEGUN, KEPT = "begun.json", "checkpoints"  # what an unfinished race began with, and how far it came
+WRITTEN = (".csv", ".png", ".html", ".json")
+STAGED = ".new"
 
 
 def new_folder(kind: str, out: str | pathlib.Path | None = None, replace: bool = False) -> pathlib.Path:
     """The folder for a run's files, made if need be: `out`, or runs/<kind>-<time>.
 
-    Raises `LabError` if it is no folder, holds another command's unfinished race, or, but for replace, holds a run of another
-    kind, or one that cannot be read.
+    Raises `LabError` if it is no folder, holds files that are no run's and that one could write over, holds another command's
+    unfinished race, or, but for replace, holds a run of another kind, or one that cannot be read.
     """
     folder = pathlib.Path(out).expanduser() if out else pathlib.Path("runs") / f"{kind}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     try:
@@ -47,6 +51,8 @@ def new_folder(kind: str, out: str | pathlib.Path | None = None, replace: bool =
         raise LabError(f"cannot make the folder {folder}: {error.strerror}. Give another one with --out.") from error
     if not os.access(folder, os.W_OK):
         raise LabError(f"cannot write into {folder}. Give another folder with --out.")
+    if not any((folder / ours).exists() for ours in (LOCK, BEGUN, "run.json")) and (others := _in_the_way(folder)):
+        raise LabError(f"{folder} holds {', '.join(others)}, which {kind} may write over. Give another folder with --out.")
     if (folder / BEGUN).exists() and kind != "race":
         raise LabError(f"{folder} holds an unfinished race, which {kind} would write into. Give another folder with --out.")
     if (folder / "run.json").exists() and not replace:
@@ -55,6 +61,11 @@ def new_folder(kind: str, out: str | pathlib.Path | None = None, replace: bool =
         if held != kind and (held or kind in NAMED):
             raise LabError(f"{folder} holds a run of {held or 'another kind'}, which {kind} would overwrite. {remedy}")
     return folder
+
+
+def _in_the_way(folder: pathlib.Path) -> list[str]:
+    """What somebody else has in a folder, of the kinds that runs leave there."""
+    return sorted(each.name for each in folder.iterdir() if each.suffix in WRITTEN or each.name == KEPT)
 
 
 def quoted(folder: pathlib.Path) -> str:
@@ -68,7 +79,7 @@ def using(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     import filelock
 
     # Of one process a lock may be taken again: a command holds the folder that what it calls writes into.
-    lock = filelock.FileLock(folder / ".lock", timeout=0, is_singleton=True)
+    lock = filelock.FileLock(folder / LOCK, timeout=0, is_singleton=True)
     try:
         lock.acquire()
     except filelock.Timeout:
@@ -79,8 +90,8 @@ def using(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         yield folder
     except BaseException:
         with contextlib.suppress(OSError):
-            if [each.name for each in folder.iterdir()] == [".lock"]:  # nothing was made: no folder is left either
-                (folder / ".lock").unlink()
+            if [each.name for each in folder.iterdir()] == [LOCK]:  # nothing was made: no folder is left either
+                (folder / LOCK).unlink()
                 folder.rmdir()
         raise
     finally:
@@ -112,6 +123,27 @@ def write_bytes(path: pathlib.Path, content: bytes, before: Callable[[], None] =
             ) from error
         raise
     return path
+
+
+@contextlib.contextmanager
+def replacing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder for a run's files, which take their places together at the end: until then, and on an error, all is as it was.
+
+    The record of a run that was there goes first: half of it and half of another are no run.
+    """
+    staged = folder / STAGED
+    shutil.rmtree(staged, ignore_errors=True)  # of a process that was killed
+    try:
+        staged.mkdir()
+    except OSError as error:
+        raise LabError(f"cannot write into {folder}: {error.strerror}. Make room, or give another --out.") from error
+    try:
+        yield staged
+        (folder / "run.json").unlink(missing_ok=True)
+        for each in sorted(staged.iterdir(), key=lambda path: path.name == "run.json"):
+            os.replace(each, folder / each.name)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
 
 
 @functools.cache
@@ -167,8 +199,13 @@ def _version(package: str) -> str:
 
 
 def write_record(folder: pathlib.Path, content: dict[str, Any]) -> pathlib.Path:
-    """The record as folder/run.json."""
-    return write_json(folder / "run.json", content)
+    """The record as folder/run.json, with the check sums of the run's frames, by which one that was cut short is known.
+
+    frames: what `content` calls so, or all that are in the folder.
+    """
+    names = content.get("frames") or sorted(path.stem for path in folder.glob("*.csv"))
+    sums = {name: hashlib.sha256((folder / f"{name}.csv").read_bytes()).hexdigest() for name in names}
+    return write_json(folder / "run.json", content | {"frames": [*names], "sums": sums})
 
 
 def write_json(path: pathlib.Path, content: dict[str, Any]) -> pathlib.Path:

@@ -28,7 +28,7 @@ def run_rerun(command: Rerun) -> None:
     from xentlab.cli import run
     from xentlab.compare import read_run
 
-    found = read_run(command.run)
+    found = read_run(command.run, lacking=True)
     again = _recorded(found)
     if command.out and (command.out.expanduser() / "run.json").exists():
         raise LabError(f"{command.out} holds a run; a rerun would overwrite it. Give another folder with --out.")

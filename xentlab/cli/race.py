@@ -58,32 +58,31 @@ def run_race(command: Race) -> None:
                 folder = held.enter_context(runs.using(folder_of(command)))
                 record = record_of(command, [source.describe()], 0.0)
                 options = (command.resume is not None, command.anyway, command.checkpoint_every)
-                checkpoints = resume.begin(folder, record, *options)
+                checkpoints, record = resume.begin(folder, record, *options)
             except LabError as error:  # the others wait, and are to hear of it
                 refusal = error
         elif folder:
             checkpoints = resume.kept(folder, command.checkpoint_every)
         if not hosts.told(refusal is None).all():
             raise refusal or LabError("the first process refuses; what it says, says why.")
-        if processes > 1 and (differ := hosts.unlike(_shared(command, source, folder))):
+        if processes > 1 and (differ := hosts.unlike({"COUNT": processes} | _shared(command, source, folder))):
             raise LabError(
                 f"the processes were started unlike: {', '.join(differ)} differ. Start each by the same command but for its "
                 "INDEX in --hosts, with the same text, losses and versions, and an --out that all of them see."
             )
-        held.enter_context(resume.stopping(checkpoints))
-        tell = held.enter_context(console.progress())
-        try:
+        held.enter_context(_told_how_to_go_on(folder))
+        with resume.stopping(checkpoints), console.progress() as tell:
             result = race(**asked, progress=tell, checkpoints=checkpoints, laid_out=laid_out)
-        except KeyboardInterrupt:
-            if folder:
-                what = "What is done is kept" if resume.has_begun(folder) else "No block was done yet that could be kept"
-                again = f"xentlab race --resume {runs.quoted(folder)}"
-                raise KeyboardInterrupt(f"{what}. Go on with: {again}") from None
-            raise
         if folder and hosts.first():
             # As it began: a loss's file that was edited meanwhile is not what was raced.
-            kept = {key: value for key, value in resume.started(folder).items() if key in ("losses", "resumed_with")}
-            write(command, result.frames(), begun, [source.describe()], **kept)
+            kept = {key: value for key, value in record.items() if key in ("losses", "resumed_with")}
+            try:
+                write(command, result.frames(), begun, [source.describe()], **kept)
+            except LabError as error:
+                raise LabError(
+                    f"{error} All runs are done and kept: once it can be written, `xentlab race --resume "
+                    f"{runs.quoted(folder)}` does so at once."
+                ) from error
             resume.finish(folder)  # before anything is printed, for what reads it may be gone
     if hosts.first():
         show(command, result.table, console.summary(result.table))
@@ -94,6 +93,20 @@ def run_race(command: Race) -> None:
             print(f"- {sentence}")
         if command.quick:
             print("- A quick race shows that all works; of the losses it says nothing.")
+
+
+@contextlib.contextmanager
+def _told_how_to_go_on(folder: pathlib.Path | None) -> Iterator[None]:
+    """Whoever stops a race that has a folder hears what is kept there."""
+    from xentlab import resume, runs
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not folder:
+            raise
+        what = "What is done is kept" if resume.has_begun(folder) else "No block was done yet that could be kept"
+        raise KeyboardInterrupt(f"{what}. Go on with: xentlab race --resume {runs.quoted(folder)}") from None
 
 
 @contextlib.contextmanager

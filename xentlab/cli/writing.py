@@ -43,11 +43,11 @@ def write(command: Any, frames: dict[str, Any], begun: float, sources: list[dict
         return
     from xentlab import runs
 
-    with runs.using(folder_of(command)) as folder:
+    with runs.using(folder_of(command)) as folder, runs.replacing(folder) as staged:
         for name, frame in frames.items():
-            runs.write_frame(folder, name, frame)
-        pictures(frames, folder)
-        runs.write_record(folder, record_of(command, sources or [], time.perf_counter() - begun) | more | {"frames": [*frames]})
+            runs.write_frame(staged, name, frame)
+        pictures(frames, staged)
+        runs.write_record(staged, record_of(command, sources or [], time.perf_counter() - begun) | more | {"frames": [*frames]})
 
 
 def record_of(command: Any, sources: list[dict], seconds: float) -> dict[str, Any]:
