@@ -257,15 +257,26 @@ def test_auto_takes_what_explain_plan_says(monkeypatch):
     with monkeypatch.context() as several:  # whose memories may differ, and plans may not
         several.setattr(jax, "process_count", lambda: 2)
         assert explain_plan(1024, 256, 32_768, NLL).name == "stream"
+    many = explain_plan(65_536, 4096, 128_256, NLL, jnp.bfloat16)  # of which stream sums the hidden states' gradients wide
+    assert (many.name, "and holds no more than that" in many.why) == ("tokens", True)
+    assert many.temporary_bytes < explain_plan(65_536, 4096, 128_256, NLL, jnp.bfloat16, "stream").temporary_bytes
     without = explain_plan(8192, 2304, 256_000, LOSSES["entmax15"])
     assert (without.name, without.products, without.why) == ("tokens", 3, "entmax15 has no stream form")
     assert explain_plan(8192, 2304, 256_000, NLL, plan="tokens").why == "it was asked for"
     assert explain_plan(512, 64, 32_768, NLL).name == "stream"  # a batch of one chunk: all of its logits
-    hidden, weight, targets = batch(4096, 8, 2048)
+    hidden, weight, targets = batch(1024, 8, 16_384)
     run = lambda plan: jax.jit(lambda w: linear_loss(hidden, w, targets, plan=plan)).lower(weight).as_text()
     assert run("auto") == run("tokens") != run("stream")
     memory(0)
     assert run("auto") == run("stream")
+
+
+def test_a_chunk_has_no_more_logits_than_an_index_counts():
+    """What lies beyond would be read where others are: gradients were off by a twentieth, without a word."""
+    chunk, tile = explain_plan(70_001, 1, 32_768, plan="tokens", tiles=(70_001, 512)).tiles
+    assert (chunk, tile) == (65_535, 512)
+    assert chunk * 32_768 < 2**31 <= (chunk + 1) * 32_768
+    assert explain_plan(70_001, 1, 32_768, plan="tokens", tiles=(70_001, 512), layout=(1, 2)).tiles[0] % 2 == 0
 
 
 def test_a_loss_of_ones_own_goes_through_either_way():
@@ -290,6 +301,9 @@ def test_mistakes_are_told(monkeypatch):
         (lambda: linear_loss(hidden, weight, np.full(TOKENS, 2**32 + 3)), "must lie in"),
         (lambda: linear_loss(hidden, weight, targets, bias=jnp.ones(3)), "a bias is one number a class"),
         (lambda: linear_loss(hidden, weight, targets, softcap=-1.0), "softcap is a positive number"),
+        (lambda: linear_loss(hidden, weight, targets, softcap="x"), "softcap is a positive number or None; got 'x'"),
+        (lambda: jax.jit(lambda c: linear_loss(hidden, weight, targets, softcap=c))(3.0), "static_argnames"),
+        (lambda: linear_loss(hidden, weight, targets, mesh="data=2"), "mesh is a jax.sharding.Mesh; got 'data=2'"),
         (lambda: linear_loss(hidden, weight, targets, reduction="avg"), "mean, sum or none"),
         (lambda: linear_loss(hidden, weight, targets, plan="fast"), "a plan is one of auto, stream, tokens"),
         (lambda: linear_loss(hidden, weight, targets, tiles=(0, 4)), "tiles are two counts"),

@@ -75,6 +75,33 @@ def test_the_head_gives_an_impossible_target_what_the_function_does(name, plan):
     assert found[0] == jnp.inf
 
 
+@pytest.mark.parametrize("name", ["nll", "hinge", "perceptron", "hinge_weston_watkins", "squared_hinge", "exponential"])
+def test_a_rival_that_is_out_leads_no_target_that_is_out(name):
+    """Of two classes at -inf neither is ahead; the third leads by infinity."""
+    z, target = jnp.array([-jnp.inf, -jnp.inf, 0.0]), jnp.array(0)
+    value, gradient = jax.value_and_grad(LOSSES[name])(z, target)
+    assert value == jnp.inf
+    assert gradient[1] == 0
+    assert gradient[2] > 0
+    assert linear_loss(jnp.zeros((1, 1)), jnp.zeros((1, 3)), target[None], bias=z, loss=LOSSES[name]) == jnp.inf
+    assert jnp.isnan(LOSSES[name](z.at[0].set(jnp.nan), target))
+
+
+@pytest.mark.parametrize("plan", ["stream", "tokens"])
+def test_a_weight_that_is_infinite_is_its_own_token_s_alone(plan):
+    hidden, weights = jnp.ones((11, 4), jnp.float16), jnp.ones(11).at[2].set(jnp.inf)
+    mixed = jnp.arange(52.0).reshape(4, 13).astype(jnp.float16) / 52
+    run = lambda hidden: linear_loss(hidden, mixed, jnp.arange(11), token_weights=weights, reduction="sum", plan=plan)
+    assert jnp.isfinite(jax.grad(run)(hidden)).all(axis=1).tolist() == [place != 2 for place in range(11)]
+
+
+def test_a_bias_in_float16_overflows_nowhere():
+    """Warnings are errors here."""
+    hidden, weight = jnp.ones((3, 2), jnp.float16), jnp.ones((2, 5), jnp.float16)
+    run = jax.jit(lambda bias: linear_loss(hidden, weight, jnp.zeros(3, jnp.int32), bias=bias))
+    assert run(jnp.zeros(5, jnp.float16)) == pytest.approx(np.log(5))
+
+
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
 def test_focals_gradient_has_its_limit_at_an_impossible_target(gamma):
     """So that a mask afterwards saves it: elsewhere 0 times it is no NaN."""

@@ -115,11 +115,13 @@ def run_plan(command: Plan) -> None:
     """What the head costs."""
     from xentlab.catalogue import resolve
     from xentlab.linear import explain_plan
-    from xentlab.linear.costs import head_costs
+    from xentlab.linear.costs import check_evenly, head_costs
     from xentlab.linear.mesh import make_mesh, parse_mesh
 
     axes, loss = parse_mesh(command.mesh), resolve(command.loss, check=False)
     shape = (command.tokens, command.features, command.vocab)
+    layout = (axes.get("data", 1), axes.get("model", 1))
+    check_evenly(command.tokens, command.vocab, layout)  # before so many devices are made
     begun = lambda head: print(f"compiling: {head}", file=sys.stderr)
     costs = head_costs(*shape, loss, command.dtype, make_mesh(axes), begun)
     if command.format != "table":
@@ -133,7 +135,6 @@ def run_plan(command: Plan) -> None:
         row |= {"products": str(cost.products), "GFLOP": f"{cost.flops / 1e9:,.3g}"}
         rows.append(row | {f"{kind} MB": megabytes(cost.sent.get(kind, 0)) for kind in kinds})
     console.print_table(rows)
-    layout = (axes.get("data", 1), axes.get("model", 1))
     taken = explain_plan(*shape, loss, command.dtype, layout=layout)
     print(f"auto takes {taken.name}: {taken.why}; {taken.tiles[0]} tokens a chunk, {taken.tiles[1]} classes a tile.")
     held = {cost.head: cost.temporary_bytes for cost in costs}

@@ -55,11 +55,11 @@ def linear_loss(
     """loss(hidden @ weight + bias, targets), averaged, in tiles: hidden [..., D], weight [D, V], targets [...] -> [] or [...].
 
     loss: any function of logits [..., V] and targets [...], unreduced. token_weights [...]: the mean is weighted by them; a
-    token of weight 0 is out, whatever its target and hidden state, and its weight has no gradient. softcap c: logits are
-    c tanh(z / c), as Gemma 2 has them. reduction: "none" gives each token's loss, times its weight. plan: `explain_plan` tells
-    what "auto" takes; tiles: (tokens a chunk, classes a tile). vocab_first: the weight is [V, D], as embeddings lie; nothing is
-    transposed. mesh: of devices, tokens split over its token_axis and the vocabulary over its vocab_axis, either of which it
-    may lack; shapes stay those of the whole.
+    token of weight 0 is out, whatever its target and hidden state, and its weight has no gradient. softcap c, a Python number:
+    logits are c tanh(z / c), as Gemma 2 has them. reduction: "none" gives each token's loss, times its weight. plan:
+    `explain_plan` tells what "auto" takes; tiles: (tokens a chunk, classes a tile). vocab_first: the weight is [V, D], as
+    embeddings lie; nothing is transposed. mesh: of devices, tokens split over its token_axis and the vocabulary over its
+    vocab_axis, either of which it may lack; shapes stay those of the whole.
 
     A token's loss is a function of its own row of logits, its target and what it closes over: class weights, a temperature that
     is learned. That may be traced, and has its gradient; but under plan "tokens" it may not lie on the mesh, and within a
@@ -188,9 +188,7 @@ def _checked(hidden, weight, targets, bias, softcap, vocab_first, spread):
         raise LabError(f"hidden is one of {known}; got {hidden.dtype}. Cast it, as hidden.astype(jnp.float32).")
     if not jnp.issubdtype(targets.dtype, jnp.integer):
         raise LabError(f"targets are class indices, integers; got {targets.dtype}. Of one-hot ones take the argmax.")
-    if softcap is not None and not 0 < (softcap := float(softcap)) < math.inf:
-        raise LabError(f"softcap is a positive number or None; got {softcap}.")
-    head = Head(softcap, vocab_first, *_axes(*spread))
+    head = Head(_softcap(softcap), vocab_first, *_axes(*spread))
     features, vocab = weight.shape[1 - head.vocab_axis], weight.shape[head.vocab_axis]
     if hidden.shape[-1] != features:
         other = "[V, D], vocab_first=True" if not vocab_first else "[D, V], vocab_first=False"
@@ -217,14 +215,31 @@ def _checked(hidden, weight, targets, bias, softcap, vocab_first, spread):
             f"hidden is {hidden.dtype} and the weight {weight.dtype}; cast one of them, so that no one is surprised."
         )
     bias = None if bias is None else jnp.asarray(bias)
-    if bias is not None and jnp.issubdtype(bias.dtype, jnp.floating):
+    if bias is not None and jnp.issubdtype(bias.dtype, jnp.floating) and float(jnp.finfo(bias.dtype).min) < MASKED:
         bias = jnp.where(bias < MASKED, -jnp.inf, bias)  # a mask of finfo.min, say: what is added to that would overflow
     return hidden, weight, targets, bias, head, vocab
+
+
+def _softcap(softcap):
+    if isinstance(softcap, jax.core.Tracer):
+        raise LabError(
+            "softcap is a part of the program, with no gradient, and cannot be traced: close over a Python number, or name it "
+            "in jax.jit's static_argnames."
+        )
+    try:
+        whole = softcap is None or 0 < float(softcap) < math.inf
+    except (TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise LabError(f"softcap is a positive number or None; got {softcap!r}.")
+    return None if softcap is None else float(softcap)
 
 
 def _axes(mesh, token_axis, vocab_axis):
     """The mesh, and its axes for tokens and vocabulary where it has them."""
     around = jax.sharding.get_abstract_mesh()
+    if not (mesh is None or isinstance(mesh, Mesh)):
+        raise LabError(f'mesh is a jax.sharding.Mesh; got {mesh!r}. Of "data=2,model=4" xentlab.linear.mesh makes one.')
     if AxisType.Explicit in (*around.axis_types, *(mesh.axis_types if mesh else ())):
         count = len(around.axis_names if mesh is None else mesh.axis_names)
         raise LabError(

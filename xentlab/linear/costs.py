@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -59,10 +59,7 @@ def head_costs(
         raise LabError(f"tokens, features and vocabulary are counts of at least 1; got {tokens}, {features} and {vocab}.")
     checked(loss, vocab)
     layout = tuple(mesh.shape.get(axis, 1) if mesh else 1 for axis in ("data", "model"))
-    for count, devices, what in zip((tokens, vocab), layout, ("tokens", "classes"), strict=True):
-        if count % devices:
-            whole = -(-count // devices) * devices
-            raise LabError(f"{count} {what} cannot lie evenly on {devices} devices; take a multiple of that, {whole} say.")
+    check_evenly(tokens, vocab, layout)
     taken = explain_plan(tokens, features, vocab, loss, dtype, layout=layout).name
     heads = {
         plan: lambda h, w, y, plan=plan: linear_loss(h, w, y, loss=loss, plan=plan, mesh=mesh)
@@ -79,6 +76,14 @@ def head_costs(
         sizes = int(memory.temp_size_in_bytes), int(memory.output_size_in_bytes)
         found.append(Cost(name, name == taken, *sizes, plan.products, plan.flops, collectives(compiled.as_text())))
     return found
+
+
+def check_evenly(tokens: int, vocab: int, layout: Sequence[int]) -> None:
+    """Raises `LabError` for tokens and classes that do not lie evenly on `layout`, the devices that share each."""
+    for count, devices, what in zip((tokens, vocab), layout, ("tokens", "classes"), strict=True):
+        if count % devices:
+            whole = -(-count // devices) * devices
+            raise LabError(f"{count} {what} cannot lie evenly on {devices} devices; take a multiple of that, {whole} say.")
 
 
 def _compiled(head, mesh, tokens, features, vocab, dtype):

@@ -14,6 +14,7 @@ import numpy as np
 from xentlab.contract import LabError, Loss, name_of
 from xentlab.linear.logits import turns
 from xentlab.linear.reductions import stream_of
+from xentlab.losses.likelihood import nll
 from xentlab.memory import machine_memory
 from xentlab.products import accumulator, moved_whole, on_cpu
 
@@ -44,6 +45,7 @@ CPU = Sizes(chunk=512, chunk_bytes=None, kept_tile=4096, tile=512, tile_bytes=12
 # stream's tiles those of 256 MB are 3% faster, and hold twice as much. Chunks of 512 tokens take a slower kernel, of 2048
 # save 3% for half as much again.
 CHIP = Sizes(chunk=1024, chunk_bytes=2**30, kept_tile=None, tile=None, tile_bytes=96 * 2**20, lanes=128, held_bytes=2**32)
+COUNTED = 2**31 - 1  # logits of a chunk, at most: by more than int32 they would be read where others are
 SHARE = 16  # of a device's memory the part that a plan may take to be faster
 ROWS_BYTES = 2 * 2**20  # of logits, for a loss that sees whole rows: some ten passes over them then stay in a CPU's cache
 
@@ -70,7 +72,7 @@ def explain_plan(
     tokens: int,
     features: int,
     vocab: int,
-    loss: Loss,
+    loss: Loss = nll,
     dtype: Any = jnp.float32,
     plan: str = "auto",
     tiles: tuple[int, int] | None = None,
@@ -81,8 +83,8 @@ def explain_plan(
 
     loss, plan, tiles: as `linear_loss` takes them. dtype: of hidden and weight. per_token: with reduction "none". layout:
     devices among which the tokens are split, and the vocabulary; what is counted is one device's. Of a loss with a stream form
-    auto takes "tokens" where that holds little of this device's memory, so its answer differs from machine to machine; among
-    several processes, which must agree, it takes "stream".
+    auto takes "tokens" where that holds no more than "stream" does, or little of this device's memory, so its answer differs
+    from machine to machine; among several processes, which must agree, memory is not asked.
 
     Raises `LabError` for an unknown plan, and for "stream" with a loss that has no stream form.
 
@@ -113,7 +115,10 @@ def explain_plan(
 
     def sized(name):
         chunk, tile = tiles or _tiles(name, *per_device, wide)
-        chunk = per_device[0] if name == "stream" else max(chunk // layout[1], 1) * layout[1]
+        if name == "tokens":
+            chunk = max(min(chunk, COUNTED // (-(-per_device[1] // tile) * tile)) // layout[1], 1) * layout[1]
+        else:
+            chunk = per_device[0]
         chunk = min(chunk, max(per_device[0], 1))
         tile = min(tile, per_device[1])
         held = _temporary(name, streams, *per_device, features, chunk, tile, dtype)
@@ -123,7 +128,7 @@ def explain_plan(
 
     name, why, naive = plan, "it was asked for", 2 * per_device[0] * per_device[1] * wide
     if plan == "auto":
-        name, why = _chosen(loss, streams, per_token, sized("tokens")[1], naive)
+        name, why = _chosen(loss, streams, per_token, sized("tokens")[1], sized("stream")[1], naive)
     tiles, temporary = sized(name)
     products = 4 if name == "stream" or per_token else 3
     flops = products * 2 * per_device[0] * features * per_device[1]
@@ -140,16 +145,19 @@ def _counts(tiles):
     return chunk, tile
 
 
-def _chosen(loss, streams, per_token, held, naive):
-    """The plan that auto takes, and why; held: bytes that the tokens plan would; naive: the naive head."""
+def _chosen(loss, streams, per_token, held, streamed, naive):
+    """The plan that auto takes, and why; held, streamed: bytes that tokens would hold, and stream; naive: the naive head."""
     if not streams:
         return "tokens", f"{name_of(loss)} has no stream form"
     # Measured: on a GPU (experiments/bench_chip.py) a third less time, for several times the memory; on a CPU
     # (experiments/bench_linear_loss.py) a tenth to a fifth less. Per-token results take four products either way.
+    each = "as tokens does, for results of each token"
+    three = f"four products, {each.replace('tokens', 'stream')}" if per_token else "three products where stream takes four"
+    if held <= streamed:  # of many tokens stream sums the hidden states' gradients wide
+        return "tokens", f"it takes {three}, and holds no more than that"
     if not per_token and held <= _room(naive):
-        return "tokens", f"it takes three products where stream takes four, and holds under 1/{SHARE} of the memory there is"
-    four = "as tokens does, for results of each token" if per_token else "where tokens takes three and holds more"
-    return "stream", f"it holds no more logits than a tile's, for four products {four}"
+        return "tokens", f"it takes {three}, and holds under 1/{SHARE} of the memory there is"
+    return "stream", f"it holds less than tokens does, for four products {each if per_token else 'where tokens takes three'}"
 
 
 def _room(naive: int) -> int:

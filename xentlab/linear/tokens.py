@@ -319,7 +319,7 @@ def _value_and_gradients(score, reductions, head, tiles, hidden, weight, bias, t
     most = head.vocab(weight) / GREATEST
     if reductions is not None:
         most = most * MARGIN if any(reduction.by_target for reduction in reductions.values()) else 1
-    factor = lift(max(1, most) * jnp.max(jnp.abs(weights)))
+    factor = lift(max(1, most) * jnp.max(jnp.where(jnp.isfinite(weights), jnp.abs(weights), 0)))
     losses, *gradients = head.spread(run, hidden, weight, bias, targets, weights * factor, values, out="ttwba")
     return losses, jax.tree.map(lambda each: each / factor, gradients)
 

@@ -7,9 +7,12 @@ from xentlab.contract import Logits, PerToken, Targets, at_target, loss, off_tar
 
 
 def _leads(logits, targets):
-    """z_j - z_y for the rivals, -inf in the target's place: [..., V]."""
-    # Filled last: a target at -inf, less itself, would be a NaN.
-    return off_target(logits - at_target(logits, targets)[..., None], targets, fill=-jnp.inf)
+    """z_j - z_y for the rivals, -inf in the target's place, and of a rival at -inf: [..., V]."""
+    target = at_target(logits, targets)[..., None]
+    # A rival that is out leads nobody, also a target that is out: the two's difference would be a NaN.
+    leads = jnp.where((logits == -jnp.inf) & ~jnp.isnan(target), -jnp.inf, logits - target)
+    # Filled last: a target at -inf, less itself, would be one as well.
+    return off_target(leads, targets, fill=-jnp.inf)
 
 
 def _lead(logits, targets):
