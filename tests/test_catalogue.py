@@ -176,6 +176,20 @@ def test_two_losses_of_one_name_are_refused(mine):
     assert list(resolve_all(["nll", "nll", functools.partial(LOSSES["focal"], gamma=1)])) == ["nll", "focal(gamma=1)"]
 
 
+def test_settings_by_place_are_settings():
+    @xentlab.loss(link=lambda z, gamma=1.0: jax.nn.softmax(gamma * z), low_p_even=lambda vocab, gamma=1.0: gamma)
+    def first(gamma, logits, targets):
+        return gamma * LOSSES["nll"](gamma * logits, targets)
+
+    two, five = functools.partial(first, 2.0), functools.partial(first, 5.0)
+    assert list(resolve_all([two, five, functools.partial(first, 2.0)])) == ["first(2.0)", "first(5.0)"]
+    np.testing.assert_allclose(link_of(two)(jnp.array([1.0, 0.0])), np.exp([2.0, 0]) / np.exp([2.0, 0]).sum(), rtol=1e-6)
+    assert xentlab.contract.low_p_claim(five, "even", 4) == 5
+    # A partial with facts is not merged with the one around it: what is within comes first.
+    inner = xentlab.loss(source="here")(functools.partial(lambda a, b, logits, targets: a * first(b, logits, targets), 3.0))
+    assert xentlab.contract.settings_of(functools.partial(inner, 4.0)) == {"a": 3.0, "b": 4.0}
+
+
 def test_targets_of_the_wrong_shape_say_so():
     with pytest.raises(LabError, match="class indices, not one-hot"):
         xentlab.at_target(jnp.zeros((2, 3)), jnp.zeros((2, 3), jnp.int32))

@@ -176,6 +176,9 @@ def test_show_tells_facts_and_place(mine, capsys):
     assert "alpha=2" in out
     facts = json.loads(in_process(capsys, "show", "focal", "--format", "json")[1])[0]
     assert (facts["family"], facts["proper"], facts["convex"]) == ("robust", "no", False)
+    code = "import functools\nfrom mine import my_loss\nloss = functools.partial(lambda a, z, y: a * my_loss(z, y), 2.0)"
+    pathlib.Path("first.py").write_text(code)
+    assert json.loads(in_process(capsys, "show", "first.py:loss", "--format", "json")[1])[0]["settings"] == "a=2.0"
     own = in_process(capsys, "show", "./mine.py:my_loss")[1]
     assert "mine.py:3" in own
     assert "xentlab_user" not in own  # a module's name that is nobody's business

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import xentlab.losses
-from xentlab.contract import FAILURES, Facts, LabError, Loss, checked, facts_of, layers, link_of, name_of, unwrapped
+from xentlab.contract import FAILURES, Facts, LabError, Loss, checked, facts_of, layers, link_of, name_of, settings_of, unwrapped
 
 ENTRY_POINTS = "xentlab.losses"
 
@@ -195,8 +195,8 @@ def resolve_all(losses: Iterable[str | Loss], vocab: int = 5) -> dict[str, Loss]
 
 def _same(one: Loss, other: Loss) -> bool:
     """Whether two losses of one name are one: a function, and its settings."""
-    (function, settings), (other_function, others) = unwrapped(one), unwrapped(other)
-    return function is other_function and all(np.array_equal(settings[key], others.get(key)) for key in settings)
+    settings, others = settings_of(one), settings_of(other)
+    return unwrapped(one)[0] is unwrapped(other)[0] and all(np.array_equal(settings[key], others.get(key)) for key in settings)
 
 
 def is_catalogued(loss: Loss) -> bool:

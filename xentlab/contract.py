@@ -108,13 +108,14 @@ def layers(loss: Loss) -> list[Loss]:
     return found
 
 
-def unwrapped(loss: Loss) -> tuple[Loss, dict[str, Any]]:
-    """The function under any `functools.partial`, and the settings that the partials hold."""
+def unwrapped(loss: Loss) -> tuple[Loss, tuple[Any, ...], dict[str, Any]]:
+    """The function under any `functools.partial`, and the settings that the partials hold: by place, and by keyword."""
     *partials, function = layers(loss)
+    places: tuple[Any, ...] = ()
     settings: dict[str, Any] = {}
     for each in partials:
-        settings = {**each.keywords, **settings}
-    return function, settings
+        places, settings = each.args + places, each.keywords | settings
+    return function, places, settings
 
 
 def facts_of(loss: Loss) -> Facts:
@@ -132,8 +133,10 @@ def facts_of(loss: Loss) -> Facts:
 
 
 def settings_of(loss: Loss) -> dict[str, Any]:
-    """The keyword settings that a `functools.partial` of a loss holds."""
-    return unwrapped(loss)[1]
+    """The settings that a `functools.partial` of a loss holds, each by its name."""
+    function, places, settings = unwrapped(loss)
+    names = inspect.signature(function).parameters if places else ()
+    return dict(zip(names, places, strict=False)) | settings
 
 
 def checked(loss: Loss, vocab: int = 5, shape: tuple[int, ...] = (2, 3), dtype: Any = jnp.float32) -> Loss:
@@ -190,9 +193,9 @@ def name_of(loss: Loss) -> str:
     >>> name_of(focal), name_of(functools.partial(focal, gamma=1))
     ('focal', 'focal(gamma=1)')
     """
-    function, settings = unwrapped(loss)
+    function, places, settings = unwrapped(loss)
     name = getattr(function, "__name__", type(function).__name__)
-    inside = ", ".join(f"{key}={_shown(value)}" for key, value in settings.items())
+    inside = ", ".join([*map(_shown, places), *(f"{key}={_shown(value)}" for key, value in settings.items())])
     return f"{name}({inside})" if inside else name
 
 

@@ -59,8 +59,9 @@ def run_show(command: Show) -> None:
 def _facts(name: str, loss: Any) -> dict[str, Any]:
     from xentlab.contract import facts_of, low_p_claim, settings_of, unwrapped
 
-    facts, function = facts_of(loss), unwrapped(loss)[0]
-    parameters = list(inspect.signature(function).parameters.values())[2:]
+    (function, places, _), facts = unwrapped(loss), facts_of(loss)
+    parameters = list(inspect.signature(function).parameters.values())
+    del parameters[len(places) : len(places) + 2]  # the logits and the targets
     bound = settings_of(loss)
     package, _, family = getattr(function, "__module__", "").rpartition(".")
 
