@@ -2,6 +2,8 @@
 
 import contextlib
 import importlib
+import subprocess
+import sys
 
 import pytest
 
@@ -26,3 +28,15 @@ def in_process(capsys, *arguments):
         code = end.code or 0
     out, err = capsys.readouterr()
     return code, out, err
+
+
+def unchecked(*expressions):
+    """What each expression's `LabError` says, in a process of its own, in which no annotation is checked."""
+    code = (
+        "import functools, sys\nimport jax, jax.numpy as jnp, numpy as np, optax, xentlab\nfrom xentlab import *\n"
+        "for expression in sys.argv[1:]:\n"
+        "    try: print(eval(expression))\n"
+        "    except LabError as error: print(error)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, *expressions], capture_output=True, text=True, check=True)
+    return ran.stdout.splitlines()

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scripts import unchecked
 
 import xentlab.losses
 from xentlab import LOSSES, LabError, link_of, name_of, resolve
@@ -193,3 +194,9 @@ def test_settings_by_place_are_settings():
 def test_targets_of_the_wrong_shape_say_so():
     with pytest.raises(LabError, match="class indices, not one-hot"):
         xentlab.at_target(jnp.zeros((2, 3)), jnp.zeros((2, 3), jnp.int32))
+
+
+def test_what_is_no_loss_has_no_facts():
+    named = "a loss is a function of (logits, targets); got 'nll'. It is what resolve('nll') makes of a name."
+    assert unchecked("facts_of('nll')", "link_of('nll')", "name_of('nll')") == [named] * 3
+    assert unchecked("facts_of(None)") == ["a loss is a function of (logits, targets); got NoneType."]

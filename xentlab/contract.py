@@ -102,6 +102,9 @@ def loss(**facts: Any) -> Callable[[Loss], Loss]:
 
 def layers(loss: Loss) -> list[Loss]:
     """A loss and what is within it, from each `functools.partial` to the function under all of them."""
+    if not callable(loss):
+        got = f"{loss!r}. It is what resolve({loss!r}) makes of a name" if isinstance(loss, str) else type(loss).__name__
+        raise LabError(f"a loss is a function of (logits, targets); got {got}.")
     found = [loss]
     while isinstance(found[-1], functools.partial):
         found.append(found[-1].func)
