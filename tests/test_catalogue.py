@@ -200,3 +200,11 @@ def test_what_is_no_loss_has_no_facts():
     named = "a loss is a function of (logits, targets); got 'nll'. It is what resolve('nll') makes of a name."
     assert unchecked("facts_of('nll')", "link_of('nll')", "name_of('nll')") == [named] * 3
     assert unchecked("facts_of(None)") == ["a loss is a function of (logits, targets); got NoneType."]
+
+
+def test_what_is_neither_name_nor_function_is_refused():
+    profile = "__import__('xentlab.gradients').gradients.gradient_profile"
+    said = "a loss is a name, 'nll' say, or a function of (logits, targets); got"
+    expected = [f"{said} {kind}." for kind in ("int", "NoneType", "list", "int")]
+    assert unchecked("resolve(5)", "resolve(None)", "audit(['nll'])", f"{profile}([3], [.5])") == expected
+    assert unchecked(f"{profile}(None, [.5])") == ["losses are names or functions, a list of them; got NoneType."]

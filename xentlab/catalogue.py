@@ -142,6 +142,8 @@ def resolve(loss: str | Loss, check: bool = True, vocab: int = 5) -> Loss:
     >>> name_of(resolve("focal(gamma=1)"))
     'focal(gamma=1)'
     """
+    if not callable(loss) and not isinstance(loss, str):
+        raise LabError(f"a loss is a name, 'nll' say, or a function of (logits, targets); got {type(loss).__name__}.")
     function = loss if callable(loss) else _named(loss)
     return checked(function, vocab) if check else function
 
@@ -178,6 +180,8 @@ def resolve_all(losses: Iterable[str | Loss], vocab: int = 5) -> dict[str, Loss]
     """Losses by the names they are shown under, in order. Raises `LabError` for none, and for two of one name."""
     if isinstance(losses, str) or callable(losses):
         losses = [losses]
+    if not isinstance(losses, Iterable):
+        raise LabError(f"losses are names or functions, a list of them; got {type(losses).__name__}.")
     found: dict[str, Loss] = {}
     for item in losses:
         function = resolve(item, vocab=vocab)
