@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scripts import unchecked
 
 from xentlab import LabError
-from xentlab.models import MODELS, checked_model, logits, resolve_model
+from xentlab.models import MODELS, checked_model, logits, model_shapes, resolve_model
 
 NAMES = ["bigram", "bigram(features=3)", "mlp(context=3)", "transformer(features=16, layers=2, heads=2)"]
 every_model = pytest.mark.parametrize("name", NAMES)
@@ -150,3 +151,28 @@ def test_mistakes():
     with pytest.raises(LabError, match=r"\[4, 6\]; they should be \[2, 3, D\] and \[D, 5\]"):
         checked_model(Mine(jnp.zeros((4, 6))), 5)
     assert checked_model(Mine(jnp.zeros((4, 5))), 5)
+
+
+class Plain:
+    def __init__(self, vocab, key):
+        self.weight = jax.random.normal(key, (vocab, vocab))
+
+    def hidden(self, tokens):
+        return jax.nn.one_hot(tokens, len(self.weight), dtype=jnp.float32)
+
+
+def test_a_function_that_makes_no_model_is_told_why():
+    def swapped(key, vocab):
+        return resolve_model("bigram")(vocab, key)
+
+    with pytest.raises(
+        LabError, match=r"Plain is no pytree, .* an equinox\.Module, say, or by jax\.tree_util\.register_dataclass"
+    ):
+        model_shapes(Plain, 5)
+    with pytest.raises(LabError, match=r"the model's function fails: .* called with \(vocab, key\), in this order") as said:
+        model_shapes(swapped, 5)
+    assert "\n" not in str(said.value)
+    with pytest.raises(LabError, match=r"the model's function fails: ZeroDivisionError"):
+        model_shapes(lambda vocab, key: 1 // 0, 5)
+    expected = ["a model is a name, one of bigram, mlp, transformer, or a function (vocab, key) -> model; got NoneType."]
+    assert unchecked("__import__('xentlab.models').models.resolve_model(None)") == expected

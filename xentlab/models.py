@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, Key
 
 from xentlab.catalogue import near_names, parse_call
-from xentlab.contract import LabError
+from xentlab.contract import FAILURES, LabError
 from xentlab.products import turned
 
 Tokens = Integer[Array, "*batch time"]
@@ -226,6 +226,10 @@ def resolve_model(model: str | ModelMaker) -> ModelMaker:
     """
     if callable(model):
         return model
+    if not isinstance(model, str):
+        raise LabError(
+            f"a model is a name, one of {', '.join(MODELS)}, or a function (vocab, key) -> model; got {type(model).__name__}."
+        )
     name, options = parse_call(model, "model")
     if name not in MODELS:
         raise LabError(f"no model named {name!r}; {near_names(name, MODELS)} Or give a function (vocab, key) -> model.")
@@ -244,11 +248,31 @@ def _make(model, options, vocab, key):
     return model(vocab, key=key, **options)
 
 
+def model_shapes(make: ModelMaker, vocab: int) -> Any:
+    """The model that a function makes, by shapes alone, and checked. Raises `LabError`."""
+    try:
+        model = eqx.filter_eval_shape(make, vocab, jax.random.key(0))
+    except LabError:
+        raise
+    except FAILURES as error:
+        first = str(error).strip().split("\n")[0].rstrip(".")
+        raise LabError(
+            f"the model's function fails: {type(error).__name__}: {first}. It is called with (vocab, key), in this order: a "
+            "whole number and a key of jax.random; and JAX traces it."
+        ) from error
+    return checked_model(model, vocab)
+
+
 def checked_model(model: Any, vocab: int) -> Any:
     """The model itself, or one of shapes, once its two members have been seen to fit. Raises `LabError`."""
     # By name: a property, a tied embedding's transpose say, can be read of arrays only.
     if not callable(getattr(model, "hidden", None)) or "weight" not in dir(model):
         raise LabError(f"{type(model).__name__} needs .hidden(tokens [..., T]) -> [..., T, D] and .weight [D, V].")
+    if jax.tree_util.treedef_is_leaf(jax.tree.structure(model)):
+        raise LabError(
+            f"{type(model).__name__} is no pytree, so JAX finds no parameter in it. Make it one: an equinox.Module, say, or "
+            "by jax.tree_util.register_dataclass."
+        )
     read = lambda model, tokens: (model.hidden(tokens), model.weight)
     hidden, weight = eqx.filter_eval_shape(read, model, jax.ShapeDtypeStruct((2, 3), jnp.int32))
     if hidden.ndim != 3 or weight.shape != (hidden.shape[-1], vocab) or hidden.shape[:2] != (2, 3):

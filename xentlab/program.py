@@ -20,7 +20,7 @@ from xentlab.information import weighted_mean
 from xentlab.layout import Spread
 from xentlab.linear import linear_loss
 from xentlab.metrics import smoothed_nll
-from xentlab.models import checked_model, logits, resolve_model
+from xentlab.models import logits, model_shapes, resolve_model
 from xentlab.products import quickly
 from xentlab.recipe import Recipe
 from xentlab.sources import Source
@@ -199,9 +199,8 @@ def program(
 
 def _static(make: Callable, vocab: int) -> Any:
     """What of a model is no parameter. Only one with other arrays is made for it: the compiling of that would take a second."""
-    key = jax.random.key(0)
-    example = checked_model(eqx.filter_eval_shape(make, vocab, key), vocab)
+    example = model_shapes(make, vocab)
     parameter = lambda leaf: hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
     rest = eqx.partition(example, parameter)[1]
     shapes = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(rest))
-    return eqx.partition(make(vocab, key), eqx.is_inexact_array)[1] if shapes else rest
+    return eqx.partition(make(vocab, jax.random.key(0)), eqx.is_inexact_array)[1] if shapes else rest
