@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scripts import unchecked
 
 from xentlab import LOSSES, LabError
 from xentlab.layout import Layout
@@ -246,12 +247,45 @@ def test_windows_cover_a_stream_without_overlap():
         ({"schedule": "cosine(warmup=5)"}, "warmup is a share of the steps, from 0 to 1; got 5"),
         ({"schedule": "linear(warmup=-1)"}, "warmup is a share"),
         ({"schedule": "cosine(end=2)"}, "end is the share of the rate"),
+        ({"batch": True}, "batch is a whole number of at least 1; got True"),
         ({"optimizer": lambda rate: optax.scale(-rate)}, "the optimizer <lambda> fails: TypeError.* a schedule, a function"),
     ],
 )
 def test_recipes_refuse(arguments, message):
     with pytest.raises(LabError, match=message):
         Recipe(**arguments)
+
+
+def test_recipes_refuse_what_is_of_another_kind():
+    recipe = "__import__('xentlab.recipe').recipe.Recipe"
+    given = ("optimizer=optax.adam(1e-3)", "schedule=optax.constant_schedule(1.0)", "clip='1'", "label_noise='a'")
+    made, schedule, clip, noise = unchecked(*(f"{recipe}({each})" for each in given))
+    assert made.startswith(
+        "an optimizer is a name, or what makes one of a schedule: optimizer=optax.adam, not optax.adam(0.001)"
+    )
+    assert schedule.startswith("a schedule is a name, one of constant, linear, cosine; got function. One of your own goes")
+    nothing = "the optimizer <lambda> makes NoneType of a schedule, and no optax transformation. Does it return one?"
+    assert unchecked(f"{recipe}(optimizer=lambda rate: None)") == [nothing]
+    assert clip == "clip is a positive length, or none; got '1'."
+    assert noise == "label_noise is a share of the targets, from 0 to 1; got 'a'."
+    check = "__import__('xentlab.training').training.check_grid"
+    assert unchecked(f"{check}(['a'], [0])") == ["learning rates are positive and finite; got ['a']."]
+
+
+def test_an_optimizer_that_asks_for_more_than_a_gradient_is_refused():
+    with pytest.raises(
+        LabError, match=r"the optimizer lbfgs fails: .*'value_fn'\. A step gives it \(gradient, state, parameters\)"
+    ):
+        program(LOSSES["nll"], SOURCE, "bigram", dataclasses.replace(RECIPE, optimizer=optax.lbfgs))
+
+
+def test_what_promotes_no_dtype_says_so_itself():
+    with (
+        jax.numpy_dtype_promotion("strict"),
+        pytest.raises(LabError, match=r"TypePromotionError: .*Optax leaves promotion") as said,
+    ):
+        Recipe()
+    assert "of its kind" not in str(said.value)
 
 
 def test_grids_refuse():

@@ -112,11 +112,17 @@ def program(
     rest = _static(make, source.vocab)
     link, spread = link_of(loss), Spread(mesh, recipe.batch, source.vocab)
 
+    def fresh(seed):
+        return eqx.filter(make(source.vocab, jax.random.key(seed)), eqx.is_inexact_array)
+
     def begin(rate, seed):
-        arrays = eqx.filter(make(source.vocab, jax.random.key(seed)), eqx.is_inexact_array)
+        arrays = fresh(seed)
         return arrays, recipe.transformation(rate).init(arrays), jnp.int32(-1)
 
-    states = jax.eval_shape(begin, jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.uint32))
+    rate, seed = (jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.float32, jnp.uint32))
+    if callable(recipe.optimizer):
+        recipe.check_optimizer(jax.eval_shape(fresh, seed))
+    states = jax.eval_shape(begin, rate, seed)
     if any(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in jax.tree.leaves(states)):
         raise LabError("the optimizer keeps a random key, which no checkpoint holds; take one without noise of its own.")
 

@@ -82,14 +82,25 @@ class Recipe:
 
     def __post_init__(self):
         for field in ("steps", "batch", "window", "blocks", "validation_tokens"):
-            if not hasattr(value := getattr(self, field), "__index__") or value < 1:
+            value = getattr(self, field)
+            if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
                 raise LabError(f"{field} is a whole number of at least 1; got {value}.")
-        if self.clip is not None and not self.clip > 0:
-            raise LabError(f"clip is a positive length, or none; got {self.clip}.")
-        if not 0 <= self.label_noise <= 1:
-            raise LabError(f"label_noise is a share of the targets, from 0 to 1; got {self.label_noise}.")
+        if self.clip is not None and not (hasattr(self.clip, "__float__") and self.clip > 0):
+            raise LabError(f"clip is a positive length, or none; got {self.clip!r}.")
+        if not (hasattr(self.label_noise, "__float__") and 0 <= self.label_noise <= 1):
+            raise LabError(f"label_noise is a share of the targets, from 0 to 1; got {self.label_noise!r}.")
         if self.head not in ("linear_loss", "naive"):
             raise LabError(f"a head is linear_loss or naive; got {self.head!r}.")
+        if not isinstance(self.schedule, str):
+            raise LabError(
+                f"a schedule is a name, one of {', '.join(SCHEDULES)}; got {type(self.schedule).__name__}. One of your own "
+                "goes into the optimizer: optimizer=lambda rate: optax.adam(schedule)."
+            )
+        if not callable(self.optimizer) and not isinstance(self.optimizer, str):
+            raise LabError(
+                f"an optimizer is a name, or what makes one of a schedule: optimizer=optax.adam, not optax.adam(0.001); got "
+                f"{type(self.optimizer).__name__}."
+            )
         with _told("schedule", self.schedule, "Has each option a value of its kind?"):
             jax.eval_shape(self._shape, jax.ShapeDtypeStruct((), jnp.int32))
         if not callable(self.optimizer):  # a function's own may want other parameters than these
@@ -97,7 +108,12 @@ class Recipe:
                 jax.eval_shape(self._first_step, jax.ShapeDtypeStruct((2, 2), jnp.float32))
         else:
             with _told("optimizer", name_of(self.optimizer), "It is given a schedule, a function of the step, and no number."):
-                self.transformation(0.1)
+                made = self.transformation(0.1)
+            if not (hasattr(made, "init") and hasattr(made, "update")):
+                raise LabError(
+                    f"the optimizer {name_of(self.optimizer)} makes {type(made).__name__} of a schedule, and no optax "
+                    "transformation. Does it return one?"
+                )
 
     @property
     def steps_a_block(self) -> int:
@@ -120,6 +136,12 @@ class Recipe:
     def _shape(self) -> optax.Schedule:
         return _from_table(self.schedule, "schedule", SCHEDULES, skip=1)(self.steps)
 
+    def check_optimizer(self, parameters: Any) -> None:
+        """Raises `LabError` for an optimizer, a function, that makes no step of these parameters, given as shapes."""
+        remedy = "A step gives it (gradient, state, parameters) alone: neither the loss's value nor its function."
+        with _told("optimizer", name_of(self.optimizer), remedy):
+            jax.eval_shape(self._first_step, parameters)
+
     def _first_step(self, parameters: Any) -> Any:
         optimizer = self.transformation(0.1)
         return optimizer.update(parameters, optimizer.init(parameters), parameters)
@@ -133,7 +155,9 @@ def _told(what: str, text: str, remedy: str) -> Iterator[None]:
     except LabError:
         raise
     except Exception as error:
-        first = str(error).strip().split("\n")[0]
+        first = str(error).strip().split("\n")[0].rstrip(".")
+        if isinstance(error, jax.dtypes.TypePromotionError):
+            remedy = 'Optax leaves promotion to JAX: with jax.numpy_dtype_promotion("standard"), say.'
         raise LabError(f"the {what} {text} fails: {type(error).__name__}: {first}. {remedy}") from error
 
 

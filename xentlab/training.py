@@ -137,7 +137,7 @@ def check_grid(learning_rates: Sequence[float], seeds: Sequence[int]) -> None:
     if np.ndim(learning_rates) != 1 or np.ndim(seeds) != 1 or not len(learning_rates) or not len(seeds):
         raise LabError(f"a grid needs learning rates and seeds, a list of each; got {learning_rates} and {seeds}.")
     with np.errstate(over="ignore"):
-        whole = all(0 < np.float32(rate) < np.inf for rate in learning_rates)
+        whole = all(hasattr(rate, "__float__") and 0 < np.float32(rate) < np.inf for rate in learning_rates)
     if not whole:
         raise LabError(f"learning rates are positive and finite; got {list(learning_rates)}.")
     if not all(hasattr(seed, "__index__") and 0 <= seed < 2**32 for seed in seeds):
