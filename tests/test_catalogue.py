@@ -208,3 +208,10 @@ def test_what_is_neither_name_nor_function_is_refused():
     expected = [f"{said} {kind}." for kind in ("int", "NoneType", "list", "int")]
     assert unchecked("resolve(5)", "resolve(None)", "audit(['nll'])", f"{profile}([3], [.5])") == expected
     assert unchecked(f"{profile}(None, [.5])") == ["losses are names or functions, a list of them; got NoneType."]
+
+
+def test_a_list_is_an_array_to_what_reads_a_target():
+    given = [f"{name}([[1., 2.], [3., 4.]], [0, 1]).tolist()" for name in ("at_target", "off_target")]
+    assert unchecked(*given) == ["[1.0, 4.0]", "[[0.0, 2.0], [3.0, 0.0]]"]
+    said = "logits [..., V] have a vocabulary as their last axis; got a single number."
+    assert unchecked(*(f"{name}(jnp.array(1.), jnp.array(0))" for name in ("at_target", "off_target"))) == [said] * 2

@@ -273,25 +273,27 @@ def check_setting(setting: Any, allowed: Callable[[np.ndarray], Any], message: s
 
 def is_at_target(values: Float[AnyArray, "... vocab"], targets: Integer[AnyArray, "..."]) -> Bool[Array, "... vocab"]:
     """Where each token's target lies, as a mask [..., V]; all False for a target outside [0, V)."""
-    targets = targets if hasattr(targets, "dtype") else np.asarray(targets)
-    if not jnp.issubdtype(targets.dtype, jnp.integer):
-        raise LabError(f"targets are integers, a class each; got {targets.dtype}.")
+    targets = as_index(targets)
+    if not values.shape:
+        raise LabError("logits [..., V] have a vocabulary as their last axis; got a single number.")
     if values.shape[:-1] != targets.shape:
         raise LabError(
             f"logits of shape {values.shape} need targets of shape {values.shape[:-1]}; got {targets.shape}. "
             "The vocabulary is the last axis of the logits, and targets are class indices, not one-hot."
         )
-    targets = as_index(targets)
     classes = jax.lax.broadcasted_iota(targets.dtype, values.shape, values.ndim - 1)
     return classes == targets[..., None]
 
 
 def as_index(targets: Integer[AnyArray, "..."]) -> Integer[Array, "..."]:
-    """Targets as 32-bit integers; one that these cannot hold is a bad one still.
+    """Targets as 32-bit integers; one that these cannot hold is a bad one still. Raises `LabError` for what is no integer.
 
     >>> as_index(np.array([5, 2**32 + 3]))
     Array([         5, 2147483647], dtype=int32)
     """
+    targets = targets if hasattr(targets, "dtype") else np.asarray(targets)
+    if not jnp.issubdtype(targets.dtype, jnp.integer):
+        raise LabError(f"targets are integers, a class each; got {targets.dtype}.")
     if targets.dtype.itemsize > 4:  # it would wrap, and 2^32 + 3 would score class 3
         clip = jnp.clip if isinstance(targets, jax.Array) else np.clip
         targets = clip(targets, 0 if targets.dtype.kind == "u" else -1, 2**31 - 1)
@@ -359,5 +361,5 @@ def off_target(
     Array([1., 2., 0.], dtype=float32)
     """
     values = jnp.asarray(values)
-    whole = jnp.broadcast_to(nan_outside(targets, values.shape[-1], values.dtype)[..., None], values.shape)
-    return jnp.where(is_at_target(values, targets), fill, values) + whole
+    others = jnp.where(is_at_target(values, targets), fill, values)
+    return others + jnp.broadcast_to(nan_outside(targets, values.shape[-1], values.dtype)[..., None], values.shape)
