@@ -83,8 +83,6 @@ def test_a_link_gives_probabilities():
         made = xentlab.loss(link=link)(functools.partial(LOSSES["nll"]))
         with pytest.raises(LabError, match=r"through no probabilities|link fails"):
             xentlab.contract.check_link(made)
-    with pytest.raises(LabError, match=r"a link is a function, .* got 'softmax'"):
-        xentlab.loss(link="softmax")
     for each in LOSSES.values():
         xentlab.contract.check_link(each)
 
@@ -215,3 +213,25 @@ def test_a_list_is_an_array_to_what_reads_a_target():
     assert unchecked(*given) == ["[1.0, 4.0]", "[[0.0, 2.0], [3.0, 0.0]]"]
     said = "logits [..., V] have a vocabulary as their last axis; got a single number."
     assert unchecked(*(f"{name}(jnp.array(1.), jnp.array(0))" for name in ("at_target", "off_target"))) == [said] * 2
+
+
+def test_facts_are_of_their_kinds():
+    given = {
+        "link='softmax'": "link is a function, logits [..., V] -> probabilities [..., V]; got 'softmax'",
+        "proper='maybe'": "proper is softmax, link, no, or None where nobody has said; got 'maybe'",
+        "calibrated='yes'": "calibrated is True, False, or None where nobody has said; got 'yes'",
+        "stream='x'": "stream is a function of reductions of the logits; got 'x'",
+        "source=1999": "source is a text; got 1999",
+        "low_p_one='0'": "low_p_one is a number, or a function of vocab and the settings; got '0'",
+        "stops_gradient=None": "stops_gradient is True or False; got None",
+        "infinite='large gaps'": 'infinite is a tuple of "large gaps" and "-inf rival"; got \'large gaps\'',
+        "settings={}": "settings is a tuple of dictionaries, keywords of the loss; got {}",
+    }
+    expected = [f"a loss's {said}." for said in given.values()]
+    assert unchecked(*(f"Facts({each})" for each in given)) == unchecked(*(f"loss({each})" for each in given)) == expected
+    with pytest.raises(LabError, match=r"no fact is called 'sauce'; the facts: source, formula, "):
+        xentlab.loss(sauce="x")
+    marked = xentlab.loss(source="shared")
+    inner = marked(lambda logits, targets: ...)
+    outer = marked(functools.wraps(inner)(lambda logits, targets: ...))
+    assert xentlab.facts_of(outer).source == "shared"

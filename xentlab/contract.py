@@ -74,6 +74,41 @@ class Facts:
     stream: Callable[..., Any] | None = None
     note: str = ""
 
+    def __post_init__(self):
+        for names, allowed, kind in _KINDS:
+            for name in names:
+                if not allowed(value := getattr(self, name)):
+                    raise LabError(f"a loss's {name} is {kind}; got {value!r}.")
+
+
+_KINDS: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
+    (("source", "formula", "gradient", "link_name", "note"), lambda value: isinstance(value, str), "a text"),
+    (("link",), callable, "a function, logits [..., V] -> probabilities [..., V]"),
+    (("stream",), lambda value: value is None or callable(value), "a function of reductions of the logits"),
+    (("proper",), lambda value: value in ("softmax", "link", "no", None), "softmax, link, no, or None where nobody has said"),
+    (
+        ("calibrated", "convex", "bounded", "shift", "local"),
+        lambda value: value in (True, False, None),
+        "True, False, or None where nobody has said",
+    ),
+    (
+        ("low_p_even", "low_p_one"),
+        lambda value: value is None or callable(value) or hasattr(value, "__float__"),
+        "a number, or a function of vocab and the settings",
+    ),
+    (("stops_gradient",), lambda value: value in (True, False), "True or False"),
+    (
+        ("infinite",),
+        lambda value: not isinstance(value, str) and set(value) <= {"large gaps", "-inf rival"},
+        'a tuple of "large gaps" and "-inf rival"',
+    ),
+    (
+        ("settings",),
+        lambda value: isinstance(value, tuple | list) and all(isinstance(each, Mapping) for each in value),
+        "a tuple of dictionaries, keywords of the loss",
+    ),
+)
+
 
 def loss(**facts: Any) -> Callable[[Loss], Loss]:
     """Attaches `Facts` to a loss, given by the names of its fields, and hands back the same function.
@@ -87,12 +122,14 @@ def loss(**facts: Any) -> Callable[[Loss], Loss]:
     'a notebook, 1999'
     """
 
-    if not callable(facts.get("link", softmax_link)):
-        raise LabError(f"a link is a function, logits [..., V] -> probabilities [..., V]; got {facts['link']!r}.")
+    known = [field.name for field in dataclasses.fields(Facts)]
+    if unknown := [name for name in facts if name not in known]:
+        raise LabError(f"no fact is called {unknown[0]!r}; the facts: {', '.join(known)}.")
+    made = Facts(**facts)
 
     def attach(function: Loss) -> Loss:
         try:
-            function.facts = Facts(**facts)
+            function.facts = dataclasses.replace(made)  # its own: what a wrapper has copied is told by identity
         except AttributeError as error:  # a frozen record's too
             raise LabError(f"{type(function).__name__} takes no facts; give them to a function that calls it.") from error
         return function
