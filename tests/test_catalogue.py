@@ -126,6 +126,11 @@ def test_an_installed_package_offers_a_loss(monkeypatch):
     [
         ("entmax", "did you mean .*entmax15"),
         ("fokal", "did you mean focal"),
+        ("cross_entropy", r"did you mean nll\?"),
+        ("Cross-Entropy", r"did you mean nll\?"),
+        ("log_loss", r"did you mean nll\?"),
+        ("NLL", r"did you mean nll\?"),
+        ("focal(gamma=1, gamma=2)", "settings by keyword, each once"),
         ("qqqqqq", "known: .*nll"),
         ("focal(gama=1)", "no setting 'gama'; its settings: gamma"),
         ("nll(gamma=1)", "it has no settings"),

@@ -26,6 +26,8 @@ import xentlab.losses
 from xentlab.contract import FAILURES, Facts, LabError, Loss, checked, facts_of, layers, link_of, name_of, settings_of, unwrapped
 
 ENTRY_POINTS = "xentlab.losses"
+# What others call a loss whose name here is not near to it, in letters alone.
+ELSEWHERE = {"crossentropy": "nll", "softmaxcrossentropy": "nll", "logloss": "nll", "negativeloglikelihood": "nll", "ce": "nll"}
 
 
 def _scan(package: ModuleType) -> dict[str, Loss]:
@@ -70,15 +72,23 @@ def parse_call(text: str, what: str = "loss") -> tuple[str, dict[str, Any]]:
         ):
             raise ValueError
         settings = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+        if len(settings) < len(call.keywords):  # Python's parser takes what its compiler would refuse
+            raise ValueError
     except (ValueError, SyntaxError):
-        raise LabError(f"cannot read the {what} {text!r}. Write it as name(setting=1.5), settings by keyword.") from None
+        raise LabError(
+            f"cannot read the {what} {text!r}. Write it as name(setting=1.5), settings by keyword, each once."
+        ) from None
     return name.strip(), settings
 
 
 def near_names(name: str, names: Iterable[str]) -> str:
     """A clause for an error message that lists the names near to a wrong one."""
     names = sorted(names)
-    near = difflib.get_close_matches(name, names, n=4, cutoff=0.5) or [n for n in names if name and name in n][:4]
+    near = (
+        [each for each in names if each.lower() == name.lower()]
+        or difflib.get_close_matches(name, names, n=4, cutoff=0.5)
+        or [n for n in names if name and name in n][:4]
+    )
     return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}."
 
 
@@ -173,7 +183,9 @@ def _named(loss: str) -> Loss:
         return with_settings(function, settings)
     if name.endswith(".py"):
         raise LabError(f"{name} is a file; name the function in it that is the loss, as in {name}:FUNCTION.")
-    raise LabError(f"no loss named {name!r}; {near_names(name, [*LOSSES, *installed])} A loss of your own: ./file.py:function.")
+    meant = ELSEWHERE.get("".join(filter(str.isalpha, name.lower())), name)
+    near = f"did you mean {meant}?" if meant != name else near_names(name, [*LOSSES, *installed])
+    raise LabError(f"no loss named {name!r}; {near} A loss of your own: ./file.py:function.")
 
 
 def resolve_all(losses: Iterable[str | Loss], vocab: int = 5) -> dict[str, Loss]:
