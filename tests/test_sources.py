@@ -147,7 +147,9 @@ def test_a_folder_is_read_in_the_order_of_names(tmp_path):
         (b"", "is empty"),
         (b" \n" * 900, "is empty"),
         (b"short", "5 characters, too few"),
-        (b"a" * 2000 + b"\xe9t\xe9", "not UTF-8: byte 2000 is 0xe9.*iconv"),
+        (b"a" * 2000 + b"\xe9t\xe9", "not UTF-8: byte 2000 is 0xe9.*iconv -f latin1"),
+        (("é" * 2000).encode("utf-16"), "not UTF-8: byte 0 is 0xff.*iconv -f utf-16"),
+        (b"\xfe\xff" + ("é" * 2000).encode("utf-16-be"), "not UTF-8: byte 0 is 0xfe.*iconv -f utf-16"),
     ],
 )
 def test_what_is_no_text_is_refused(tmp_path, content, message):
@@ -156,6 +158,12 @@ def test_what_is_no_text_is_refused(tmp_path, content, message):
         path.write_bytes(content)
     with pytest.raises(LabError, match=message):
         Text(path)
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + b"a" * 1000)
+    (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbf" + b"b" * 1000)
+    assert Text(tmp_path).text == "a" * 1000 + "\n" + "b" * 1000
 
 
 def test_other_refusals(tmp_path, prose, monkeypatch):

@@ -4,6 +4,7 @@ A source has the members of `Source`, and may have `law(contexts [..., order]) -
 so an object of your own with these works too.
 """
 
+import codecs
 import dataclasses
 import functools
 import hashlib
@@ -234,7 +235,10 @@ def builtin_text() -> str:
 
 
 def read_text(path: str | pathlib.Path) -> str:
-    """A UTF-8 file's text, or that of every file in a folder, in the order of their names, hidden ones left out."""
+    """A UTF-8 file's text, or that of every file in a folder, in the order of their names, hidden ones left out.
+
+    Without the byte order mark that some editors begin a file with: it is no text.
+    """
     path = pathlib.Path(path).expanduser()
     if path.is_dir():
         try:
@@ -251,11 +255,13 @@ def read_text(path: str | pathlib.Path) -> str:
     for file in files:
         try:
             # Bytes, not read_text: that would turn \r\n into \n, and the bytes are what is counted.
-            texts.append(file.read_bytes().decode("utf-8"))
+            texts.append(file.read_bytes().decode("utf-8").removeprefix("\ufeff"))
         except UnicodeDecodeError as error:
+            found, at = error.object, error.start
+            encoding = "utf-16" if found.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "latin1"
             raise LabError(
-                f"{file} is not UTF-8: byte {error.start} is {file.read_bytes()[error.start]:#04x}. "
-                f"Convert it first (iconv -f latin1 -t utf-8), or leave it out of the folder."
+                f"{file} is not UTF-8: byte {at} is {found[at]:#04x}. "
+                f"Convert it first (iconv -f {encoding} -t utf-8), or leave it out of the folder."
             ) from error
         except OSError as error:
             raise LabError(f"cannot read {file}: {error.strerror}.") from error
