@@ -2,6 +2,7 @@
 
 import decimal
 
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -198,6 +199,15 @@ def _save(tmp_path, **arrays):
         ({"logits": np.zeros((2, 3), int), "targets": np.zeros(2, int)}, "floating"),
         ({"logits": np.zeros((2, 3)), "targets": np.zeros(2)}, r"targets.astype\(int\)"),
         ({"logits": np.zeros((2, 3)), "targets": np.zeros(3, int)}, r"\[2, 3\] and \[3\]"),
+        (
+            {"logits": np.zeros((3, 2)), "targets": np.zeros(2, int)},
+            r"Is axis 0 the vocabulary\? Take numpy.moveaxis\(logits, 0",
+        ),
+        ({"logits": np.zeros((4, 3, 2)), "targets": np.zeros((4, 2), int)}, r"numpy.moveaxis\(logits, 1, -1\)"),
+        (
+            {"logits": np.zeros((2, 3), jnp.bfloat16), "targets": np.zeros(2, int)},
+            r"got \|V2\. .* logits.astype\(numpy.float32\)",
+        ),
         ({"logits": np.zeros((0, 3)), "targets": np.zeros(0, int)}, "at least one token"),
         ({"logits": np.zeros((2, 3)), "targets": np.array([0, 7])}, r"\[0, 3\); got 7 at token 1 .*tokenizer"),
         (
@@ -220,6 +230,8 @@ def test_budget_refuses_what_is_no_array(tmp_path):
         load_batch(tmp_path / "text.npz")
     with pytest.raises(LabError, match="no file"):
         load_batch(tmp_path / "none.npz")
+    with pytest.raises(LabError, match=f"{tmp_path} is a folder. Logits come as"):
+        load_batch(tmp_path)
     np.save(tmp_path / "pickled.npy", np.array([{}], object), allow_pickle=True)
     with pytest.raises(LabError, match=r"plain arrays\. Write one with numpy\.savez") as said:
         load_batch(tmp_path / "pickled.npy")

@@ -224,13 +224,17 @@ def load_batch(logits: Batch, targets: Batch | None = None) -> tuple[np.ndarray,
     logits, targets = np.asarray(logits), np.asarray(targets)
     # bfloat16 arrays have numpy's kind V: their values still are floating numbers.
     if logits.dtype.kind != "f" and not jnp.issubdtype(logits.dtype, jnp.floating):
-        raise LabError(f"{where}: logits are floating numbers; got {logits.dtype}.")
+        remedy = " NumPy saves bfloat16 without its name: save logits.astype(numpy.float32)." if logits.dtype == "V2" else ""
+        raise LabError(f"{where}: logits are floating numbers; got {logits.dtype}.{remedy}")
     if targets.dtype.kind not in "iu":
         remedy = "of one-hot ones take the argmax" if targets.shape == logits.shape else "targets.astype(int) makes them so"
         raise LabError(f"targets are integers; got {targets.dtype}: {remedy}.")
     if logits.ndim < 1 or logits.shape[:-1] != targets.shape or logits.size == 0:
+        fitting = [axis for axis in range(logits.ndim - 1) if np.delete(logits.shape, axis).tolist() == list(targets.shape)]
+        remedy = f" Is axis {fitting[0]} the vocabulary? Take numpy.moveaxis(logits, {fitting[0]}, -1)." if fitting else ""
         raise LabError(
             f"logits [..., V] go with targets [...], at least one token; got {list(logits.shape)} and {list(targets.shape)}."
+            f"{remedy}"
         )
     vocab = logits.shape[-1]
     logits, targets = logits.reshape(-1, vocab).astype(np.float32), targets.reshape(-1)
@@ -248,7 +252,8 @@ def load_batch(logits: Batch, targets: Batch | None = None) -> tuple[np.ndarray,
 
 def _load(path: pathlib.Path):
     if not path.is_file():
-        raise LabError(f"no file {path}. Logits come as .npz (logits, targets) or .npy.")
+        what = f"{path} is a folder" if path.is_dir() else f"no file {path}"
+        raise LabError(f"{what}. Logits come as .npz (logits, targets) or .npy.")
     try:
         loaded = np.load(path, allow_pickle=False)
         return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
