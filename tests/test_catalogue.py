@@ -180,6 +180,25 @@ def test_two_losses_of_one_name_are_refused(mine):
     assert list(resolve_all(["nll", "nll", functools.partial(LOSSES["focal"], gamma=1)])) == ["nll", "focal(gamma=1)"]
 
 
+def test_what_has_no_name_goes_by_that_in_its_file(mine):
+    code = """
+one = lambda logits, targets: my_loss(logits, targets)
+two = lambda logits, targets: 2 * my_loss(logits, targets)
+class Scaled:
+    def __init__(self, scale): self.scale = scale
+    def __call__(self, logits, targets): return self.scale * my_loss(logits, targets)
+three, four = Scaled(3.0), Scaled(4.0)
+class Frozen(Scaled):
+    def __setattr__(self, name, value):
+        if name != "scale": raise AttributeError(name)
+        object.__setattr__(self, name, value)
+five = Frozen(5.0)
+"""
+    mine.write_text(MINE + code)
+    names = ["one", "two", "three", "four"]
+    assert list(resolve_all([f"{mine}:{name}" for name in [*names, "five"]])) == [*names, "Frozen"]
+
+
 def test_settings_by_place_are_settings():
     @xentlab.loss(link=lambda z, gamma=1.0: jax.nn.softmax(gamma * z), low_p_even=lambda vocab, gamma=1.0: gamma)
     def first(gamma, logits, targets):

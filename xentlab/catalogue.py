@@ -4,6 +4,7 @@ A loss enters the catalogue by standing in a file of `xentlab.losses` under `@lo
 """
 
 import ast
+import contextlib
 import difflib
 import functools
 import hashlib
@@ -135,6 +136,9 @@ def _member(module: ModuleType, name: str, where: str) -> Loss:
         raise LabError(f"{where} has no function {name!r}; {near_names(name, functions)}")
     if not callable(member):
         raise LabError(f"{where}:{name} is {type(member).__name__}, not a function of (logits, targets).")
+    if not isinstance(member, functools.partial) and getattr(member, "__name__", "<lambda>") == "<lambda>":
+        with contextlib.suppress(AttributeError):  # of an object that takes none
+            member.__name__ = name  # two lambdas of a file are two losses
     return member
 
 
