@@ -24,7 +24,19 @@ import jax.numpy as jnp
 import numpy as np
 
 import xentlab.losses
-from xentlab.contract import FAILURES, Facts, LabError, Loss, checked, facts_of, layers, link_of, name_of, settings_of, unwrapped
+from xentlab.contract import (
+    FAILURES,
+    Facts,
+    LabError,
+    Loss,
+    checked,
+    facts_of,
+    layers,
+    link_of,
+    name_of,
+    settings_of,
+    unwrapped,
+)
 
 ENTRY_POINTS = "xentlab.losses"
 # What others call a loss whose name here is not near to it, in letters alone.
