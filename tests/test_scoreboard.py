@@ -110,6 +110,29 @@ def test_a_loss_that_teaches_nothing_or_is_no_number_has_no_number():
         assert np.isnan([found.bias, found.tokens_needed, found.excess]).all()
 
 
+def test_a_truth_that_is_a_maximum_or_a_saddle_is_no_minimiser():
+    """There the gradient is 0, and the curvature has full rank: its sign tells."""
+    maximum = lambda logits, targets: -LOSSES["nll"](logits, targets)
+    turned = lambda logits, targets: LOSSES["nll"](
+        logits.at[..., 0].set(2 * jax.lax.stop_gradient(logits[..., 0]) - logits[..., 0]), targets
+    )
+    for loss in (maximum, turned):
+        found = efficiency(loss, make_truth(points=64))
+        assert np.isnan([found.bias, found.tokens_needed, found.excess]).all()
+
+
+def test_a_field_whose_derivative_is_not_symmetric_still_has_a_minimum():
+    """Twice the pull in one class: descent ends at the truth as before, and the sandwich is nll's own."""
+
+    def bent(logits, targets):
+        once = logits[..., :1]
+        return LOSSES["nll"](jnp.concatenate([20 * once - jax.lax.stop_gradient(19 * once), logits[..., 1:]], -1), targets)
+
+    found = efficiency(bent, make_truth(points=64))
+    assert found.bias == 0
+    assert found.tokens_needed == pytest.approx(1)
+
+
 def test_a_stop_gradient_is_judged_by_its_field():
     """mixce(.5) has half the gradient of poly1(1), whatever its value says."""
     assert judged("mixce").bias == pytest.approx(judged("poly1").bias, rel=1e-6)

@@ -91,9 +91,9 @@ def efficiency(loss: Loss, truth: Truth) -> Efficiency:
         excess = needed = float("nan")
         if bias < CONSISTENT:
             fisher, curvature = _fisher(compiled, weights, truth), _curvature(compiled, weights, truth)
-            rank = np.linalg.matrix_rank(fisher, hermitian=True, tol=1e-10 * np.abs(fisher).max())
-            # A loss without slope stays where it began, which is the truth: it has found nothing.
-            if not np.isfinite(curvature).all() or np.linalg.matrix_rank(curvature, rtol=1e-9) < rank:
+            rank = int(np.linalg.matrix_rank(fisher, hermitian=True, tol=1e-10 * np.abs(fisher).max()))
+            # The search began at the truth, and stays there too without slope, or at a maximum or saddle: it has found nothing.
+            if not np.isfinite(curvature).all() or not _is_minimum(curvature, rank):
                 return Efficiency(float("nan"), needed, share, residual, excess, weights)
             # Directions that change no logit difference have no curvature in most losses, and no Fisher information.
             inverse = np.linalg.pinv(curvature, rcond=1e-9)
@@ -279,6 +279,18 @@ def _curvature(compiled: Compiled, weights: np.ndarray, truth: Truth) -> np.ndar
     mean = lambda z: _under(truth, compiled.every(z))[1]
     slopes = [(mean(z + step * e) - mean(z - step * e)) / (2 * step) for e in np.eye(CLASSES)]
     return _by_weights(np.stack(slopes, axis=-1), truth.features)
+
+
+def _is_minimum(curvature: np.ndarray, rank: int) -> bool:
+    """Whether descent along the field comes back from every nearby point, with at least so many directions curved.
+
+    By the real parts of J's eigenvalues: of a stop_gradient J need not be symmetric, and its symmetric part may turn down
+    where descent still ends.
+    """
+    roots = np.linalg.eigvals(curvature)
+    # A 0 that is there many times strays by the root of rounding.
+    descends = roots.real.min() > -1e-6 * np.abs(roots).max()
+    return bool(descends and np.linalg.matrix_rank(curvature, rtol=1e-9) >= rank)
 
 
 def _covariance(compiled: Compiled, weights: np.ndarray, truth: Truth) -> np.ndarray:
