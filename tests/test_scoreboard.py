@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from xentlab import LOSSES, LabError, at_target, reading, resolve
+from xentlab import LOSSES, LabError, at_target, console, reading, resolve
 from xentlab.cli import main
 from xentlab.scoreboard import Scoreboard, code_lengths, scoreboard
 from xentlab.scoreboard.efficiency import CONSISTENT, efficiency, make_truth, simulate, tokens_needed
@@ -247,6 +247,15 @@ def test_coded_bits_are_the_model_s_cross_entropy(board):
     assert (known.bits_per_token > known.floor_bits_per_token - 0.1).all()
     finite = codes[np.isfinite(codes.model_bits)]
     assert ((finite.bits - finite.model_bits).abs() < 0.002 * finite.bits + 64).all()
+
+
+def test_a_loss_that_coded_nothing_still_has_its_row(board, capsys):
+    for gone in ("nll", "hinge"):
+        rows = console.scoreboard_rows(board.table, board.codes[board.codes.loss != gone])
+        assert len({tuple(row) for row in rows}) == 1
+        assert [row["bits, markov"] == "–" for row in rows] == [row["loss"] == gone for row in rows]
+        console.print_table(rows)
+    assert "bits, markov" in capsys.readouterr().out
 
 
 def test_a_text_that_does_not_come_back_is_an_error(monkeypatch):

@@ -152,6 +152,9 @@ def scoreboard_rows(table: pd.DataFrame, codes: pd.DataFrame) -> list[dict[str, 
         entry = {"loss": row.loss, "tokens needed": "–" if unknown else f"{row.tokens_needed:.3f}"}
         entry["simulated"] = "–" if row.simulated != row.simulated else f"{row.simulated:.2f}"
         entry["bias"] = "0" if row.bias < 1e-6 else f"{row.bias:.3g}"
+        entry |= {
+            f"bits, {source}": "–" for source in (codes.source.unique() if len(codes) else ())
+        }  # what diverged codes none
         for code in codes[codes.loss == row.loss].itertuples() if len(codes) else []:
             byte = code.bits_per_byte == code.bits_per_byte
             entry[f"bits, {code.source}"] = f"{code.bits_per_byte if byte else code.bits_per_token:.4f}"
