@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from xentlab import LOSSES, LabError, facts_of
+from xentlab import LOSSES, LabError, at_target, charts, facts_of
 from xentlab.gradients import PATHS, gradient_budget, gradient_profile, load_batch, path_logits
 
 PROBABILITIES = [0.99, 0.5, 0.05, 1e-3, 1e-6, 1e-9, 1e-12]
@@ -186,6 +186,18 @@ def test_what_one_rival_cannot_reach_is_nan_in_every_column():
     numbers = found[["value", "dvalue_dp", "dvalue_dlogit", "gradient_norm"]]
     assert numbers[found.p == 0.5].isna().all(axis=None)
     assert np.isfinite(numbers[found.p == 0.01]).all(axis=None)
+
+
+def test_an_infinite_gradient_is_kept_and_not_drawn():
+    """Logits taken for probabilities: at p = 1/V they are 0, where -log is infinite, and so is its slope."""
+    taken = lambda logits, targets: -jnp.log(at_target(logits, targets))
+    found = gradient_profile([taken, "nll"], [0.5, 0.1, 0.01], vocab=10, rivals="both")
+    assert np.isinf(found.dvalue_dlogit).any()
+    for space in charts.SPACES:
+        for rivals in charts.PATHS:
+            drawn = charts.profile(found, list(dict.fromkeys(found.loss)), space, rivals).data
+            assert len(drawn)
+            assert np.isfinite(drawn["size"]).all()
 
 
 def _save(tmp_path, **arrays):

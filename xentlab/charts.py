@@ -71,8 +71,8 @@ def _shown(chart: alt.Chart, losses: Sequence[str]) -> alt.Chart:
 
 
 def profile(frame: pd.DataFrame, losses: Sequence[str], space: str, rivals: str, legend: bool = False) -> alt.Chart:
-    """A gradient against the probability p, both axes logarithmic. A gradient of 0 has no place on such an axis."""
-    rows = frame[(frame.rivals == rivals) & (frame[space] != 0)].dropna(subset=[space])
+    """A gradient against the probability p, both axes logarithmic. A gradient of 0 or infinity has no place on such an axis."""
+    rows = frame[(frame.rivals == rivals) & (frame[space] != 0) & (frame[space].abs() < math.inf)]
     rows = rows.assign(size=rows[space].abs())[["loss", "p", "size", "value"]]
     # What has all but vanished would stretch the axis over thirty decades and flatten the rest.
     whole, rows = len(rows), rows[rows["size"] > 1e-9]

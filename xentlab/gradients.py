@@ -86,6 +86,8 @@ def gradient_profile(
     for name, (value, gradient) in zip(found, _values_and_gradients(found.values(), z), strict=True):
         value = np.where(unreachable, np.nan, value)
         gradient = np.where(unreachable[:, None], np.nan, gradient)  # which may not read the logits at all
+        with np.errstate(invalid="ignore"):  # of a gradient that is infinite where the path stands still
+            along = np.sum(gradient * dz, axis=-1)
         frames.append(
             pd.DataFrame(
                 {
@@ -93,7 +95,7 @@ def gradient_profile(
                     "rivals": np.repeat(paths, len(p)),
                     "p": np.tile(p, len(paths)),
                     "value": value,
-                    "dvalue_dp": np.sum(gradient * dz, axis=-1),
+                    "dvalue_dp": along,
                     "dvalue_dlogit": gradient[:, 0],
                     "gradient_norm": np.linalg.norm(gradient, axis=-1),
                 }
