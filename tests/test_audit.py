@@ -161,11 +161,27 @@ def test_every_no_has_a_witness_that_holds():
             for verdict in ("strictly_proper", "calibrated"):
                 if verdicts[verdict].value is False:
                     w = verdicts[verdict].witness
+                    if facts_of(function).stops_gradient:
+                        assert w["potential"] < w["potential_at_log_P"]
+                        continue
                     mean = sum(p * value(w["logits"], y) for y, p in enumerate(w["P"]))
                     assert mean == pytest.approx(w["expected_loss"], rel=1e-5, abs=1e-9)
                     at_log_p = sum(p * value(np.log(w["P"]), y) for y, p in enumerate(w["P"]))
-                    if not facts_of(function).stops_gradient:
-                        assert mean <= at_log_p + 1e-9
+                    assert mean <= at_log_p + 1e-9
+
+
+def test_a_tie_is_called_a_tie_and_a_potential_a_potential():
+    flat = audit(lambda logits, targets: 0 * logits[..., 0] + 1).verdicts["strictly_proper"]
+    assert flat.evidence.startswith("the expected loss is as small elsewhere")
+    assert flat.witness["expected_loss"] == flat.witness["expected_loss_at_log_P"] == 1
+
+    def focal(logits, targets):
+        log_p = at_target(jax.nn.log_softmax(logits), targets)
+        return -jax.lax.stop_gradient((1 - jnp.exp(log_p)) ** 2) * log_p
+
+    held = audit(focal).verdicts["strictly_proper"]
+    assert held.evidence.startswith("the potential of the field, its integral from 0 and not the loss's value, is least")
+    assert held.witness["potential"] < held.witness["potential_at_log_P"]
 
 
 def test_weston_watkins_by_hand():

@@ -246,7 +246,7 @@ def decide(probe: Probe, honest: bool, conservative: bool | str) -> dict[str, Ve
     )
     misses: dict[str, Verdict] = {}
     for name, link in (links(probe) | _scaled_softmax(found[0])).items():
-        misses[name] = _reads_back(probe, link, found)
+        misses[name] = _reads_back(potential(probe, honest), honest, link, found)
         if misses[name].value is not NO:
             through = name if misses[name].value is YES else UNDECIDED
             break
@@ -257,12 +257,12 @@ def decide(probe: Probe, honest: bool, conservative: bool | str) -> dict[str, Ve
     return {
         "strictly_proper": strictly,
         "proper_through": Verdict(through, words, None if through else strictly.witness),
-        "calibrated": _keeps_the_argmax(found, how),
+        "calibrated": _keeps_the_argmax(found, how, honest),
     }
 
 
-def _reads_back(probe: Probe, link: Callable, found: list[Minimiser]) -> Verdict:
-    """Whether link(z*) is P for every P and every minimiser z*."""
+def _reads_back(merit: Callable, honest: bool, link: Callable, found: list[Minimiser]) -> Verdict:
+    """Whether link(z*) is P for every P and every minimiser z* of the merit, which is a value only where that is honest."""
     every = np.concatenate([each.logits for each in found])
     with jax.enable_x64(True):
         # In one shape, so that every audit's links are compiled once.
@@ -273,23 +273,31 @@ def _reads_back(probe: Probe, link: Callable, found: list[Minimiser]) -> Verdict
         off = np.abs(read - each.law).max(axis=1)
         worst = int(np.argmax(off))
         if off[worst] > LINK_TOLERANCE or each.at_infinity:
-            at_log = np.log(each.law)[None]
+            what = (
+                "the expected loss" if honest else "the potential of the field, its integral from 0 and not the loss's value,"
+            )
+            name = _merit_name(honest)
+            both = merit(np.stack([each.logits[worst], np.log(each.law)]), np.stack([each.law, each.law]))
+            less = both[0] < both[1] - 1e-9 * (1 + abs(both[1]))
             return no(
-                "the expected loss is least elsewhere" + (", at infinity" if each.at_infinity else ""),
+                f"{what} is {'least' if less else 'as small'} elsewhere" + (", at infinity" if each.at_infinity else ""),
                 P=each.law,
                 logits=each.logits[worst],
                 reads=read[worst],
-                expected_loss=expected(probe, each.logits[worst : worst + 1], each.law[None])[0][0],
-                expected_loss_at_log_P=expected(probe, at_log, each.law[None])[0][0],
+                **{name: both[0], f"{name}_at_log_P": both[1]},
             )
     return next((_no_zero(each) for each in found if each.unknown), Verdict(YES, "reads back P"))
+
+
+def _merit_name(honest: bool) -> str:
+    return "expected_loss" if honest else "potential"
 
 
 def _no_zero(minimiser: Minimiser) -> Verdict:
     return Verdict(UNDECIDED, f"no zero of the field was reached for P = {plain(minimiser.law.round(4))}")
 
 
-def _keeps_the_argmax(found: list[Minimiser], how: str) -> Verdict:
+def _keeps_the_argmax(found: list[Minimiser], how: str, honest: bool) -> Verdict:
     for each in found:
         if each.unknown:
             return _no_zero(each)
@@ -301,6 +309,6 @@ def _keeps_the_argmax(found: list[Minimiser], how: str) -> Verdict:
                 "the likeliest class does not lead at this minimiser: " + ("a tie" if lead[worst] > -1e-6 else "another does"),
                 P=each.law,
                 logits=each.logits[worst],
-                expected_loss=each.least,
+                **{_merit_name(honest): each.least},
             )
     return Verdict(YES, f"the likeliest class leads at every minimiser; {how}")
