@@ -184,6 +184,13 @@ def test_a_tie_is_called_a_tie_and_a_potential_a_potential():
     assert held.witness["potential"] < held.witness["potential_at_log_P"]
 
 
+def test_certainty_is_asked_of_every_target():
+    blind = audit(lambda logits, targets: -jax.nn.log_softmax(logits)[..., 0]).verdicts
+    assert blind["zero_at_certainty"].value is False
+    assert blind["zero_at_certainty"].witness["target"] == 1
+    assert "of target 0 |dL/dz_y|" in blind["low_p_limit"].evidence
+
+
 def test_weston_watkins_by_hand():
     """P = (.4, .3, .2, .1): expected loss 2.2 at the tie z = (1, 1, 0, 0), and no less anywhere."""
     probe = make_probe(LOSSES["hinge_weston_watkins"])

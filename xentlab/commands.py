@@ -43,6 +43,8 @@ class Show:
 class Gradients:
     """Each loss's value and gradient at chosen probabilities of the right token, in float64.
 
+    The right token is class 0: a loss that weighs its classes has other numbers for the rest.
+
     Example: xentlab gradients --losses nll brier --probabilities .9 .1 .01 --rivals one
     """
 

@@ -56,7 +56,7 @@ def gradient_profile(
     vocab: int = 16,
     rivals: str = "even",
 ) -> pd.DataFrame:
-    """A loss's value and gradient at chosen probabilities of the target, in float64 down to p = 1e-12 and below.
+    """A loss's value and gradient at chosen probabilities of the target, class 0, in float64 down to p = 1e-12 and below.
 
     losses: names or callables; probabilities: in (0, 1); vocab: V >= 2; rivals: the path that p takes down.
     "even" moves the target's logit with the rest equal; "one" lets one rival rise and leaves the target where it is; "both".

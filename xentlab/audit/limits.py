@@ -58,6 +58,7 @@ def _limit(near: np.ndarray, x: np.ndarray, far: np.ndarray) -> float | str:
 def low_p(probe: Probe) -> dict[str, Verdict]:
     """`low_p_limit`, {"even": .., "one": ..}, and `low_p_order` on the path "even".
 
+    Both are of target 0: a loss that weighs its classes has others for the rest.
     A limit is a number, or inf. Order 0 stays (a logarithm's growth too), > 0 vanishes like p^order, < 0 grows.
     """
     limits, said, order = {}, [], None
@@ -75,7 +76,8 @@ def low_p(probe: Probe) -> dict[str, Verdict]:
         else:
             limits[rivals], (found, k, residual) = _limit(pull, x, far), fit(pull)
             said.append(
-                f"{rivals}: |dL/dz_y| = {pull[0]:.4g} at p = 1e-6, {pull[-1]:.4g} at 1e-14, {far[-1]:.4g} at e^-{x[-1]:g}"
+                f"{rivals}: of target 0 |dL/dz_y| = {pull[0]:.4g} at p = 1e-6, {pull[-1]:.4g} at 1e-14, "
+                f"{far[-1]:.4g} at e^-{x[-1]:g}"
             )
             if limits[rivals] != UNDECIDED and 0 < limits[rivals] < np.inf:
                 found = 0.0  # what is fitted is how it comes there

@@ -73,13 +73,16 @@ def local(probe: Probe) -> Verdict:
 
 
 def zero_at_certainty(probe: Probe) -> Verdict:
-    """L tends to 0 as p_y tends to 1, on each of three paths: z_y up, the rivals down, and both."""
+    """L tends to 0 as p_y tends to 1, on each of three paths, z_y up, the rivals down, and both, for every target."""
+    y = np.arange(VOCAB)
     for name, up, down in (("z_y up", 1, 0), ("rivals down", 0, 1), ("both", 1, 1)):
-        z = LEAD * np.where(np.arange(VOCAB) == 0, up, -down)[None]
-        value = probe.value(z, np.zeros(1, int))[0]
-        if not abs(value) < ROUNDING:
-            return no(f"not 0 at certainty, on the path: {name}", path=name, logits=z[0], target=0, value=value)
-    return Verdict(YES, f"below {ROUNDING:g} at a lead of {LEAD:g} on three paths")
+        z = LEAD * np.where(np.eye(VOCAB, dtype=bool), up, -down)
+        value = probe.value(z, y)
+        off = ~(np.abs(value) < ROUNDING)
+        if off.any():
+            worst = int(np.argmax(off))
+            return no(f"not 0 at certainty, on the path: {name}", path=name, logits=z[worst], target=worst, value=value[worst])
+    return Verdict(YES, f"below {ROUNDING:g} at a lead of {LEAD:g} on three paths, for every target")
 
 
 def monotone(probe: Probe, honest: bool = True) -> Verdict:
