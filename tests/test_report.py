@@ -112,6 +112,21 @@ def test_what_learned_nothing_is_told():
     assert "the end of the grid (⇥) for nll:" in said
 
 
+def test_what_learned_nothing_for_want_of_a_rate_or_of_anything_to_learn_is_not_laid_on_the_loss():
+    rows, ended = table(nll=(2.0, 0.1), lazy=(5.5, 0.1)), "On s lazy ended no better than a uniform guess, 5.500 nats: "
+    one, two = (pd.DataFrame({"source": "s", "rate": rates}) for rates in ([0.2, 0.2], [0.1, 0.2]))
+    assert reading.races(rows, two)[0] == ended + "does it pull towards the target? `xentlab audit` says where it does not."
+    at_edge = rows.assign(rate_at_edge=[False, True])
+    assert reading.races(at_edge, two)[0] == ended + "the best rate tried lies at the end of the grid (⇥), so try others first."
+    said = reading.races(rows, one)
+    assert said[0] == ended + "only one rate was tried, so try others first."
+    assert said[2] == "On s one rate was tried, 0.2, so no loss is tuned: compare them at several."
+    assert reading.races(table(nll=(5.5, 0.1), lazy=(5.5, 0.1)), two)[0] == (
+        "On s nll and lazy ended no better than a uniform guess, 5.500 nats: with nll among them the race was too short, its "
+        "rates do not suit, or nothing can be learnt from that source."
+    )
+
+
 def test_what_diverged_at_every_rate_is_told_and_what_the_mark_of_the_grids_end_means():
     nan = float("nan")
     gone = (

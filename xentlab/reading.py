@@ -118,10 +118,14 @@ def budgets(frame: pd.DataFrame, edge: float = 0.1) -> list[str]:
     return sentences
 
 
-def races(table: pd.DataFrame) -> list[str]:
-    """Who has the least mean test NLL, and what fell short in the race itself; `pairs` says what the seeds tell apart."""
-    sentences = []
+def races(table: pd.DataFrame, curves: pd.DataFrame | None = None) -> list[str]:
+    """Who has the least mean test NLL, and what fell short in the race itself; `pairs` says what the seeds tell apart.
+
+    curves: those of the same races, which tell how many rates were tried.
+    """
+    sentences, tried = [], {} if curves is None else curves.groupby("source").rate.nunique().to_dict()
     for source, rows in table.groupby("source", sort=False):
+        one_rate = tried.get(source) == 1
         ranked = rows.dropna(subset=["test_nll"]).sort_values("test_nll")
         if gone := list(rows[rows.best_rate.isna()].loss):
             who = "every loss" if len(gone) == len(rows) > 1 else words(gone)
@@ -131,11 +135,7 @@ def races(table: pd.DataFrame) -> list[str]:
             )
         guesses = rows[rows.test_nll > rows.uniform_nll - 0.01]
         if len(guesses):
-            guess = f"{guesses.uniform_nll.iloc[0]:.3f} nats"
-            sentences.append(
-                f"On {source} {words(list(guesses.loss))} ended no better than a uniform guess, {guess}: "
-                "does it pull towards the target? `xentlab audit` says where it does not."
-            )
+            sentences += _no_better(source, guesses, one_rate)
         if ranked.empty:
             continue
         first = ranked.iloc[0]
@@ -149,6 +149,10 @@ def races(table: pd.DataFrame) -> list[str]:
         if last.loss not in (first.loss, "nll") or len(ranked) > 2:
             sentence += f". The most is {last.loss}'s, {last.test_nll:.3f}"
         sentences.append(sentence + ".")
+        if one_rate:
+            sentences.append(
+                f"On {source} one rate was tried, {first.best_rate:g}, so no loss is tuned: compare them at several."
+            )
         edge = list(rows[rows.rate_at_edge & ~rows.loss.isin(guesses.loss)].loss)
         if edge:
             sentences.append(
@@ -165,6 +169,27 @@ def races(table: pd.DataFrame) -> list[str]:
                 f"validation: {words(smoothed)}."
             )
     return sentences
+
+
+def _no_better(source: str, guesses: pd.DataFrame, one_rate: bool) -> list[str]:
+    """Of losses that ended no better than a uniform guess, the likeliest cause."""
+    ended = lambda names: (
+        f"On {source} {words(names)} ended no better than a uniform guess, {guesses.uniform_nll.iloc[0]:.3f} nats: "
+    )
+    names = list(guesses.loss)
+    if "nll" in names:
+        return [
+            ended(names)
+            + "with nll among them the race was too short, its rates do not suit, or nothing can be learnt from that source."
+        ]
+    untuned = names if one_rate else list(guesses[guesses.rate_at_edge].loss)
+    others, said = [name for name in names if name not in untuned], []
+    if untuned:
+        why = "only one rate was tried" if one_rate else "the best rate tried lies at the end of the grid (⇥)"
+        said.append(f"{ended(untuned)}{why}, so try others first.")
+    if others:
+        said.append(ended(others) + "does it pull towards the target? `xentlab audit` says where it does not.")
+    return said
 
 
 def _seen(nats: float, sign: str = "") -> str:

@@ -105,8 +105,8 @@ def make_report(
     runs.write_frame(folder, "scoreboard", board.table)
     runs.write_frame(folder, "codes", board.codes)
     runs.write_bytes(folder / "audits.json", json.dumps(as_json(list(board.audits.values())), indent=1).encode())
-    said = {"headline": reading.gradients(profiles), "budgets": reading.budgets(budgets), "curves": reading.races(table)}
-    said["curves"] += reading.pairs(raced["pairs"])
+    said = {"headline": reading.gradients(profiles), "budgets": reading.budgets(budgets)}
+    said["curves"] = [*reading.races(table, raced["curves"]), *reading.pairs(raced["pairs"])]
     said |= {"reliability": reading.temperatures(table), "rarity": reading.rarity(raced["frequency"])}
     said["scoreboard"] = reading.scoreboard(board.table, board.codes)
     arguments = {"losses": list(found), "seed": seed, "quick": quick}

@@ -88,7 +88,7 @@ def run_race(command: Race) -> None:
         show(command, result.table, console.summary(result.table))
     if command.format == "table" and hosts.first():
         print(LEGEND)
-        said = [*reading.races(result.table), *reading.pairs(result.pairs)]
+        said = [*reading.races(result.table, result.curves), *reading.pairs(result.pairs)]
         for sentence in [*said, *reading.temperatures(result.table), *reading.rarity(result.frequency)]:
             print(f"- {sentence}")
         if command.quick:
