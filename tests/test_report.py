@@ -127,6 +127,12 @@ def test_what_learned_nothing_for_want_of_a_rate_or_of_anything_to_learn_is_not_
     )
 
 
+def test_what_is_called_finite_is_not_called_stable():
+    """margin's error in float16 is 1: that its numbers are finite says nothing of their digits."""
+    said = reading._numerics(pd.DataFrame({"loss": ["margin"], "finite_float32": [True], "finite_float16": [True]}))
+    assert said == ["Finite in float32 and float16, at extreme logits too: margin. How many digits are right, the table says."]
+
+
 def test_what_diverged_at_every_rate_is_told_and_what_the_mark_of_the_grids_end_means():
     nan = float("nan")
     gone = (

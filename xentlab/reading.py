@@ -348,7 +348,7 @@ def _numerics(table: pd.DataFrame) -> list[str]:
     fine = list(table.loss[~table.loss.isin(bad["float32"] + bad["float16"])])
     if fine:
         said.append(
-            f"Stable in float32 and float16 as written here: {words(fine)}. Where a logarithm is taken, the fused form does it."
+            f"Finite in float32 and float16, at extreme logits too: {words(fine)}. How many digits are right, the table says."
         )
     if open_to_question:
         said.append(f"Not settled for {words(open_to_question)}: `xentlab audit` says why.")
