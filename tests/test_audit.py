@@ -317,6 +317,7 @@ def test_what_is_no_number_is_undecided_and_no_infinity():
     nowhere = audit(lambda logits, targets: jnp.sqrt(at_target(log_p(logits), targets))).verdicts
     assert {verdict.value for verdict in nowhere.values()} == {"undecided"}
     assert "the value is NaN at logits" in nowhere["elementwise"].evidence
+    assert nowhere["elementwise"].evidence.endswith("Are logits taken for probabilities? Take jax.nn.log_softmax of them first")
 
 
 def test_what_nobody_claimed_is_not_denied():

@@ -18,7 +18,8 @@ def elementwise(probe: Probe) -> Verdict:
         shown = (
             f"the value is NaN at logits {z[place].round(4).tolist()}, target {y[place]}, and at {np.isnan(here).mean():.0%} of"
         )
-        return Verdict(UNDECIDED, f"{shown} {len(z)} ordinary points: no model can be trained on it")
+        told = "no model can be trained on it. Are logits taken for probabilities? Take jax.nn.log_softmax of them first"
+        return Verdict(UNDECIDED, f"{shown} {len(z)} ordinary points: {told}")
     for place in range(0, len(z), 5):
         moved, targets = other_z.copy(), other_y.copy()
         elsewhere = (place + 7) % len(z)
