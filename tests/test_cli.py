@@ -31,6 +31,8 @@ def my_loss(logits, targets):
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
 def averaged(logits, targets):
     return my_loss(logits, targets).mean()
+def scaled(logits, targets, *, by=1.0):
+    return by * my_loss(logits, targets)
 """
 
 
@@ -181,6 +183,8 @@ def test_show_tells_facts_and_place(mine, capsys):
     assert json.loads(in_process(capsys, "show", "first.py:loss", "--format", "json")[1])[0]["settings"] == "a=2.0"
     own = in_process(capsys, "show", "./mine.py:my_loss")[1]
     assert "mine.py:3" in own
+    assert "default settings" not in in_process(capsys, "show", "./mine.py:scaled(by=2.0)")[1]  # none were declared
+    assert "default settings" in in_process(capsys, "show", "focal(gamma=3)")[1]
     assert "xentlab_user" not in own  # a module's name that is nobody's business
 
 

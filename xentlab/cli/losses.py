@@ -38,13 +38,14 @@ def run_list(command: List) -> None:
 
 def run_show(command: Show) -> None:
     """One loss."""
+    from xentlab.audit import claims
     from xentlab.catalogue import resolve
     from xentlab.contract import name_of, settings_of, unwrapped
 
     loss = resolve(command.loss)
     function = inspect.unwrap(unwrapped(loss)[0])
     row = _facts(name_of(loss), loss)
-    if settings_of(loss):
+    if settings_of(loss) and claims(loss):
         row["facts"] = "those of the default settings; xentlab audit asks of these"
     try:
         row["code"] = f"{inspect.getsourcefile(function)}:{inspect.getsourcelines(function)[1]}"
