@@ -1,0 +1,110 @@
+"""What is said of numbers, against frames small enough to read them off by eye."""
+
+import math
+
+import pandas as pd
+import pytest
+
+from xentlab import reading
+
+INF, NAN = math.inf, math.nan
+
+
+def profiles(even, one=None):
+    """A profile frame with |dL/dz_y| at p = 1e-3 and 1e-6, the same at both; the second path as the first, unless given."""
+    rows = [
+        {"loss": loss, "rivals": rivals, "p": p, "dvalue_dlogit": -size, "dvalue_dp": -size / p}
+        for rivals, sizes in (("even", even), ("one", one or even))
+        for loss, size in sizes.items()
+        for p in (1e-3, 1e-6)
+    ]
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(("size", "said"), [(0.6, False), (0.995, True), (1.0, True)])
+def test_only_what_pulls_the_same_pulls_just_as_hard(size, said):
+    assert ("other pulls just as hard." in " ".join(reading.gradients(profiles({"nll": 1, "other": size})))) == said
+
+
+def test_how_p_became_small_matters_only_where_the_paths_differ():
+    assert "How p became small" not in " ".join(reading.gradients(profiles({"nll": 1})))
+    assert reading.gradients(profiles({"nll": 1}, {"nll": 0.5}))[-1].startswith(
+        "How p became small matters for nll (1 against 0.5):"
+    )
+
+
+def test_unlikely_tokens_are_those_up_to_the_edge_and_both_ends_are_named():
+    bins = {"source": "s", "p_low": [0.0, 0.1], "p_high": [0.1, 1.0], "share_of_tokens": [0.3, 0.7]}
+    shares = {"nll": [0.6, 0.4], "brier": [0.2, 0.8]}
+    rows = pd.concat([pd.DataFrame(bins | {"loss": loss, "share_of_gradient": each}) for loss, each in shares.items()])
+    assert reading.budgets(rows) == [
+        "On s, 30% of the tokens had p below 0.1. They get 60% of nll's gradient and 20% of brier's."
+    ]
+
+
+def test_the_least_is_told_in_nats_and_in_bits_and_the_most_is_another_s():
+    rows = pd.DataFrame({"loss": ["nll", "brier", "mae"], "test_nll": [1.0, 2.0, 3.0]})
+    rows["bits_per_byte"] = rows.test_nll / math.log(2)
+    rest = {"source": "s", "uniform_nll": 5.5, "best_rate": 0.1, "rate_at_edge": False, "diverged": 0, "smoothing": 0.0}
+    assert reading.races(rows.assign(**rest)) == [
+        "On s the least test NLL is nll's, 1.000 nats a token (1.44 bits a byte). The most is mae's, 3.000."
+    ]
+
+
+def test_less_is_ahead_and_more_is_behind():
+    rows = pd.DataFrame({"loss": ["a", "b", "c"], "difference": [-0.5, 0.0, 0.5], "tells_apart": [True, False, True]})
+    said = reading.pairs(rows.assign(source="s", against="nll", metric="tempered_nll", seeds=3, low=-1.0, high=1.0))
+    assert said[-1].endswith("against nll: ahead of it a (-0.500); not told from it b (+0.000); behind it c (+0.500).")
+
+
+def test_a_temperature_helps_where_less_is_left_costs_where_more_is_and_else_changes_nothing():
+    rows = {"loss": ["nll", "mae", "brier"], "test_nll": [2.0, 1.0, 3.0], "tempered_nll": [1.5, 1.2, 3.001]}
+    assert reading.temperatures(pd.DataFrame(rows | {"temperature": [2.0, 0.5, 1.0]}).assign(source="s")) == [
+        "On s one temperature, fitted on validation, helps nll (2.000 to 1.500 nats at 2).",
+        "On s that temperature costs mae (1.000 to 1.200 nats at 0.5) on test.",
+        "On s one temperature changes the test NLL of brier by no more than .01.",
+    ]
+
+
+# A board of which only what a test gives says anything.
+BLANK = {"read_through": "softmax(z)", "proper_through": "softmax", "tokens_needed": NAN, "bias": 0.0, "simulated": NAN}
+BLANK |= {"finite_float32": True, "finite_float16": True, "low_p_even": 1.0, "low_p_one": 1.0, "escape_steps": 10.0}
+BLANK |= dict.fromkeys(("lipschitz", "convex", "strictly_proper", "local"), False)
+
+
+def board(losses, codes=None, **columns):
+    """What is said of a scoreboard."""
+    table = pd.DataFrame(columns | {"loss": losses})
+    table = table.assign(**{name: value for name, value in BLANK.items() if name not in columns})
+    return reading.scoreboard(table, pd.DataFrame() if codes is None else codes)
+
+
+def test_a_coded_file_is_compared_with_its_cross_entropy_in_per_cent():
+    codes = {"loss": ["nll", "mae"], "bits": [200, 300], "model_bits": [196.0, 297.0], "bits_per_token": [2.0, 3.0]}
+    codes = pd.DataFrame(codes | {"source": "s", "tokens": 100, "floor_bits_per_token": NAN})
+    said = " ".join(board(["nll", "mae"], codes))
+    assert "nll wrote the least, 2.0000 bits a token, mae the most, 3.0000." in said
+    assert "cross entropy differ by at most 2%" in said
+
+
+def test_what_is_not_settled_is_not_called_stable():
+    sentences = board(["nll", "open", "bad"], finite_float16=[True, "undecided", False])
+    stable, unsettled, broken = (
+        next(each for each in sentences if each.startswith(start)) for start in ("Stable", "Not settled", "Not finite")
+    )
+    for sentence, name in ((stable, "nll"), (unsettled, "open"), (broken, "bad")):
+        assert [each for each in ("nll", "open", "bad") if each in sentence.split(". ")[0]] == [name]
+
+
+def test_a_pull_is_gone_only_where_it_is_gone_on_both_paths():
+    losses, even = ["nll", "brier", "mae", "grow"], [1.0, 0.0, 0.0, INF]
+    said = " ".join(board(losses, low_p_even=even, low_p_one=[1.0, 0.0, 0.5, 1.0], escape_steps=[10.0, INF, 20.0, 30.0]))
+    assert "teaches nothing holds for brier: the pull goes to 0 with p." in said
+    assert "The pull of grow grows without bound." in said
+    assert "alone keeps its pull" not in said
+    assert "Steps out of a confidently wrong start, each at its best rate: nll 10, mae 20 and grow 30." in said
+    assert "At no rate that was tried did brier get out." in said
+
+
+def test_what_else_keeps_its_pull_is_named():
+    assert "That cross entropy alone keeps its pull does not hold: hinge keeps it too." in board(["nll", "hinge"])
