@@ -117,8 +117,15 @@ def escaped(text: str) -> str:
     return escape(text)
 
 
+def half_interval(row: pd.Series, column: str) -> str:
+    """The longer half of a mean's interval, for its other end may be cut at 0 or 1; nothing where there is no interval."""
+    mean, nan = row[column], math.nan
+    half = max(row.get(f"{column}_high", nan) - mean, mean - row.get(f"{column}_low", nan))
+    return f"± {half:.2g}" if half == half else ""
+
+
 def summary(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The table's columns that fit a terminal, means with half of their interval; none that is empty."""
+    """The table's columns that fit a terminal, means with their intervals' halves; none that is empty."""
     rows = []
     for _, row in table.iterrows():
         none = row.best_rate != row.best_rate  # it diverged at every rate
@@ -134,9 +141,8 @@ def summary(table: pd.DataFrame) -> list[dict[str, Any]]:
             ("calibration_error", "calibration"),
             ("kl_to_law", "KL to law"),
         ):
-            half = max(row[f"{column}_high"] - row[column], row[column] - row[f"{column}_low"])  # one end may be cut
-            spread = f" ± {half:.2g}" if half == half else ""
-            entry[title] = "" if row[column] != row[column] else f"{row[column]:.4f}{spread}"
+            spread = half_interval(row, column)
+            entry[title] = "" if row[column] != row[column] else f"{row[column]:.4f}{spread and ' ' + spread}"
         entry["at T"] = "" if row.temperature != row.temperature else f"{row.tempered_nll:.4f} ({row.temperature:.2g})"
         entry["smoothing"] = "" if none else f"{row.smoothing:.2g}"
         entry["diverged"] = row.diverged

@@ -8,14 +8,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from xentlab.console import verdict_text
+from xentlab.audit.numerics import DTYPES
+from xentlab.console import half_interval, verdict_text
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from xentlab.audit import Audit, Verdict
 
-DTYPES = ("float32", "bfloat16", "float16")
 RACE_COLUMNS = {
     "loss": "loss",
     "best_rate": "best rate",
@@ -79,12 +79,11 @@ def _cell(row: pd.Series, column: str) -> str:
     value = row[column]
     if column == "loss":
         return f'<th scope="row">{html.escape(value)}</th>'
-    low, high = row.get(f"{column}_low"), row.get(f"{column}_high")
     text = "–" if value != value else f"{value:g}" if column in ("best_rate", "diverged") else f"{value:.4g}"
     if column == "best_rate" and row["rate_at_edge"]:
         text += ' <abbr title="the end of the grid: a better rate may lie outside">⇥</abbr>'
-    if low is not None and low == low:
-        text += f" <small>± {(high - low) / 2:.2g}</small>"
+    if spread := half_interval(row, column):
+        text += f" <small>{spread}</small>"
     return f"<td>{text}</td>"
 
 

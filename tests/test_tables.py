@@ -1,0 +1,130 @@
+"""What charts draw and tables print, on a page and on a terminal: the values themselves, read back."""
+
+import math
+import re
+
+import pandas as pd
+import pytest
+
+from xentlab import charts, console, markup
+
+NAN = math.nan
+
+
+def drawn(chart):
+    """The rows of a chart that has one set of them; its reference line has none."""
+    [rows] = [rows for rows in chart.to_dict()["datasets"].values() if any(rows)]
+    return rows
+
+
+def trained(**columns):
+    """Losses' validation NLL by rate and step, none diverged."""
+    rest = {"source": "s", "loss": "nll", "rate": 0.1, "step": 1, "diverged_at": -1}
+    return pd.DataFrame(columns).assign(**{name: value for name, value in rest.items() if name not in columns})
+
+
+def test_a_curve_draws_the_best_rate_alone_its_mean_and_its_extremes_over_seeds():
+    frame = trained(validation_nll=[1.0, 2.0, 9.0, 5.0], rate=[0.1, 0.1, 0.1, 1.0])
+    table = pd.DataFrame({"source": ["s"], "loss": ["nll"], "best_rate": [0.1]})
+    assert drawn(charts.curves(frame, table, ["nll"], "s")) == [{"loss": "nll", "step": 1, "mean": 4, "low": 1, "high": 9}]
+
+
+def test_a_sweep_draws_the_last_step_alone_of_what_did_not_diverge():
+    frame = trained(validation_nll=[5.0, 1.0, 7.0, 8.0], rate=[0.1, 0.1, 1.0, 1.0], step=[1, 2] * 2, diverged_at=[-1, -1, 2, 2])
+    assert drawn(charts.sweep(frame, ["nll"], "s")) == [{"loss": "nll", "rate": 0.1, "mean": 1, "low": 1, "high": 1}]
+
+
+@pytest.mark.parametrize(
+    ("read", "accuracy", "said"),
+    [("raw", 0.5, "as trained"), ("tempered", 0.7, "after one temperature, fitted on validation")],
+)
+def test_reliability_draws_the_reading_that_it_names(read, accuracy, said):
+    frame = pd.DataFrame({"reading": ["raw", "tempered"], "accuracy": [0.5, 0.7]})
+    frame = frame.assign(source="s", loss="nll", bin_low=0.6, confidence=0.65, tokens=100)
+    chart = charts.reliability(frame, ["nll"], "s", read)
+    assert [(row["reading"], row["accuracy"]) for row in drawn(chart)] == [(read, accuracy)]
+    assert chart.to_dict()["title"]["subtitle"] == said
+
+
+def test_a_budget_s_lines_are_shares_of_the_gradient_and_its_bars_of_the_tokens():
+    rows = {"loss": "nll", "p_low": [0.0, 0.1], "p_high": [0.1, 1.0], "tokens": [3, 7], "gradient": [1.0, 0.5]}
+    rows |= {"share_of_tokens": [0.3, 0.7], "share_of_gradient": [0.6, 0.4]}
+    bars, lines = charts.budget(pd.DataFrame(rows), ["nll"], "t").to_dict()["layer"]
+    assert bars["encoding"]["y"]["field"] == "share_of_tokens"
+    assert lines["encoding"]["y"]["field"] == "share_of_gradient"
+
+
+@pytest.mark.parametrize(("path", "said"), [("even", "the target's logit falls, rivals even"), ("one", "one rival rises")])
+def test_a_profile_draws_the_path_that_it_names(path, said):
+    rows = {"rivals": ["even", "one"], "dvalue_dlogit": [-1.0, -2.0], "dvalue_dp": [-10.0, -20.0]}
+    chart = charts.profile(pd.DataFrame(rows).assign(loss="nll", p=0.1, value=1.0), ["nll"], "dvalue_dlogit", path)
+    assert [row["size"] for row in drawn(chart)] == [{"even": 1, "one": 2}[path]]
+    assert chart.to_dict()["title"]["subtitle"] == said
+
+
+def raced(**columns):
+    """A race's table, a row a loss, with no interval but those that are given."""
+    rest = {"source": "s", "loss": "nll", "test_nll": 1.0, "best_rate": 0.1, "rate_at_edge": False, "diverged": 0}
+    means = ("test_nll", "bits_per_byte", "accuracy", "calibration_error", "kl_to_law")
+    rest |= dict.fromkeys([*means[1:], *(f"{mean}_{end}" for mean in means for end in ("low", "high"))], NAN)
+    rest |= {"temperature": NAN, "tempered_nll": NAN, "smoothing": 0.0}
+    rest = {name: value for name, value in rest.items() if name not in columns}
+    return pd.DataFrame({name: value if isinstance(value, list) else [value] for name, value in columns.items()}).assign(**rest)
+
+
+@pytest.mark.parametrize(
+    ("mean", "low", "high", "half"),
+    [(0.5, 0.3, 0.7, "± 0.2"), (0.1, 0.0, 0.9, "± 0.8"), (0.9, 0.1, 1.0, "± 0.8"), (0.5, NAN, NAN, None)],
+)
+def test_the_page_and_the_terminal_show_the_longer_half_of_an_interval(mean, low, high, half):
+    table = raced(accuracy=mean, accuracy_low=low, accuracy_high=high)
+    assert console.summary(table)[0]["accuracy"] == f"{mean:.4f}" + (f" {half}" if half else "")
+    assert (f"<td>{mean:g}" + (f" <small>{half}</small>" if half else "") + "</td>") in markup.race_tables(table)
+
+
+@pytest.mark.parametrize(("edge", "mark"), [(False, ""), (True, " ⇥")])
+def test_a_best_rate_is_marked_at_the_end_of_the_grid_alone(edge, mark):
+    table = raced(rate_at_edge=edge)
+    assert console.summary(table)[0]["best rate"] == f"0.1{mark}"
+    assert ("⇥" in markup.race_tables(table)) == edge
+
+
+def test_beside_a_temperature_stands_the_nll_at_it():
+    assert console.summary(raced(test_nll=1.7, tempered_nll=1.5, temperature=2.0))[0]["at T"] == "1.5000 (2)"
+
+
+def test_a_race_s_table_begins_with_the_best():
+    page = markup.race_tables(raced(loss=["b", "c", "a"], test_nll=[2.0, 3.0, 1.0]))
+    assert re.findall(r'<th scope="row">(\w)</th>', page) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_an_interval_covers_0_where_the_seeds_tell_nothing_apart(apart):
+    row = {"source": "s", "loss": "brier", "against": "nll", "metric": "test_nll", "seeds": 3, "tells_apart": apart}
+    page = markup.pairs_table(pd.DataFrame([row | {"difference": 0.2, "low": 0.1 if apart else -0.1, "high": 0.3}]))
+    assert "+0.2000" in page
+    assert ("covers 0" in page) != apart
+
+
+def board(**columns):
+    """A scoreboard's table of one loss that is the same through every door."""
+    row = {"loss": "nll", "bias": 0.0, "escape_steps": 9.0, "escape_rate": 0.1, "escape_tried": 1.0}
+    row |= {f"low_p_{name}": 1.0 for name in ("even", "one", "order")}
+    row |= {f"{name}{end}": 1.0 for name in ("tokens_needed", "simulated") for end in ("", "_low", "_high")}
+    for dtype in ("float32", "bfloat16", "float16"):
+        row |= {f"error_{dtype}": 1e-7, f"gradient_error_{dtype}": 1e-7, f"finite_{dtype}": True}
+    return pd.DataFrame([row | columns])
+
+
+def test_bits_are_a_byte_s_where_bytes_are_known():
+    code = {"source": "s", "loss": "nll", "bits_per_byte": 1.0, "bits_per_token": 2.0, "model_bits_per_token": 1.9}
+    for changed, coded, model in (({}, "1.0000 a byte", "0.9500"), ({"bits_per_byte": NAN}, "2.0000 a token", "1.9000")):
+        codes = pd.DataFrame([code | changed])
+        assert f"<td>{coded}</td><td>{model}</td>" in markup.scoreboard_tables(board(), codes)
+        assert console.scoreboard_rows(board(), codes)[0]["bits, s"] == coded.split()[0]
+
+
+@pytest.mark.parametrize(("finite", "mark"), [(True, ""), (False, "✗"), ("undecided", "?")])
+def test_what_is_not_finite_has_a_cross_and_what_is_not_settled_a_question_mark(finite, mark):
+    page = markup.scoreboard_tables(board(finite_float16=finite), pd.DataFrame())
+    assert re.findall("<abbr[^>]*>(.)</abbr>", page) == list(mark)
