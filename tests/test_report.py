@@ -5,12 +5,19 @@ import os
 import pathlib
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
 from browser import chromium, luminance, watched
 
 from xentlab import charts, reading
-from xentlab.report import make_report
+from xentlab.catalogue import resolve_all
+from xentlab.program import windows
+from xentlab.recipe import Recipe
+from xentlab.report import _held_out_logits, make_report
+from xentlab.report import page as page_of
+from xentlab.sources import MarkovSource, Text
+from xentlab.stages import Stage, run_stage, standard_stages
 
 TRAINS = True
 COMPILED_WELL = True
@@ -52,6 +59,31 @@ def test_the_folder_holds_everything(report):
 def test_frames_on_disk_are_the_frames(report):
     for name, frame in {"profiles": report.profiles, "budgets": report.budgets, **report.raced}.items():
         pd.testing.assert_frame_equal(pd.read_csv(report.folder / f"{name}.csv"), frame, check_dtype=False)
+
+
+def test_a_page_offers_its_tables_and_says_of_a_quick_run_that_it_is_one(report):
+    quick = (report.folder / "report.html").read_text()
+    assert "A quick run" in quick
+    assert "A quick run" not in page_of(report, resolve_all(LOSSES), {"arguments": {"quick": False}})
+    for name in ("profiles", "budgets", "curves", "reliability", "frequency", "table", "pairs", "scoreboard"):
+        assert f'download="{name}.csv"' in quick
+
+
+@pytest.fixture(scope="module")
+def staged():
+    return run_stage(Stage(MarkovSource(vocab=4, tokens=2000), "bigram", (0.1,), 2), ["nll"], seed=5, quick=True)
+
+
+def test_a_budget_is_of_held_out_tokens(staged):
+    scores, targets = _held_out_logits(staged, 5)
+    held_out = windows(staged.source.split("validation"), Recipe().window, Recipe().validation_tokens)
+    np.testing.assert_array_equal(targets, held_out[:, 1:])
+    assert scores.shape == (*targets.shape, 4)
+
+
+def test_a_stage_s_seeds_begin_at_its_own_and_a_chain_is_drawn_by_it(staged):
+    assert set(staged.race.frames()["curves"].seed) == {5, 6}
+    assert standard_stages(Text(), 5)[1].source.seed == 5
 
 
 def profiles(**sizes):
@@ -103,7 +135,9 @@ def test_the_winner_is_told_and_what_pairs_tell_is_left_to_them():
     clear = reading.races(table(nll=(2.0, 0.1), brier=(1.0, 0.1)))[0]
     assert "brier's, 1.000" in clear
     assert "nll itself is 1.000 behind" in clear
-    assert "apart" not in reading.races(table(nll=(1.0, 0.1), brier=(1.1, 0.1), mae=(3, 0.1)))[0]
+    assert reading.races(table(nll=(1.0, 0.1), brier=(1.1, 0.1), mae=(3, 0.1))) == [
+        "On s the least test NLL is nll's, 1.000 nats a token. The most is mae's, 3.000."
+    ]
 
 
 def test_what_learned_nothing_is_told():

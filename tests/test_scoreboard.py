@@ -5,6 +5,7 @@ import functools
 import io
 import json
 import math
+from types import MappingProxyType, SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import pandas as pd
 import pytest
 
 from xentlab import LOSSES, LabError, at_target, console, reading, resolve
+from xentlab.audit import Audit
 from xentlab.cli import main
 from xentlab.scoreboard import Scoreboard, code_lengths, scoreboard
 from xentlab.scoreboard.efficiency import CONSISTENT, efficiency, make_truth, simulate, tokens_needed
@@ -238,6 +240,21 @@ def test_every_loss_is_a_row_and_every_door_a_number(board):
     assert table.escape_steps["nll"] < table.escape_steps["hinge"] < table.escape_steps["brier"] == np.inf
 
 
+def test_a_row_keeps_the_range_over_the_draws_and_the_first_draw_s_theory(monkeypatch):
+    needed, seeds = iter([3.0, 1.0, 8.0]), []
+    stub = lambda loss, truth: SimpleNamespace(bias=0.0, tokens_needed=next(needed))
+    monkeypatch.setattr("xentlab.scoreboard.efficiency", stub)
+    escape = SimpleNamespace(steps=9.0, rate=2.0, low=0.1, high=1e6)
+    monkeypatch.setattr("xentlab.scoreboard.wrong_start", lambda loss: escape)
+    nothing = Audit("nll", MappingProxyType({}))
+    monkeypatch.setattr("xentlab.scoreboard.audit", lambda loss, seed=0: seeds.append(seed) or nothing)
+    monkeypatch.setattr("xentlab.scoreboard._from_audit", lambda found: {})
+    row = scoreboard(["nll"], seed=7).table.iloc[0]
+    assert seeds == [7]
+    assert (row.tokens_needed_low, row.tokens_needed, row.tokens_needed_high, row.theory) == (1, 4, 8, 3)
+    assert (row.escape_steps, row.escape_rate, row.escape_tried) == (9, 2, 1e6)
+
+
 def test_coded_bits_are_the_model_s_cross_entropy(board):
     codes = board.codes
     assert len(codes) == 6
@@ -256,6 +273,16 @@ def test_a_loss_that_coded_nothing_still_has_its_row(board, capsys):
         assert [row["bits, markov"] == "–" for row in rows] == [row["loss"] == gone for row in rows]
         console.print_table(rows)
     assert "bits, markov" in capsys.readouterr().out
+
+
+def test_bits_are_per_token_and_per_byte_of_the_text():
+    """A uniform guess of four takes two bits a token, and of two bytes each one bit a byte."""
+    source = SimpleNamespace(name="s", vocab=4, order=0, token_bytes=np.full(4, 2), describe=dict)
+    source.split = lambda part: np.arange(2000) % 4
+    [row] = code_lengths({"uniform": lambda tokens: jnp.full((*tokens.shape, 4), 0.25)}, source).itertuples()
+    assert row.model_bits_per_token == pytest.approx(2, rel=1e-3)
+    assert row.bits_per_token == pytest.approx(2, rel=0.1)
+    assert row.bits_per_byte == row.bits_per_token / 2
 
 
 def test_a_text_that_does_not_come_back_is_an_error(monkeypatch):

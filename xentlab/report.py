@@ -66,8 +66,10 @@ def make_report(
 ) -> Report:
     """Compares losses by profiles, budgets and races on a text and on a Markov chain, and writes a run folder.
 
-    The folder (`out`, or runs/report-<time>) gets run.json, profiles.csv, budgets.csv, curves.csv, table.csv, a PNG of
-    each figure, and report.html, one file that opens without any network. quick: tiny races, to see that all works.
+    The folder (`out`, or runs/report-<time>) gets run.json; as CSV profiles and budgets, the races' curves, table, tests,
+    pairs, reliability and frequency, and the scoreboard and its codes; audits.json, a .coded file of each source and loss,
+    a PNG of each figure, and report.html, one file that opens without any network. quick: tiny races, to see that all
+    works.
     """
     import pandas as pd
 
