@@ -19,7 +19,7 @@ import pytest
 from scripts import in_process
 
 from xentlab import LOSSES
-from xentlab.cache import JAXS_OWN, tidy
+from xentlab.cache import JAXS_OWN, keep_compiled, tidy
 from xentlab.cache import folder as cache_folder
 from xentlab.cli import COMMANDS, main
 from xentlab.console import print_table
@@ -56,18 +56,26 @@ def test_gradients_say_where_a_loss_is_no_number(mine, tmp_path, capsys):
     assert "bent is no number at p = 0.95, 0.9: `xentlab audit` says more." in err
 
 
+def test_gradients_say_what_one_rival_cannot_reach_and_only_then(capsys):
+    for p, said in ((0.06, False), (0.07, True)):
+        line = ("gradients", "--losses", "nll", "--rivals", "one", "--vocab", 16, "--probabilities", p, "--format", "csv")
+        assert ("p cannot reach 1/(V - 1)" in in_process(capsys, *line)[2]) == said
+
+
 def test_an_audit_of_what_needs_more_classes_says_so(tmp_path, capsys):
     (tmp_path / "top.py").write_text(
         "import jax\ndef top(logits, targets):\n    return -jax.lax.top_k(logits, 5)[0].sum(axis=-1) + 0 * targets\n"
     )
     _, out, _ = in_process(capsys, "audit", "nll", "top.py:top")
     assert re.search(r"top: the question failed: .*All is asked at V = 4, where it has to work", out)
+    assert "What is claimed of nll is what was found." in out
     assert re.search(r"^finite +float32 yes, bfloat16 yes, float16 yes", out, re.MULTILINE)
 
 
 def test_a_plan_says_where_the_naive_head_holds_less(capsys):
     _, out, _ = in_process(capsys, "plan", "--tokens", 64, "--features", 8, "--vocab", 64)
     assert "The naive head holds less here" in out
+    assert out.count(" 0.000197") == 2  # three products of 2 * 64 * 8 * 64, where stream has four
 
 
 def test_a_mesh_that_cannot_share_is_refused_before_it_is_made(capsys, monkeypatch):
@@ -377,6 +385,17 @@ def test_the_cache_is_turned_on_and_off_and_moved_by_words(monkeypatch):
     assert (said["0"], said["Off"], said["elsewhere"]) == (None, None, pathlib.Path("elsewhere/compiled"))
 
 
+def test_where_jax_keeps_its_programs_goes_first(tmp_path, monkeypatch):
+    monkeypatch.setenv("XENTLAB_CACHE", str(tmp_path / "ours"))
+    before, own = jax.config.jax_compilation_cache_dir, str(tmp_path / "own")
+    try:
+        jax.config.update("jax_compilation_cache_dir", own)
+        assert keep_compiled() is None
+        assert jax.config.jax_compilation_cache_dir == own
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
 def test_half_a_program_in_the_cache_is_compiled_again_without_a_word(tmp_path):
     line = ("gradients", "--losses", "mae", "--format", "csv")
     first = process(*line, env=os.environ | {"XENTLAB_CACHE": str(tmp_path)})
@@ -429,6 +448,14 @@ def test_what_was_compiled_is_kept_unless_it_is_turned_off(tmp_path):
     for switch in (run("--no-cache", XENTLAB_CACHE=str(tmp_path / "none")), run(XENTLAB_CACHE="off", HOME=str(tmp_path))):
         assert switch == (first, 0, 0)
     assert [path.name for path in tmp_path.iterdir()] == ["compiled"]
+
+
+def test_seeds_are_three_from_the_one_that_is_named():
+    from xentlab.cli.race import _asked
+    from xentlab.commands import Race
+
+    assert _asked(Race(seed=3))["seeds"] == (3, 4, 5)
+    assert _asked(Race(seed=3, seeds=(7,)))["seeds"] == (7,)
 
 
 def test_what_is_quick_is_what_was_not_asked_for():

@@ -4,6 +4,7 @@ import json
 
 import hypothesis
 import hypothesis.strategies as st
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -86,12 +87,17 @@ def test_a_damaged_file_is_an_error(coded):
             decode(bigram, other)
 
 
-def test_bad_input_is_refused():
+def test_bad_input_is_refused(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(LabError, match="tokens to code are integers; got float64"):
+        encode(bigram, TOKENS.astype(float), 5)
+    with pytest.raises(LabError, match="got -1 to 4"):
+        encode(bigram, np.arange(-1, 5).repeat(10), 5)
     with pytest.raises(LabError, match=r"must lie in \[0, 5\); got 0 to 5"):
         encode(bigram, np.arange(6).repeat(10), 5)
     with pytest.raises(LabError, match="too few"):
         encode(bigram, TOKENS[:9], 5)
-    for rows in (np.full(5, np.nan), np.zeros(5), np.array([2.0, -1, 0, 0, 0])):
+    for rows in (np.full(5, np.nan), np.zeros(5), np.full(5, 0.22), np.array([2.0, -1, 0, 0, 0])):
         with pytest.raises(LabError, match="no distributions over 5"):
             encode(lambda tokens, rows=rows: np.broadcast_to(rows, (*tokens.shape, 5)), TOKENS, 5)
 

@@ -14,6 +14,7 @@ import pytest
 
 from xentlab import LabError
 from xentlab.cli import main
+from xentlab.cli.again import _side_by_side
 from xentlab.compare import Run, differences, read_run, settings, settings_of_records
 from xentlab.runs import write_frame
 
@@ -264,6 +265,12 @@ def test_of_one_source_each_the_sources_are_compared():
     assert both[["first", "second"]].notna().all(axis=1).sum() == 1
 
 
+def test_runs_without_a_number_in_common_are_not_the_same(capsys):
+    empty = run_of(table=[{"loss": "nll", "kl_to_law": np.nan}])
+    assert _side_by_side(empty, empty, "table") == 1
+    assert "no number in common" in capsys.readouterr().out
+
+
 def test_what_no_run_has_is_not_counted_and_what_is_none_of_its_frames_not_read(folder, tmp_path, capsys):
     """A race on a text has no divergence from a law; and a folder may hold a table of somebody's own."""
     copy = tmp_path / "copy"
@@ -289,6 +296,13 @@ def test_another_precision_is_said(folder):
     assert settings(one, dataclasses.replace(one, record=record)) == [
         {"what": "numerics.jax_enable_x64", "first": "False", "second": "True"}
     ]
+
+
+@pytest.mark.parametrize("what", ["commit", "device.kind", "arguments.seed"])
+def test_another_making_is_said(what):
+    part, _, key = what.partition(".")
+    records = [{part: {key: value} if key else value} for value in ("0", "1")]
+    assert settings_of_records(*records) == [{"what": what, "first": "0", "second": "1"}]
 
 
 @pytest.mark.parametrize(("sha", "said"), [("a", []), ("b", ["sources.0.path", "sources.0.sha256"])])

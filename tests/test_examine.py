@@ -1,5 +1,7 @@
 """What a model is worth: against laws that are known, and sums that must agree."""
 
+import types
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -31,7 +33,7 @@ def examine():
     return examiner(SOURCE, 16, 3000)
 
 
-@pytest.mark.parametrize("factor", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("factor", [0.02, 0.5, 1.0, 3.0])
 def test_a_temperature_undoes_what_scaled_the_logits(examine, factor):
     """Up to what 3000 tokens tell of it; then the model is the law again, and without it it is not."""
     found = examine(Predictor(sharpened(factor), jax.nn.softmax, 0.0)).scores
@@ -64,6 +66,16 @@ def test_where_no_temperature_is_best_it_says_1_or_an_end(examine):
     assert examine(Predictor(Table(jnp.zeros((6, 6))), jax.nn.softmax, 0.0)).scores["temperature"] == 1
     backwards = examine(Predictor(sharpened(-1.0), jax.nn.softmax, 0.0)).scores["temperature"]
     assert backwards == TEMPERATURES[1]
+
+
+def test_who_is_always_right_is_cooled_to_the_end_and_bits_are_by_all_the_bytes_of_a_token():
+    cycle = np.tile(np.arange(6, dtype=np.int32), 50)
+    described = {"name": "cycle", "vocab": 6, "order": 0, "split": lambda part: cycle, "describe": dict}
+    source = types.SimpleNamespace(**described, token_bytes=np.full(6, 2))
+    right = Table(4 * jnp.roll(jnp.eye(6), 1, axis=1))
+    scores = examiner(source, 16, 100)(Predictor(right, jax.nn.softmax, 0.0)).scores
+    assert (scores["accuracy"], scores["temperature"]) == (1, TEMPERATURES[0])
+    assert scores["bits_per_byte"] == pytest.approx(scores["test_nll"] / np.log(2) / 2)
 
 
 def test_parts_make_the_whole(examine):

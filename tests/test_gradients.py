@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from xentlab import LOSSES, LabError, at_target, charts, facts_of
-from xentlab.gradients import PATHS, gradient_budget, gradient_profile, load_batch, path_logits
+from xentlab.gradients import PATHS, gradient_budget, gradient_profile, load_batch, path_logits, profile_points
 
 PROBABILITIES = [0.99, 0.5, 0.05, 1e-3, 1e-6, 1e-9, 1e-12]
 VOCAB = 4
@@ -97,6 +97,12 @@ def test_paths_have_the_probabilities_they_are_named_by():
         np.testing.assert_allclose(share[:, 0], p, rtol=1e-12)
     assert np.isnan(path_logits(np.array([0.5]), VOCAB, "one")[0]).all()
     assert not np.isnan(path_logits(np.array([0.5]), 2, "one")[0]).any()
+
+
+def test_a_profile_has_every_power_of_ten():
+    points = profile_points()
+    assert (len(points), points[-1]) == (56, 0.99)
+    assert (np.abs(points[None] / 10.0 ** np.arange(-12, 0)[:, None] - 1).min(axis=1) < 1e-12).all()
 
 
 def test_both_paths_are_one_after_the_other():
@@ -227,6 +233,7 @@ def _save(tmp_path, **arrays):
             r"got -100 at token 1 \(1 such\)\. Leave ignored tokens out",
         ),
         ({"logits": np.full((2, 3), -np.inf), "targets": np.array([0, 1])}, "nor all -inf; they are at token 0"),
+        ({"logits": np.array([[0.0, 0], [np.inf, 0]]), "targets": np.array([0, 1])}, "NaN or .inf, .*; they are at token 1"),
         ({"logits": np.full((2, 3), np.nan), "targets": np.array([0, 1])}, "NaN or .inf, nor all -inf; they are at token 0"),
     ],
 )
@@ -234,6 +241,20 @@ def test_budget_refuses_files(tmp_path, arrays, message):
     _save(tmp_path, **arrays)
     with pytest.raises(LabError, match=message):
         load_batch(tmp_path / "bad.npz")
+
+
+def test_narrow_logits_are_read_wide():
+    logits, targets = load_batch(np.asarray(jnp.ones((2, 3), jnp.bfloat16)), np.array([0, 1]))
+    assert (logits.dtype, targets.dtype) == (np.float32, np.int32)
+
+
+@pytest.mark.parametrize(("factor", "length", "share"), [(1e30, 2**0.5 * 1e30, 1), (0, 0, 0)])
+def test_gradients_of_any_length_have_shares(factor, length, share):
+    """Also such as leave float32 when they are squared; a token on an edge falls into the bin above it."""
+    budget = gradient_budget([lambda z, y: factor * z.sum(-1)], np.zeros((4, 2)), np.zeros(4, int), [0, 0.5, 1])
+    assert budget.tokens.tolist() == [0, 4]
+    assert budget.gradient[1] == pytest.approx(length)
+    assert budget.share_of_gradient.tolist() == [0, share]
 
 
 def test_budget_refuses_what_is_no_array(tmp_path):

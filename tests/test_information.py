@@ -106,6 +106,7 @@ def test_an_all_masked_batch_is_zero_with_a_zero_gradient():
         np.testing.assert_array_equal(jax.grad(mean)(values), np.zeros(4))
 
 
-def test_a_mask_of_the_wrong_shape_is_refused():
+@pytest.mark.parametrize(("values", "weights"), [((2, 3), (3,)), ((3,), (1,)), ((2, 3), (3, 2))])
+def test_a_mask_of_the_wrong_shape_is_refused(values, weights):
     with pytest.raises(LabError, match="one weight a value"):
-        information.weighted_mean(jnp.ones((2, 3)), jnp.ones(3))
+        information.weighted_mean(jnp.ones(values), jnp.ones(weights))

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 from naive_heads import cpus_alone
+from scripts import in_process
 
 from xentlab import LOSSES, at_target
 from xentlab.linear import explain_plan, linear_loss
+from xentlab.linear.costs import Cost, head_costs
 from xentlab.products import moved_whole
 
 COMPILED_WELL = True
@@ -65,6 +67,24 @@ def test_what_explain_plan_reckons_is_about_what_xla_holds(plan, name, tokens, f
     head = compiled(jax.value_and_grad(functools.partial(linear_loss, loss=loss, plan=plan), (0, 1)), *shapes)
     reckoned = explain_plan(tokens, features, vocab, loss, dtype, plan).temporary_bytes
     assert 0.7 < head.memory_analysis().temp_size_in_bytes / reckoned < 1.05
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_sum_of_the_devices_gradients_is_reckoned(dtype):
+    """By the tokens plan in float32."""
+    assert explain_plan(64, 256, 8192, LOSSES["nll"], dtype, "tokens", layout=(8, 1)).temporary_bytes >= 256 * 8192 * 4
+
+
+def test_one_head_is_the_one_that_is_taken():
+    taken = [cost.head for cost in head_costs(64, 8, 512) if cost.taken_by_auto]
+    assert taken == [explain_plan(64, 8, 512, LOSSES["nll"]).name]
+
+
+def test_large_heads_are_told_in_megabytes_too(monkeypatch, capsys):
+    costs = [Cost(head, False, 2 * 10**9, 10**6, 3, 5 * 10**9, {}) for head in ("stream", "tokens", "naive")]
+    monkeypatch.setattr("xentlab.linear.costs.head_costs", lambda *_: costs)
+    _, out, _ = in_process(capsys, "plan", "--tokens", 64, "--features", 8, "--vocab", 64)
+    assert re.search(r"^naive +2,000 +1 +3 +5 *$", out, re.MULTILINE)
 
 
 @pytest.mark.parametrize("plan", ["tokens", "stream"])

@@ -243,9 +243,12 @@ ENTRY %main (p: f32[4]) -> f32[4] {
   %g = bf16[8]{0} all-gather(%w), replica_groups=mesh['x'=2,'y'=4] {'x'}, dimensions={0}
   %t = (f32[2]{0}, f32[2]{0}) all-to-all(%w, %w), replica_groups={{0,1},{2,3}}
   %s = (bf16[2]{0}, bf16[8]{0}) all-gather-start(%w), replica_groups={{0,1,2,3}}, dimensions={0}
+  %r = f32[4]{0} reduce-scatter(%w), replica_groups={{0,1,2,3}}, dimensions={0}
+  %c = (f32[4]{0}, f32[4]{0}, u32[], u32[]) collective-permute-start(%w), source_target_pairs={{0,1},{1,0}}
 }
 """
-    assert collectives(module) == {"all-reduce": 5 * 24, "all-gather": 8 + 12, "all-to-all": 8}
+    sent = {"all-reduce": 5 * 24, "all-gather": 8 + 12, "all-to-all": 8, "reduce-scatter": 48, "collective-permute": 16}
+    assert collectives(module) == sent
 
 
 @pytest.mark.parametrize("text", ["data", "data=0", "rows=3", "data=2,data=2", "data=2;model=2", "model=x"])

@@ -5,7 +5,7 @@ import pathlib
 import psutil
 import pytest
 
-from xentlab.memory import machine_memory
+from xentlab.memory import machine_memory, usable_cores
 
 VERSIONS = {
     "v2": ("0::{path}", "", "memory.max", "memory.current", "inactive_file"),
@@ -50,6 +50,11 @@ def test_without_a_limit_it_is_the_machines(limit, tmp_path):
     total, free = machine(tmp_path, version, "/", {".": (limit, 4000, 0)})
     assert total == psutil.virtual_memory().total
     assert 0 < free <= total
+
+
+def test_cores_that_this_process_may_not_use_do_not_count(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0}, raising=False)
+    assert usable_cores() == 1
 
 
 def test_without_control_groups_too(tmp_path):

@@ -23,6 +23,15 @@ def test_calibration_error_is_a_mean_over_bins_and_not_over_tokens():
     assert (same_bin, two_bins) == (0, pytest.approx(0.7))
 
 
+def test_a_confidence_on_an_edge_falls_into_the_bin_below_it():
+    row = {"bin_low": 0, "bin_high": 0.5, "tokens": 2, "confidence": 0.35, "accuracy": 0.5}
+    assert metrics.reliability(np.array([0.5, 0.2]), np.array([1, 0]), bins=2) == [row]
+
+
+def test_what_has_no_probability_pulls_at_no_temperature():
+    np.testing.assert_array_equal(metrics.temperature_slope(jnp.array([[0.0, 1.0]]), jnp.array([0]), jnp.float32(2)), [0])
+
+
 def test_one_token_that_validation_has_not_shown_is_no_infinite_loss():
     """In float32 a softmax is 0 below exp(-103), or earlier where such numbers are flushed: every share is above that."""
     p = jax.nn.softmax(jnp.array([0.0, -200.0]))

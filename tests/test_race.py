@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from xentlab import LOSSES, LabError
 from xentlab.checkpoints import Checkpoints, Stopped
-from xentlab.examine import TEST_METRICS
+from xentlab.examine import TEST_METRICS, Examined
 from xentlab.metrics import SMOOTHING
 from xentlab.program import windows
-from xentlab.race import _tuned, best_rate, paired, race
+from xentlab.race import _Finished, _pooled, _summarised, _tuned, best_rate, beyond, paired, race
 from xentlab.reading import pairs
 from xentlab.sources import MarkovSource, Text
 from xentlab.tour import reported
@@ -46,6 +46,32 @@ def test_the_law_is_approached_and_never_passed(finished):
         assert row.test_nll == pytest.approx(SOURCE.entropy_rate + row.kl_to_law, abs=0.05)
         assert np.isnan(row.bits_per_byte)
         assert row.test_nll_low < row.test_nll < row.test_nll_high
+
+
+def test_a_row_is_of_the_seed_that_it_names_and_the_predictor_of_the_first(finished):
+    best = finished.table.best_rate[0]
+    alone = race(["nll"], SOURCE, "bigram", [best], [0], 150, blocks=3, validation_tokens=2000, extensions=0)
+    row = finished.tests.set_index(["loss", "seed"]).loc[("nll", 0), list(TEST_METRICS)]
+    np.testing.assert_allclose(row.astype(float), alone.tests.loc[0, list(TEST_METRICS)].astype(float), rtol=1e-5)
+    first, other = (each.predictors["nll"].model.weight for each in (finished, alone))
+    np.testing.assert_allclose(first, other, rtol=1e-5, atol=1e-6)
+    assert set(finished.frequency.seed) == {0, 1, 2}
+    assert (finished.table.uniform_nll == np.log(8)).all()
+
+
+def test_runs_are_pooled_by_their_tokens():
+    rows = [dict(zip(("tokens", "confidence", "accuracy"), each, strict=True)) for each in ((1, 0.6, 0.0), (3, 1.0, 1.0))]
+    (pooled,) = _pooled([{"bin_low": 0.5, "bin_high": 1.0, **row} for row in rows])
+    assert pooled == {"bin_low": 0.5, "bin_high": 1.0, "tokens": 4, "confidence": pytest.approx(0.9), "accuracy": 0.75}
+
+
+def test_what_is_a_share_is_at_most_1_and_nothing_is_negative():
+    """Of .1 and .9 Student's interval ends at -4.6 and 5.6."""
+    examined = [Examined(dict.fromkeys(TEST_METRICS, value), {}, []) for value in (0.1, 0.9)]
+    row = _summarised(_Finished("nll", made([2.0, 2.0, 3.0, 3.0]), [0, 1], None, examined), 8)
+    for metric in TEST_METRICS:
+        high = 1 if metric in ("accuracy", "calibration_error", "tempered_calibration_error") else 5.582
+        assert (row[f"{metric}_low"], row[f"{metric}_high"]) == pytest.approx((0, high), abs=1e-3), metric
 
 
 def test_no_interval_reaches_past_what_there_can_be():
@@ -100,6 +126,10 @@ def test_a_grid_grows_where_the_best_rate_sits():
     assert tried(lambda rate: abs(rate - 2), [1, 2, 3]) == tried(lambda rate: rate, [1]) == []
 
 
+def test_a_grid_grows_by_the_step_at_its_own_end():
+    assert (beyond([1, 2, 8], 1.0), beyond([1, 2, 8], 8.0)) == (0.5, 32)
+
+
 def test_pairs_are_of_one_seed(finished):
     """Against the differences by hand, and SciPy's own interval of their mean."""
     tests = finished.tests.pivot(index="seed", columns="loss", values="test_nll")
@@ -115,6 +145,12 @@ def test_pairs_are_of_one_seed(finished):
     mean = finished.tests.groupby("loss").test_nll.mean()
     for row in finished.table.itertuples():
         assert row.test_nll == pytest.approx(mean[row.loss])
+
+
+def test_without_nll_pairs_are_against_the_first_loss():
+    scores = {"loss": ["mae", "mae", "brier", "brier"], "seed": [0, 1, 0, 1], "test_nll": [1.0, 2.0, 3.0, 4.0]}
+    (row,) = paired(pd.DataFrame(scores).assign(source="s")).itertuples()
+    assert (row.loss, row.against, row.difference) == ("brier", "mae", 2)
 
 
 @hypothesis.given(st.integers(3, 9), st.floats(-3, 3))

@@ -19,7 +19,7 @@ import pytest
 
 from xentlab import LabError
 from xentlab.catalogue import own_files, placed
-from xentlab.checkpoints import Checkpoints, Grid
+from xentlab.checkpoints import Checkpoints, Grid, _sums
 from xentlab.cli import main, writing
 from xentlab.resume import differences, has_begun
 
@@ -315,6 +315,10 @@ def damage(path):
         content = bytearray(each.read_bytes())
         content[len(content) // 2] ^= 1
         each.write_bytes(content)
+
+
+def test_numbers_that_changed_places_have_another_sum():
+    assert _sums(jax.numpy.array([1, 2])) != _sums(jax.numpy.array([2, 1]))
 
 
 def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(copy, whole):

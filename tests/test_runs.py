@@ -1,5 +1,6 @@
 """A run's folder: whole files or none, nobody else's run overwritten, a record of how it was made."""
 
+import datetime
 import json
 import subprocess
 import sys
@@ -96,6 +97,10 @@ def test_a_run_from_sources_keeps_its_record(monkeypatch):
     assert runs.record({}, [], 0.0)["versions"]["xentlab"] == "not installed"
 
 
+def test_a_record_says_when_in_a_time_that_is_everywhere_the_same():
+    assert datetime.datetime.fromisoformat(runs.record({}, [], 0.0)["finished"]).utcoffset() == datetime.timedelta(0)
+
+
 def test_a_file_is_whole_or_absent(tmp_path, monkeypatch):
     path = tmp_path / "kept.csv"
     path.write_text("before")
@@ -111,6 +116,18 @@ def test_who_may_read_a_file_is_the_users_to_say(tmp_path):
     for mask, mode in (("077", 0o600), ("022", 0o644)):
         subprocess.run(["sh", "-c", f'umask {mask}; "$@"', "sh", sys.executable, "-c", code, tmp_path / mask], check=True)
         assert (tmp_path / mask).stat().st_mode & 0o777 == mode
+
+
+def test_the_commit_of_somebody_elses_checkout_is_not_told(tmp_path, monkeypatch):
+    """An environment may lie in another project, which may have a folder of that name."""
+    git = lambda *words: subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=b", *words], check=True)
+    for folder in ("xentlab", "venv/xentlab"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "venv" / "xentlab" / "runs.py").write_text("")
+    git("init", "-q")
+    git("commit", "-qm", "first", "--allow-empty")
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "venv" / "xentlab" / "runs.py"))
+    assert runs.commit() is None
 
 
 def test_a_commit_tells_of_files_that_git_does_not_know_yet(tmp_path, monkeypatch):
@@ -135,7 +152,10 @@ def test_runs_are_kept_as_of_all_that_makes_them():
     others = {
         "loss": [scaled(2.0)],
         "seeds": [[0, 2]],
-        "source": [MarkovSource(vocab=8, seed=1), MarkovSource(vocab=9)],
+        "source": [
+            *(MarkovSource(vocab=8, **other) for other in ({"seed": 1}, {"exponent": 2.0}, {"order": 2}, {"tokens": 10_000})),
+            MarkovSource(vocab=9),
+        ],
         "model": ["mlp"],
         "plan": [
             *(Recipe(**{name: 3}) for name in ("steps", "batch", "window", "blocks", "validation_tokens")),

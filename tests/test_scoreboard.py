@@ -159,6 +159,20 @@ def test_the_bias_of_label_smoothing_by_an_independent_solver():
     assert judged("label_smoothing").bias == pytest.approx(by_hand, rel=1e-4)
 
 
+def test_where_it_helps_the_uniform_is_mixed_in():
+    """A sparse loss calls impossible what can happen; nll's minimiser is the truth."""
+    small = make_truth(points=64)
+    assert efficiency(LOSSES["sparsemax"], small).smoothing > 0
+    assert efficiency(LOSSES["nll"], small).smoothing == 0
+
+
+def test_a_seed_is_a_sample_of_its_own():
+    fit = lambda seed: simulate(LOSSES["nll"], TRUTH, TRUTH.weights, sizes=(4000,), replicates=1, seed=seed).excess_kl[0]
+    once, again, other = map(fit, (0, 0, 1))
+    assert once == again != other
+    assert len(TRUTH.features) == 1024  # as many as the figures were found with
+
+
 @pytest.fixture(scope="module")
 def maximum_likelihood():
     return simulate(LOSSES["nll"], TRUTH, TRUTH.weights, replicates=12)
@@ -228,6 +242,16 @@ def test_the_wrong_start_is_confident_and_wrong():
     frequent = np.sort(CHAIN.stationary @ CHAIN.table)[-FREQUENT:].sum()
     assert frequent > 0.4
     assert float(jax.nn.softmax(jnp.array([0.0, BIAS]))[1]) < 1e-8
+
+
+def test_of_rates_that_are_as_quick_the_least_counts(monkeypatch):
+    monkeypatch.setattr("xentlab.scoreboard.escape.settled", lambda reached: np.array([9.0, 3, 3, 3, 9]))
+    found = wrong_start(LOSSES["nll"], steps=2)
+    assert (found.steps, found.rate) == (3, pytest.approx(10**-0.5))
+
+
+def test_even_logits_are_a_guess_and_no_way_out():
+    assert wrong_start(lambda z, y: 0 * z.sum(axis=-1), bias=0.0, steps=20).steps == np.inf
 
 
 def test_every_loss_is_a_row_and_every_door_a_number(board):

@@ -31,6 +31,14 @@ def test_entropy_rate_equals_a_sum_over_all_blocks(order):
     assert source.entropy_rate == pytest.approx(block_entropy(order + 2) - block_entropy(order + 1), abs=1e-12)
 
 
+def test_the_long_run_of_a_chain_of_many_contexts_is_one_step_later_the_same():
+    """Of more than are solved at once."""
+    source = MarkovSource(vocab=11, order=3)
+    later = np.arange(11**3)[:, None] % 11**2 * 11 + np.arange(11)
+    moved = np.bincount(later.reshape(-1), weights=(source.stationary[:, None] * source.table).reshape(-1))
+    assert np.abs(moved - source.stationary).sum() < 1e-12
+
+
 @pytest.mark.parametrize("order", [1, 2])
 def test_samples_follow_the_law(order):
     source = MarkovSource(vocab=4, order=order, seed=2, tokens=100_000)
@@ -59,6 +67,11 @@ def test_law_reads_the_last_token_last():
     np.testing.assert_allclose(source.law(jnp.array([1, 2])), source.table[1 * 3 + 2], rtol=1e-6)
     with pytest.raises(LabError, match="2 tokens; got 1"):
         source.law(jnp.array([1]))
+
+
+def test_a_stream_is_split_eight_to_one_to_one():
+    source = MarkovSource(vocab=4, tokens=1000)
+    assert [len(source.split(part)) for part in PARTS] == [800, 100, 100]
 
 
 def test_same_seed_same_tokens():
@@ -117,6 +130,7 @@ def test_any_text_survives_its_tokens(prose, tokenizer):
         tokens = text.split(part)
         assert tokens.dtype == np.int32
         assert 0 <= tokens.min() <= tokens.max() < text.vocab
+    assert text.describe()["tokenizer"] == tokenizer
     whole = "".join(text.decode(text.split(part)) for part in PARTS)
     assert whole == prose.read_bytes().decode()
     total = sum(int(text.token_bytes[text.split(part)].sum()) for part in PARTS)
@@ -129,6 +143,12 @@ def test_bpe_is_trained_on_the_training_part_alone(tmp_path):
     assert not any("zq" in token for token in Text(path, "bpe", bpe_vocab=300)._bpe.get_vocab())
 
 
+def test_a_path_may_begin_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "book.txt").write_text("home " * 200)
+    assert Text("~/book.txt").text == "home " * 200
+
+
 def test_a_folder_is_read_in_the_order_of_names(tmp_path):
     folder = tmp_path / "many"
     (folder / "deep").mkdir(parents=True)
@@ -136,6 +156,8 @@ def test_a_folder_is_read_in_the_order_of_names(tmp_path):
     (folder / "deep" / "c.md").write_text("c" * 1000)
     (folder / "a.txt").write_text("a" * 1000)
     (folder / ".hidden").write_bytes(b"\xff\xfe")
+    (folder / ".git").mkdir()
+    (folder / ".git" / "config").write_text("d" * 1000)
     assert Text(folder).text == "a" * 1000 + "\n" + "b" * 1000 + "\n" + "c" * 1000
     assert Text(folder).name == "many"
 

@@ -13,6 +13,7 @@ import pytest
 from scripts import unchecked
 
 from xentlab import LOSSES, LabError
+from xentlab.fit import fit_logits
 from xentlab.layout import Layout
 from xentlab.models import logits, resolve_model
 from xentlab.program import program, windows
@@ -147,7 +148,21 @@ def test_schedules_scale_the_rate_between_0_and_1(schedule):
     values = np.array([shape(step) for step in range(101)])
     assert values.max() == pytest.approx(1)
     assert (values[:-1] > 0).all()  # the first step too: of a rate of 0 it is lost, and some optimizers divide by it
-    assert schedule == "constant" or values[-1] < 0.06
+    assert values[-1] == pytest.approx({"constant": 1, "linear": 0, "cosine": 0.05}[schedule])
+
+
+def test_a_gradient_is_clipped_by_its_whole_length():
+    """Of (3, 4) 5, whatever leaves it is made of."""
+    made = Recipe(steps=1, optimizer="sgd", schedule="constant", clip=1.0).transformation(1.0)
+    gradient = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
+    step, _ = made.update(gradient, made.init(gradient))
+    np.testing.assert_allclose([*step["a"], *step["b"]], [-0.6, -0.8], rtol=1e-6)
+
+
+def test_a_fit_comes_to_rest():
+    law = np.array([0.05, 0.15, 0.3, 0.5])
+    logits = fit_logits(LOSSES["nll"], law)[-1]
+    np.testing.assert_allclose(np.exp(logits) / np.exp(logits).sum(), law, atol=1e-6)
 
 
 def test_a_rate_rises_for_the_share_of_steps_that_is_warmup():
@@ -224,7 +239,9 @@ def test_windows_cover_a_stream_without_overlap():
     tokens = np.arange(23)
     found = windows(tokens, 5)
     np.testing.assert_array_equal(found[:, 1:].reshape(-1), np.arange(1, 21))
-    assert len(windows(np.arange(10_000), 5, 100)) == 20
+    few = windows(np.arange(10_000), 5, 100)
+    assert len(few) == 20
+    assert few[-1, 0] > 9000  # from all of the stream
     with pytest.raises(LabError, match="fewer than one window of 33"):
         windows(tokens, 32)
 
