@@ -79,6 +79,19 @@ def board(losses, codes=None, **columns):
     return reading.scoreboard(table, pd.DataFrame() if codes is None else codes)
 
 
+def test_a_simulation_agrees_where_its_interval_holds_the_theory():
+    trial = {"theory": [1.0, 1.5], "simulated": [1.0, 2.0], "simulated_low": [0.9, 1.8], "simulated_high": [1.1, 2.2]}
+    said = " ".join(board(["nll", "brier"], tokens_needed=[1.0, 1.5], **trial))
+    assert "the interval covers the theory for nll." in said
+    assert "off the theory for brier (2, not 1.5)." in said
+
+
+def test_where_there_is_no_minimiser_nothing_is_said_of_tokens():
+    said = board(["nll", "brier", "upside_down"], tokens_needed=[1.0, NAN, NAN], bias=[0.0, 0.2, NAN])
+    assert "No single minimiser was found for upside_down, so nothing is known of tokens." in said
+    assert sum("upside_down" in each for each in said[:3]) == 1
+
+
 def test_a_coded_file_is_compared_with_its_cross_entropy_in_per_cent():
     codes = {"loss": ["nll", "mae"], "bits": [200, 300], "model_bits": [196.0, 297.0], "bits_per_token": [2.0, 3.0]}
     codes = pd.DataFrame(codes | {"source": "s", "tokens": 100, "floor_bits_per_token": NAN})

@@ -311,13 +311,15 @@ def _probability(table: pd.DataFrame) -> list[str]:
     if len(tried):
         covers = (tried.simulated_low <= tried.theory) & (tried.theory <= tried.simulated_high)
         if covers.any():
-            said.append(f"Fits to samples agree: the interval covers the theory for {words(tried.loss[covers])}.")
+            said.append(f"Fits to samples agree: the interval covers the theory for {words(list(tried.loss[covers]))}.")
         if not covers.all():
             off = [f"{r.loss} ({number(r.simulated)}, not {number(r.theory)})" for r in tried[~covers].itertuples()]
             said.append(f"At these sample sizes the simulation is off the theory for {words(off)}.")
     if len(biased):
         off = [f"{row.loss} {number(row.bias)}" for row in biased.sort_values("bias").itertuples()]
         said.append(f"With endless tokens these still end away from the truth, by so many nats: {words(off)}.")
+    if nowhere := list(table.loss[table.tokens_needed.isna() & table.bias.isna()]):
+        said.append(f"No single minimiser was found for {words(nowhere)}, so nothing is known of tokens.")
     return said
 
 
