@@ -200,7 +200,7 @@ def test_where_nothing_differs_seldom_anything_is_told_apart(seeds):
 def test_a_difference_of_rounding_is_not_told_as_none(nats, said):
     tests = pd.DataFrame({"source": "s", "seed": range(3), "loss": "nll", "test_nll": 0.0})
     sentence = pairs(paired(pd.concat([tests, tests.assign(loss="twin", test_nll=-nats)])))[0]
-    assert f"{said} nats less than nll's ([-{said}, -{said}]" in sentence
+    assert f"ahead of it twin (-{said}, [-{said}, -{said}])." in sentence
 
 
 def test_seeds_pair_the_losses(finished):

@@ -53,8 +53,15 @@ def test_the_least_is_told_in_nats_and_in_bits_and_the_most_is_another_s():
 
 def test_less_is_ahead_and_more_is_behind():
     rows = pd.DataFrame({"loss": ["a", "b", "c"], "difference": [-0.5, 0.0, 0.5], "tells_apart": [True, False, True]})
-    said = reading.pairs(rows.assign(source="s", against="nll", metric="tempered_nll", seeds=3, low=-1.0, high=1.0))
-    assert said[-1].endswith("against nll: ahead of it a (-0.500); not told from it b (+0.000); behind it c (+0.500).")
+    rows = rows.sample(frac=1, random_state=0).assign(source="s", against="nll", seeds=3, low=-1.0, high=1.0)
+    raw, count, tempered = reading.pairs(pd.concat([rows.assign(metric=name) for name in ("test_nll", "tempered_nll")]))
+    ends = "[-1.000, +1.000]"
+    assert raw.endswith(
+        f"over 3 seeds: ahead of it a (-0.500, {ends}); not told from it b (+0.000, {ends}, which covers 0); "
+        f"behind it c (+0.500, {ends})."
+    )
+    assert "these are 3 intervals" in count
+    assert tempered.endswith("against nll: ahead of it a (-0.500); not told from it b (+0.000); behind it c (+0.500).")
 
 
 def test_a_temperature_helps_where_less_is_left_costs_where_more_is_and_else_changes_nothing():

@@ -187,11 +187,12 @@ def test_what_diverged_at_every_rate_is_told_and_what_the_mark_of_the_grids_end_
 
 def test_both_ends_of_an_interval_are_in_one_notation():
     rows = {"source": "s", "loss": "brier", "against": "nll", "metric": "test_nll", "seeds": 3, "difference": 2e-3}
-    *said, last = reading.pairs(
-        pd.DataFrame([rows | {"low": low, "high": 4e-3, "tells_apart": True} for low in (3.7e-4, 1e-3)])
-    )
-    assert [each[each.index("[") :] for each in said] == ["[+3.7e-04, +4.0e-03], 3 seeds).", "[+0.001, +0.004], 3 seeds)."]
-    assert last == "On s these are 2 intervals of 95%: where nothing differs, one in twenty still says that it does."
+    frame = pd.DataFrame([rows | {"low": low, "high": 4e-3, "tells_apart": True} for low in (3.7e-4, 1e-3)])
+    assert reading.pairs(frame) == [
+        "On s test NLL against nll's, seed by seed, in nats with intervals of 95% over 3 seeds: behind it "
+        "brier (+0.002, [+3.7e-04, +4.0e-03]) and brier (+0.002, [+0.001, +0.004]).",
+        "On s these are 2 intervals: where nothing differs, one in twenty still says that it does.",
+    ]
 
 
 def test_what_was_mixed_in_is_said_for_what_it_is():

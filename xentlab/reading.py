@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
 
 LOW = 1e-6  # where "at low probability" is read off
-ENOUGH = 30  # test tokens that a mean over them is quoted of
 HIGHER = 1e-3  # and where a limit is told from a trend
+ENOUGH = 30  # test tokens that a mean over them is quoted of
 
 
 def words(items: Sequence[str]) -> str:
@@ -204,44 +204,52 @@ def _all_seen(*nats: float) -> list[str]:
 
 
 def pairs(frame: pd.DataFrame) -> list[str]:
-    """Each loss beside the one it is compared with, seed by seed, and a plain word where the seeds do not tell them apart."""
+    """How each loss stands to the one it is compared with, seed by seed: ahead, behind, or not told from it."""
     sentences = []
     if alone := list(dict.fromkeys(frame[frame.seeds == 1].source)):
         sentences.append(f"On {words(alone)} each loss has one seed, which tells none from another: take more.")
     for source, here in frame[frame.seeds > 1].groupby("source", sort=False):
-        for row in here[here.metric == "test_nll"].itertuples():
-            apart = (
-                f"{row.loss}'s test NLL is {_seen(abs(row.difference))} nats {'more' if row.difference > 0 else 'less'} than"
-            )
-            ends = f"[{', '.join(_all_seen(row.low, row.high))}]"
-            if row.tells_apart:
-                sentences.append(f"On {source} {apart} {row.against}'s ({ends}, {row.seeds} seeds).")
-            elif math.isnan(row.low):
-                sentences.append(
-                    f"On {source} the seeds do not tell {row.loss} from {row.against}: an infinite test NLL leaves no interval."
-                )
-            else:
-                sentences.append(
-                    f"On {source} the seeds do not tell {row.loss} from {row.against}: the interval over {row.seeds} seeds, "
-                    f"{ends}, covers 0."
-                )
-        if (count := (here.metric == "test_nll").sum()) > 1:
+        tests, tempered = (here[here.metric == metric] for metric in ("test_nll", "tempered_nll"))
+        against = here.against.iloc[0]
+        if len(tests):
+            over = " to ".join(dict.fromkeys(str(seeds) for seeds in (tests.seeds.min(), tests.seeds.max())))
             sentences.append(
-                f"On {source} these are {count} intervals of 95%: where nothing differs, one in twenty still says that it does."
+                f"On {source} test NLL against {against}'s, seed by seed, in nats with intervals of 95% over {over} seeds: "
+                f"{_standing(tests, _with_interval)}."
             )
-        tempered = here[here.metric == "tempered_nll"].sort_values("difference")
+        if len(tests) > 1:
+            sentences.append(
+                f"On {source} these are {len(tests)} intervals: where nothing differs, one in twenty still says that it does."
+            )
         if len(tempered):
-            worse, same = (tempered[tempered.tells_apart == apart] for apart in (True, False))
-            better, worse = worse[worse.difference < 0], worse[worse.difference > 0]
-            kinds = {"ahead of it": better, "not told from it": same, "behind it": worse}
-            by = lambda row: f"{row.loss} ({_seen(row.difference, '+')})"
-            said = [f"{kind} {words(list(map(by, rows.itertuples())))}" for kind, rows in kinds.items() if len(rows)]
-            against = tempered.against.iloc[0]
             sentences.append(
                 f"On {source}, each after a temperature of its own, at the rate that was best without one, against {against}: "
-                f"{'; '.join(said)}."
+                f"{_standing(tempered, _alone)}."
             )
     return sentences
+
+
+def _standing(rows: pd.DataFrame, told: Callable[[Any], str]) -> str:
+    """Losses by how they stand to the one they are compared with, each as `told` has it."""
+    rows, apart = rows.sort_values("difference"), rows.tells_apart.astype(bool)
+    kinds = {
+        "ahead of it": apart & (rows.difference < 0),
+        "not told from it": ~apart,
+        "behind it": apart & (rows.difference > 0),
+    }
+    chosen = {kind: rows[which[rows.index]] for kind, which in kinds.items()}
+    return "; ".join(f"{kind} {words([told(row) for row in each.itertuples()])}" for kind, each in chosen.items() if len(each))
+
+
+def _alone(row: Any) -> str:
+    return f"{row.loss} ({_seen(row.difference, '+')})"
+
+
+def _with_interval(row: Any) -> str:
+    if math.isnan(row.low):
+        return f"{row.loss} (an infinite test NLL leaves no interval)"
+    ends = ", ".join(_all_seen(row.low, row.high))
+    return f"{row.loss} ({_seen(row.difference, '+')}, [{ends}]{'' if row.tells_apart else ', which covers 0'})"
 
 
 def temperatures(table: pd.DataFrame) -> list[str]:
