@@ -69,10 +69,9 @@ def test_what_explain_plan_reckons_is_about_what_xla_holds(plan, name, tokens, f
     assert 0.7 < head.memory_analysis().temp_size_in_bytes / reckoned < 1.05
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_the_sum_of_the_devices_gradients_is_reckoned(dtype):
-    """By the tokens plan in float32."""
-    assert explain_plan(64, 256, 8192, LOSSES["nll"], dtype, "tokens", layout=(8, 1)).temporary_bytes >= 256 * 8192 * 4
+def test_the_sum_of_the_devices_gradients_is_reckoned():
+    plan = explain_plan(64, 256, 65_536, LOSSES["nll"], plan="tokens", layout=(8, 1))
+    assert plan.temporary_bytes >= 256 * 65_536 * 4
 
 
 def test_one_head_is_the_one_that_is_taken():

@@ -29,7 +29,10 @@ def test_a_confidence_on_an_edge_falls_into_the_bin_below_it():
 
 
 def test_what_has_no_probability_pulls_at_no_temperature():
-    np.testing.assert_array_equal(metrics.temperature_slope(jnp.array([[0.0, 1.0]]), jnp.array([0]), jnp.float32(2)), [0])
+    """The other two do: 1/4 log 1/4 + 3/4 log 3/4 - log 1/4."""
+    p = jnp.broadcast_to(jnp.array([0, 0.25, 0.75]), (2, 3))
+    slopes = metrics.temperature_slope(p, jnp.array([0, 1]), jnp.float32(1))
+    np.testing.assert_allclose(slopes, [0, 0.75 * np.log(3)], rtol=1e-6)
 
 
 def test_one_token_that_validation_has_not_shown_is_no_infinite_loss():
