@@ -296,6 +296,7 @@ def test_a_loss_that_coded_nothing_still_has_its_row(board, capsys):
         assert len({tuple(row) for row in rows}) == 1
         assert [row["bits, markov"] == "–" for row in rows] == [row["loss"] == gone for row in rows]
         console.print_table(rows)
+    assert console.scoreboard_rows(board.table.assign(bias=np.nan), board.codes)[0]["bias"] == "–"
     assert "bits, markov" in capsys.readouterr().out
 
 

@@ -151,16 +151,14 @@ def summary(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def scoreboard_rows(table: pd.DataFrame, codes: pd.DataFrame) -> list[dict[str, Any]]:
-    """The scoreboard's columns that fit a terminal."""
-    rows = []
+    """The scoreboard's columns that fit a terminal; a dash for what is not known."""
+    rows, sources = [], dict.fromkeys(codes.source if len(codes) else ())
     for row in table.itertuples():
         unknown = row.tokens_needed != row.tokens_needed
         entry = {"loss": row.loss, "tokens needed": "–" if unknown else f"{row.tokens_needed:.3f}"}
         entry["simulated"] = "–" if row.simulated != row.simulated else f"{row.simulated:.2f}"
-        entry["bias"] = "0" if row.bias < 1e-6 else f"{row.bias:.3g}"
-        entry |= {
-            f"bits, {source}": "–" for source in (codes.source.unique() if len(codes) else ())
-        }  # what diverged codes none
+        entry["bias"] = "0" if row.bias < 1e-6 else "–" if row.bias != row.bias else f"{row.bias:.3g}"
+        entry |= {f"bits, {source}": "–" for source in sources}
         for code in codes[codes.loss == row.loss].itertuples() if len(codes) else []:
             byte = code.bits_per_byte == code.bits_per_byte
             entry[f"bits, {code.source}"] = f"{code.bits_per_byte if byte else code.bits_per_token:.4f}"
