@@ -33,8 +33,8 @@ hypothesis.settings.register_profile("lab", deadline=None, max_examples=25, dera
 hypothesis.settings.load_profile("lab")
 
 
-# What takes longest begins first: else a worker would be left with one of these at the end, and the other with nothing. One
-# that waits for processes goes beside one that computes.
+# What takes longest begins first: else a worker would be left with one of these at the end, and the others with nothing. There
+# is a worker more than CI has cores, for some wait for processes.
 LONGEST = (
     *("resume", "experiments", "cli", "scoreboard", "hosts", "linear"),
     *("bench_race", "readme", "linear_mesh", "report", "audit"),
