@@ -1,12 +1,18 @@
 """Experiments' scripts as modules, and the command in this process, for their tests."""
 
 import contextlib
+import functools
 import importlib
-import subprocess
-import sys
 
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import optax
 import pytest
 
+import xentlab
+from xentlab import LabError
 from xentlab.cli import main
 from xentlab.tour.walk import experiments_folder
 
@@ -31,12 +37,14 @@ def in_process(capsys, *arguments):
 
 
 def unchecked(*expressions):
-    """What each expression's `LabError` says, in a process of its own, in which no annotation is checked."""
-    code = (
-        "import functools, sys\nimport jax, jax.numpy as jnp, numpy as np, optax, xentlab\nfrom xentlab import *\n"
-        "for expression in sys.argv[1:]:\n"
-        "    try: print(eval(expression))\n"
-        "    except LabError as error: print(error)"
-    )
-    ran = subprocess.run([sys.executable, "-c", code, *expressions], capture_output=True, text=True, check=True)
-    return ran.stdout.splitlines()
+    """What each expression is, as text, or its `LabError` says, with annotations unchecked, as in a user's own process."""
+    names = vars(xentlab) | {"functools": functools, "jax": jax, "jnp": jnp, "np": np, "optax": optax, "xentlab": xentlab}
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+        for expression in expressions:
+            try:
+                found.append(str(eval(expression, dict(names))))
+            except LabError as error:
+                found.append(str(error))
+    return found

@@ -54,7 +54,7 @@ def read_run(folder: str | pathlib.Path, lacking: bool = False) -> Run:
             frames[name] = pd.read_csv(io.BytesIO(content), engine="python")
         except (ValueError, OSError) as error:
             raise LabError(f"{path} cannot be read: {error}. Was it deleted, cut short, or edited?") from error
-        if sums.get(name, found := hashlib.sha256(content).hexdigest()) != found:
+        if name in sums and sums[name] != hashlib.sha256(content).hexdigest():
             raise LabError(f"{path} is not what the run wrote. Was it cut short, or edited? Its command makes it anew.")
     return Run(folder, record, frames)
 

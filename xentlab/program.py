@@ -109,20 +109,16 @@ def program(
     answers = jnp.asarray(noisy(tokens, source.vocab, recipe.label_noise)) if recipe.label_noise else stream
     windows(tokens, recipe.window)  # long enough?
     held_out = jnp.asarray(windows(source.split("validation"), recipe.window, recipe.validation_tokens))
-    rest = _static(make, source.vocab)
+    parameters, rest = _parted(make, source.vocab)
+    if callable(recipe.optimizer):
+        recipe.check_optimizer(parameters)
     link, spread = link_of(loss), Spread(mesh, recipe.batch, source.vocab)
 
-    def fresh(seed):
-        return eqx.filter(make(source.vocab, jax.random.key(seed)), eqx.is_inexact_array)
-
     def begin(rate, seed):
-        arrays = fresh(seed)
+        arrays = eqx.filter(make(source.vocab, jax.random.key(seed)), eqx.is_inexact_array)
         return arrays, recipe.transformation(rate).init(arrays), jnp.int32(-1)
 
-    rate, seed = (jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.float32, jnp.uint32))
-    if callable(recipe.optimizer):
-        recipe.check_optimizer(jax.eval_shape(fresh, seed))
-    states = jax.eval_shape(begin, rate, seed)
+    states = jax.eval_shape(begin, jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.uint32))
     if any(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in jax.tree.leaves(states)):
         raise LabError("the optimizer keeps a random key, which no checkpoint holds; take one without noise of its own.")
 
@@ -203,10 +199,13 @@ def program(
     return Program(first, draws, block, measure, rest, spread)
 
 
-def _static(make: Callable, vocab: int) -> Any:
-    """What of a model is no parameter. Only one with other arrays is made for it: the compiling of that would take a second."""
-    example = model_shapes(make, vocab)
+def _parted(make: Callable, vocab: int) -> tuple[Any, Any]:
+    """A model's parameters, by shapes alone, and what of it is none.
+
+    Only one with other arrays is made for these: the compiling of that would take a second.
+    """
     parameter = lambda leaf: hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
-    rest = eqx.partition(example, parameter)[1]
-    shapes = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(rest))
-    return eqx.partition(make(vocab, jax.random.key(0)), eqx.is_inexact_array)[1] if shapes else rest
+    parameters, rest = eqx.partition(model_shapes(make, vocab), parameter)
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(rest)):
+        _, rest = eqx.partition(make(vocab, jax.random.key(0)), eqx.is_inexact_array)
+    return parameters, rest

@@ -103,10 +103,10 @@ def begin(
             f"{folder} holds an unfinished race. Go on with `xentlab race --resume {runs.quoted(folder)}`, or give another "
             "--out."
         )
-    elif (folder / "run.json").exists() and not anyway:
-        raise LabError(f"{folder} holds a finished race. Give another one with --out, or replace it with --anyway.")
-    elif (folder / "run.json").exists():  # the race that these were of is finished
-        _clear(folder / KEPT)
+    elif (folder / "run.json").exists():
+        if not anyway:
+            raise LabError(f"{folder} holds a finished race. Give another one with --out, or replace it with --anyway.")
+        _clear(folder / KEPT)  # what the finished one may have left
     elif has_begun(folder):
         print(f"{folder} has checkpoints without their {BEGUN}: what was trained alike is taken.", file=sys.stderr)
     runs.write_json(folder / BEGUN, record)
