@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from xentlab import LOSSES, facts_of, name_of
-from xentlab.catalogue import with_settings
 from xentlab.linear import linear_loss
 from xentlab.linear.reductions import stream_of
+from xentlab.names import with_settings
 
 TOKENS, FEATURES, VOCAB = 23, 5, 97
 CASES = [

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 
 from xentlab import LOSSES, LabError, facts_of, link_of, name_of
-from xentlab.catalogue import with_settings
 from xentlab.contract import low_p_claim, settings_of, value_and_gradient
+from xentlab.names import with_settings
 
 VOCAB, TOKENS = 5, 7
 CASES = [with_settings(loss, setting) for loss in LOSSES.values() for setting in facts_of(loss).settings]

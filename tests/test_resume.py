@@ -18,9 +18,10 @@ import jax
 import pytest
 
 from xentlab import LabError
-from xentlab.catalogue import own_files, placed
+from xentlab.catalogue import own_files
 from xentlab.checkpoints import Checkpoints, Grid, _sums
 from xentlab.cli import main, writing
+from xentlab.names import placed
 from xentlab.resume import differences, has_begun
 
 TRAINS = True

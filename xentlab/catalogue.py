@@ -3,21 +3,12 @@
 A loss enters the catalogue by standing in a file of `xentlab.losses` under `@loss`: nothing else lists it.
 """
 
-import ast
-import contextlib
-import difflib
-import functools
 import hashlib
 import importlib
 import importlib.metadata
-import importlib.util
-import inspect
-import pathlib
 import pkgutil
-import sys
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType, ModuleType
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +28,7 @@ from xentlab.contract import (
     settings_of,
     unwrapped,
 )
+from xentlab.names import file_of, is_own, near_names, own, parse_call, with_settings
 
 ENTRY_POINTS = "xentlab.losses"
 # What others call a loss whose name here is not near to it, in letters alone.
@@ -62,98 +54,6 @@ def installed_losses() -> dict[str, importlib.metadata.EntryPoint]:
     return {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
 
 
-def parse_call(text: str, what: str = "loss") -> tuple[str, dict[str, Any]]:
-    """Splits a name with settings into the name and the settings, which are Python literals.
-
-    >>> parse_call("focal(gamma=1)")
-    ('focal', {'gamma': 1})
-    >>> parse_call("adamw")
-    ('adamw', {})
-    """
-    text = text.strip()
-    opened = text.find("(", text.find(".py:") + 1)  # a folder's name may have brackets too
-    if opened < 0:
-        return text, {}
-    name, rest = text[:opened], text[opened + 1 :]
-    try:
-        call = ast.parse(f"f({rest}", mode="eval").body
-        if (
-            not isinstance(call, ast.Call)
-            or not isinstance(call.func, ast.Name)
-            or call.args
-            or any(keyword.arg is None for keyword in call.keywords)
-        ):
-            raise ValueError
-        settings = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
-        if len(settings) < len(call.keywords):  # Python's parser takes what its compiler would refuse
-            raise ValueError
-    except (ValueError, SyntaxError):
-        raise LabError(
-            f"cannot read the {what} {text!r}. Write it as name(setting=1.5), settings by keyword, each once."
-        ) from None
-    return name.strip(), settings
-
-
-def near_names(name: str, names: Iterable[str]) -> str:
-    """A clause for an error message that lists the names near to a wrong one."""
-    names = sorted(names)
-    near = (
-        [each for each in names if each.lower() == name.lower()]
-        or difflib.get_close_matches(name, names, n=4, cutoff=0.5)
-        or [n for n in names if name and name in n][:4]
-    )
-    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}."
-
-
-def with_settings(loss: Loss, settings: Mapping[str, Any]) -> Loss:
-    """The loss with keyword settings bound. Raises `LabError` for a keyword that it does not know."""
-    if not settings:
-        return loss
-    parameters = inspect.signature(loss).parameters.values()
-    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
-        known = [parameter.name for parameter in list(parameters)[2:]]
-        for key in settings:
-            if key not in known:
-                allowed = f"its settings: {', '.join(known)}" if known else "it has no settings"
-                raise LabError(f"{name_of(loss)} has no setting {key!r}; {allowed}.")
-    return functools.partial(loss, **settings)
-
-
-def _module_at(path: pathlib.Path) -> ModuleType:
-    if not path.is_file():
-        raise LabError(f"no file {path}. A loss in a file is named ./file.py:function.")
-    name = f"xentlab_user_{path.stem}_{abs(hash(str(path.resolve()))):x}"
-    if name in sys.modules and getattr(sys.modules[name], "__xentlab_mtime__", None) == path.stat().st_mtime_ns:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    module.__xentlab_mtime__ = path.stat().st_mtime_ns
-    sys.modules[name] = module
-    beside = str(path.parent.absolute())
-    sys.path.insert(0, beside)  # what lies beside a script it may import
-    try:
-        spec.loader.exec_module(module)
-    except FAILURES as error:
-        del sys.modules[name]
-        raise LabError(f"{path} fails to import: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.remove(beside)
-    return module
-
-
-def _member(module: ModuleType, name: str, where: str) -> Loss:
-    member = getattr(module, name, None)
-    if member is None:
-        functions = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
-        raise LabError(f"{where} has no function {name!r}; {near_names(name, functions)}")
-    if not callable(member):
-        raise LabError(f"{where}:{name} is {type(member).__name__}, not a function of (logits, targets).")
-    if not isinstance(member, functools.partial) and getattr(member, "__name__", "<lambda>") == "<lambda>":
-        with contextlib.suppress(AttributeError):  # of an object that takes none
-            member.__name__ = name  # two lambdas of a file are two losses
-    return member
-
-
 def resolve(loss: str | Loss, check: bool = True, vocab: int = 5) -> Loss:
     """The loss that a name or a callable stands for.
 
@@ -175,19 +75,11 @@ def resolve(loss: str | Loss, check: bool = True, vocab: int = 5) -> Loss:
 
 
 def _named(loss: str) -> Loss:
+    if is_own(loss):
+        return with_settings(*own(loss, "loss"))
     name, settings = parse_call(loss)
     if name in LOSSES:
         return with_settings(LOSSES[name], settings)
-    if ":" in name:
-        where, _, function = name.rpartition(":")
-        if _is_path(where):
-            module = _module_at(pathlib.Path(where).expanduser())
-        else:
-            try:
-                module = importlib.import_module(where)
-            except FAILURES as error:
-                raise LabError(f"cannot import {where}: {type(error).__name__}: {error}") from error
-        return with_settings(_member(module, function, where), settings)
     installed = installed_losses()
     if name in installed:
         try:
@@ -242,24 +134,6 @@ def is_catalogued(loss: Loss) -> bool:
     return facts_of(loss) is facts_of(function) and any(function is own for own in LOSSES.values())
 
 
-def _is_path(where: str) -> bool:
-    """Whether what stands before a function's name is a file, and no module."""
-    return where.endswith(".py") or "/" in where
-
-
-def placed(name: str) -> str:
-    """A loss's name as any folder knows it: one in a file by the file's whole path.
-
-    >>> placed("focal(gamma=1)"), placed("/made/./mine.py:cubic(power=2)")
-    ('focal(gamma=1)', '/made/mine.py:cubic(power=2)')
-    """
-    named = parse_call(name)[0]
-    where, _, function = named.rpartition(":")
-    if not _is_path(where):
-        return name
-    return f"{pathlib.Path(where).expanduser().absolute()}:{function}{name[len(named) :]}"
-
-
 def own_files(losses: Iterable[str | Loss], vocab: int = 5) -> dict[str, dict[str, str | None]]:
     """Of each loss that is not this package's the file that it stands in, and sha256s of that file and of the loss's program.
 
@@ -274,13 +148,7 @@ def own_files(losses: Iterable[str | Loss], vocab: int = 5) -> dict[str, dict[st
         function = unwrapped(whole)[0]
         if any(function is own for own in LOSSES.values()):
             continue
-        code = inspect.unwrap(function)
-        try:
-            path = pathlib.Path(inspect.getsourcefile(code if inspect.isroutine(code) else type(code)))
-            file = {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-        except (TypeError, OSError):  # built in, typed at a prompt, or gone
-            file = {"file": None, "sha256": None}
-        found[loss if isinstance(loss, str) else name_of(loss)] = file | {"program": program_of(whole, vocab)}
+        found[loss if isinstance(loss, str) else name_of(loss)] = file_of(function) | {"program": program_of(whole, vocab)}
     return found
 
 

@@ -144,7 +144,7 @@ class Race:
     order: int = 1
     """how many tokens the Markov chain's law reads"""
     model: str = "mlp"
-    """bigram, mlp or transformer, with options: "transformer(layers=3)" """
+    """bigram, mlp or transformer, with options: "transformer(layers=3)"; or ./mine.py:function of (vocab, key)"""
     learning_rates: tuple[float, ...] = defaults.LEARNING_RATES
     extensions: int = defaults.EXTENSIONS
     """further rates, at most, while a loss's best one sits on the grid's edge"""
@@ -157,9 +157,9 @@ class Race:
     window: int = defaults.WINDOW
     """predicted tokens a window"""
     optimizer: str = defaults.OPTIMIZER
-    """sgd, adam, adamw, muon or lion, with options: "sgd(momentum=.9)" """
+    """sgd, adam, adamw, muon or lion, with options: "sgd(momentum=.9)"; or ./mine.py:function of the rate's schedule"""
     schedule: str = defaults.SCHEDULE
-    """constant, linear or cosine, with options: "cosine(warmup=.1)" """
+    """constant, linear or cosine, with options: "cosine(warmup=.1)"; or ./mine.py:function of the number of steps"""
     clip: float | None = None
     """global norm to which the gradient is clipped"""
     label_noise: float = 0.0

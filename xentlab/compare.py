@@ -67,7 +67,7 @@ def settings(one: Run, other: Run) -> list[dict[str, Any]]:
 def settings_of_records(one: dict[str, Any], other: dict[str, Any], *more: str) -> list[dict[str, Any]]:
     """The same of two records, of which one may not have been written yet; more: further keys of theirs."""
     rows = []
-    keys = ("arguments", "losses", "sources", "versions", "commit", "numerics", "device", *more)
+    keys = ("arguments", "losses", "functions", "sources", "versions", "commit", "numerics", "device", *more)
     read = lambda record: json.loads(json.dumps({key: record.get(key) for key in keys}, default=str))
     first, second = _flat(read(one)), _flat(read(other))
     for what in dict.fromkeys([*first, *second]):

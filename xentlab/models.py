@@ -6,7 +6,6 @@ A model is any pytree with two members, which a head of any kind can use:
 - `.weight [D, V]`: the logits are `hidden @ weight`.
 """
 
-import functools
 import inspect
 import math
 from collections.abc import Callable
@@ -18,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, Key
 
-from xentlab.catalogue import near_names, parse_call
 from xentlab.contract import FAILURES, LabError
+from xentlab.names import is_own, near_names, own, parse_call, with_settings
 from xentlab.products import turned
 
 Tokens = Integer[Array, "*batch time"]
@@ -216,36 +215,47 @@ def logits(model: Any, tokens: Tokens) -> Logits:
 
 
 def resolve_model(model: str | ModelMaker) -> ModelMaker:
-    """A function (vocab, key) -> model from a name with options, `"mlp(context=4)"`, or such a function itself.
+    """A function (vocab, key) -> model by name, `"mlp(context=4)"`, `"./mine.py:Net(width=8)"`, or such a function itself.
 
-    Raises `LabError` for an unknown name or option, an option's value that no model of that kind has, and for a model without
-    `.hidden` and `.weight`.
+    One whose key goes by its name, as in equinox's modules, is taken as well. Raises `LabError` for an unknown name or option,
+    an option's value that no model of that kind has, and a file that does not import.
 
     >>> resolve_model("bigram(features=4)")(10, jax.random.key(0)).weight.shape
     (4, 10)
     """
     if callable(model):
-        return model
+        return _keyed(model)
     if not isinstance(model, str):
         raise LabError(
             f"a model is a name, one of {', '.join(MODELS)}, or a function (vocab, key) -> model; got {type(model).__name__}."
         )
+    if is_own(model):
+        make, options = own(model, "model")
+        return _keyed(with_settings(make, options, _given(make), "option"))
     name, options = parse_call(model, "model")
     if name not in MODELS:
-        raise LabError(f"no model named {name!r}; {near_names(name, MODELS)} Or give a function (vocab, key) -> model.")
-    parameters = inspect.signature(MODELS[name]).parameters
-    known = [key for key in parameters if key not in ("vocab", "key")]
+        raise LabError(f"no model named {name!r}; {near_names(name, MODELS)} One of your own: ./file.py:function.")
+    make = with_settings(MODELS[name], options, _given(MODELS[name]), "option")
     for key, value in options.items():
-        if key not in known:
-            raise LabError(f"{name} has no option {key!r}; its options: {', '.join(known)}.")
         least = 0 if key == "layers" else 1
-        if (type(value) is not int or value < least) and value is not parameters[key].default:
+        if (type(value) is not int or value < least) and value is not inspect.signature(MODELS[name]).parameters[key].default:
             raise LabError(f"{name}'s {key} is a whole number from {least} on; got {value!r}.")
-    return functools.partial(_make, MODELS[name], options)
+    return _keyed(make)
 
 
-def _make(model, options, vocab, key):
-    return model(vocab, key=key, **options)
+def _given(make: Callable) -> list[str]:
+    """Which of a function's parameters are the vocabulary and the key: the first, and the one of that name or the second."""
+    names = list(inspect.signature(make).parameters)
+    return [names[0], "key"] if "key" in names else names[:2]
+
+
+def _keyed(make: Callable) -> ModelMaker:
+    try:
+        key = inspect.signature(make).parameters.get("key")
+    except (TypeError, ValueError):  # compiled code may have no signature
+        key = None
+    by_name = key is not None and key.kind is inspect.Parameter.KEYWORD_ONLY
+    return (lambda vocab, key: make(vocab, key=key)) if by_name else make
 
 
 def model_shapes(make: ModelMaker, vocab: int) -> Any:

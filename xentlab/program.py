@@ -110,7 +110,7 @@ def program(
     windows(tokens, recipe.window)  # long enough?
     held_out = jnp.asarray(windows(source.split("validation"), recipe.window, recipe.validation_tokens))
     parameters, rest = _parted(make, source.vocab)
-    if callable(recipe.optimizer):
+    if recipe.has_own_optimizer:
         recipe.check_optimizer(parameters)
     link, spread = link_of(loss), Spread(mesh, recipe.batch, source.vocab)
 

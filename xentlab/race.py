@@ -17,6 +17,7 @@ from xentlab.contract import LabError, Loss, check_link, link_of, name_of
 from xentlab.examine import READINGS, TEST_METRICS, Examined, Predictor, examiner
 from xentlab.layout import Layout
 from xentlab.metrics import SMOOTHING, mean_and_interval
+from xentlab.names import FUNCTIONS, is_own, unplaced
 from xentlab.program import program, windows
 from xentlab.recipe import Recipe
 from xentlab.sources import Source, checked_source, identity
@@ -158,10 +159,12 @@ def planned(
 
 def _made(loss, seeds, source, model, plan):
     """What a loss's runs are trained with, besides their rates, as their checkpoints keep it."""
-    made = {"seeds": [int(seed) for seed in seeds], "model": model, "loss": program_of(loss, source.vocab)}
-    if callable(model) or callable(plan.optimizer):  # whose name says nothing
+    made = {"seeds": [int(seed) for seed in seeds], "loss": program_of(loss, source.vocab)}
+    functions = dict(zip(FUNCTIONS, (model, plan.optimizer, plan.schedule), strict=True))
+    if any(callable(each) or is_own(each) for each in functions.values()):  # whose name says nothing
         made["functions"] = program(loss, source, model, plan).digest()
     made |= {"source": identity(source.describe())} | dataclasses.asdict(plan)
+    made |= {what: unplaced(each) if isinstance(each, str) else each for what, each in functions.items()}
     return json.loads(json.dumps(made, default=lambda each: name_of(each) if callable(each) else str(each)))
 
 

@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
-import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -13,8 +11,8 @@ import optax
 
 from xentlab import defaults
 from xentlab.adam import adam, adamw
-from xentlab.catalogue import near_names, parse_call
 from xentlab.contract import LabError, name_of
+from xentlab.names import is_own, near_names, own, parse_call, with_settings
 
 MOST_STEPS = 1000  # of a block: only between blocks is anything kept, and stopped
 
@@ -62,11 +60,12 @@ class Recipe:
     """How a run is trained; every loss of a race gets the same.
 
     steps; batch: windows a step; window: predicted tokens a window; optimizer: one of `OPTIMIZERS` with its options,
-    "adamw(weight_decay=0.1)", or a function that makes an optax transformation of a schedule (step -> rate), which optax takes
-    for a learning rate; schedule: one of `SCHEDULES` with its options, scaled by the rate; clip: greatest length of the whole
-    gradient, or None; blocks: how often it is measured, at least once in `MOST_STEPS` steps; label_noise: the share of training
-    targets that are another token, drawn once; what a model reads, and what it is tested on, stays clean; head: the loss by
-    `linear_loss`, or of a batch's whole logits, to compare with (experiments/bench_training.py).
+    "adamw(weight_decay=0.1)", or a function, or the name of one, "./mine.py:function", that makes an optax transformation of a
+    schedule (step -> rate), which optax takes for a learning rate; schedule: one of `SCHEDULES` with its options, or the name
+    of a function that makes one of the number of steps, scaled by the rate; clip: greatest length of the whole gradient, or
+    None; blocks: how often it is measured, at least once in `MOST_STEPS` steps; label_noise: the share of training targets that
+    are another token, drawn once; what a model reads, and what it is tested on, stays clean; head: the loss by `linear_loss`,
+    or of a batch's whole logits, to compare with (experiments/bench_training.py).
     """
 
     steps: int = defaults.STEPS
@@ -102,16 +101,21 @@ class Recipe:
                 f"{type(self.optimizer).__name__}."
             )
         with _told("schedule", self.schedule, "Has each option a value of its kind?"):
-            jax.eval_shape(self._shape, jax.ShapeDtypeStruct((), jnp.int32))
-        if not callable(self.optimizer):  # a function's own may want other parameters than these
+            if not callable(shape := self._shape):
+                raise LabError(
+                    f"the schedule {self.schedule} makes {type(shape).__name__} of the number of steps, and no function of the "
+                    "step. Does it return one?"
+                )
+            jax.eval_shape(shape, jax.ShapeDtypeStruct((), jnp.int32))
+        if not self.has_own_optimizer:  # which may want other parameters than these
             with _told("optimizer", self.optimizer, "Has each option a value of its kind?"):
                 jax.eval_shape(self._first_step, jax.ShapeDtypeStruct((2, 2), jnp.float32))
         else:
-            with _told("optimizer", name_of(self.optimizer), "It is given a schedule, a function of the step, and no number."):
+            with _told("optimizer", self._optimizers_name, "It is given a schedule, a function of the step, and no number."):
                 made = self.transformation(0.1)
             if not (hasattr(made, "init") and hasattr(made, "update")):
                 raise LabError(
-                    f"the optimizer {name_of(self.optimizer)} makes {type(made).__name__} of a schedule, and no optax "
+                    f"the optimizer {self._optimizers_name} makes {type(made).__name__} of a schedule, and no optax "
                     "transformation. Does it return one?"
                 )
 
@@ -128,18 +132,27 @@ class Recipe:
     def transformation(self, rate: Any) -> optax.GradientTransformation:
         """The optax transformation at one learning rate, which may be traced."""
         shape = self._shape
-        make = self.optimizer if callable(self.optimizer) else _from_table(self.optimizer, "optimizer", OPTIMIZERS, skip=1)
+        make = self.optimizer if callable(self.optimizer) else _named(self.optimizer, "optimizer", OPTIMIZERS)
         optimizer = make(lambda step: rate * shape(step))
         return optimizer if self.clip is None else optax.chain(optax.clip_by_global_norm(self.clip), optimizer)
 
     @property
-    def _shape(self) -> optax.Schedule:
-        return _from_table(self.schedule, "schedule", SCHEDULES, skip=1)(self.steps)
+    def _shape(self) -> Any:
+        return _named(self.schedule, "schedule", SCHEDULES)(self.steps)
+
+    @property
+    def has_own_optimizer(self) -> bool:
+        """Whether the optimizer is a function of the user's own, by itself or by name."""
+        return callable(self.optimizer) or is_own(self.optimizer)
+
+    @property
+    def _optimizers_name(self) -> str:
+        return self.optimizer if isinstance(self.optimizer, str) else name_of(self.optimizer)
 
     def check_optimizer(self, parameters: Any) -> None:
-        """Raises `LabError` for an optimizer, a function, that makes no step of these parameters, given as shapes."""
+        """Raises `LabError` for an optimizer that makes no step of these parameters, given as shapes."""
         remedy = "A step gives it (gradient, state, parameters) alone: neither the loss's value nor its function."
-        with _told("optimizer", name_of(self.optimizer), remedy):
+        with _told("optimizer", self._optimizers_name, remedy):
             jax.eval_shape(self._first_step, parameters)
 
     def _first_step(self, parameters: Any) -> Any:
@@ -161,12 +174,10 @@ def _told(what: str, text: str, remedy: str) -> Iterator[None]:
         raise LabError(f"the {what} {text} fails: {type(error).__name__}: {first}. {remedy}") from error
 
 
-def _from_table(text: str, what: str, table: dict[str, Callable], skip: int) -> Callable:
+def _named(text: str, what: str, table: dict[str, Callable]) -> Callable:
+    if is_own(text):
+        return with_settings(*own(text, what), 1, "option")
     name, options = parse_call(text, what)
     if name not in table:
-        raise LabError(f"no {what} named {name!r}; {near_names(name, table)}")
-    known = list(inspect.signature(table[name]).parameters)[skip:]
-    for key in options:
-        if key not in known:
-            raise LabError(f"{name} has no option {key!r}; its options: {', '.join(known) or 'none'}.")
-    return functools.partial(table[name], **options)
+        raise LabError(f"no {what} named {name!r}; {near_names(name, table)} One of your own: ./file.py:function.")
+    return with_settings(table[name], options, 1, "option")

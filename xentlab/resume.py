@@ -16,6 +16,7 @@ from xentlab import runs
 from xentlab.checkpoints import Checkpoints, is_a_losss
 from xentlab.compare import settings_of_records
 from xentlab.contract import LabError
+from xentlab.names import FUNCTIONS, unplaced
 from xentlab.runs import BEGUN, KEPT
 
 # What a race may go on with differently, besides what is no part of a run's making: its devices.
@@ -44,13 +45,17 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     names = ("arguments.losses",)
     if texts[0] == texts[1] and all(texts[0]):  # the same text, wherever it lies
         names += ("arguments.text", *(f"sources.{place}.{key}" for place in range(len(texts[0])) for key in ("path", "name")))
-    rows = settings_of_records({**before, "losses": {}}, {**now, "losses": {}})
+    apart = lambda record: record | {"losses": {}, "functions": {}, "arguments": unplaced_arguments(record)}
+    rows = settings_of_records(apart(before), apart(now))
     said = _said([row for row in rows if row["what"] not in names and not _is_free(row["what"])])
     (named, own), (named_now, own_now) = losses_of(before), losses_of(now)
     if named != named_now:
         said.insert(0, f"losses: {', '.join(named)} there, {', '.join(named_now)} now")
     changed = [name for name in own_now if name in own and own[name] != own_now[name]]
-    return [*said, *(f"{name} was edited since, and computes something else now" for name in changed)]
+    said += [f"{name} was edited since, and computes something else now" for name in changed]
+    files, files_now = (record.get("functions", {}) for record in (before, now))
+    edited = [what for what in files_now if what in files and files[what] != files_now[what]]
+    return [*said, *(f"{files_now[what]['file']}, which the {what} stands in, was edited since" for what in edited)]
 
 
 def moved(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -66,14 +71,19 @@ def _said(rows: list[dict[str, Any]]) -> list[str]:
     return [f"{row['what'].removeprefix('arguments.')}: {row['first']} there, {row['second']} now" for row in rows]
 
 
+def unplaced_arguments(record: dict[str, Any]) -> dict[str, Any]:
+    """A record's arguments with its model, optimizer and schedule wherever their files lie."""
+    arguments = record.get("arguments", {})
+    return arguments | {what: unplaced(arguments[what]) for what in FUNCTIONS if isinstance(arguments.get(what), str)}
+
+
 def losses_of(record: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
     """What a record says of its losses, wherever their files lie: their names; and, of one's own, what they compute.
 
     By its program a loss is the same one if no more than a comment beside it was changed.
     """
-    last = lambda name: pathlib.PurePath(name).name
-    own = {last(name): each.get("program") or each.get("sha256") for name, each in record.get("losses", {}).items()}
-    return [*map(last, record.get("arguments", {}).get("losses", ()))], own
+    own = {unplaced(name): each.get("program") or each.get("sha256") for name, each in record.get("losses", {}).items()}
+    return [*map(unplaced, record.get("arguments", {}).get("losses", ()))], own
 
 
 def begin(

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from xentlab.audit.probe import Probe, Verdict
-from xentlab.catalogue import LOSSES, with_settings
+from xentlab.catalogue import LOSSES
 from xentlab.contract import facts_of, name_of, unwrapped, value_and_gradient
+from xentlab.names import with_settings
 from xentlab.products import quickly
 
 POINTS = 24

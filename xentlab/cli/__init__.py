@@ -15,10 +15,10 @@ from typing import Any
 import tyro
 
 from xentlab.cache import keep_compiled
-from xentlab.catalogue import near_names
 from xentlab.cli.race import begun
 from xentlab.commands import COMMANDS, Race
 from xentlab.contract import LabError
+from xentlab.names import near_names
 from xentlab.runs import versions
 
 # Where each command's `run_<command>` stands.

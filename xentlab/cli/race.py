@@ -75,7 +75,7 @@ def run_race(command: Race) -> None:
             result = race(**asked, progress=tell, checkpoints=checkpoints, laid_out=laid_out)
         if folder and hosts.first():
             # As it began: a loss's file that was edited meanwhile is not what was raced.
-            kept = {key: value for key, value in record.items() if key in ("losses", "resumed_with")}
+            kept = {key: value for key, value in record.items() if key in ("losses", "functions", "resumed_with")}
             try:
                 write(command, result.frames(), begun, [source.describe()], **kept)
             except LabError as error:
@@ -130,7 +130,7 @@ def _in_a_line(processes: int) -> Iterator[None]:
 
 def _shared(command: Race, source: Any, folder: pathlib.Path | None) -> dict[str, Any]:
     """What must be the same in all processes of a race; where texts and folders lie need not be."""
-    from xentlab.resume import losses_of
+    from xentlab.resume import losses_of, unplaced_arguments
     from xentlab.runs import BEGUN
     from xentlab.sources import identity
 
@@ -138,8 +138,9 @@ def _shared(command: Race, source: Any, folder: pathlib.Path | None) -> dict[str
     begun = folder / BEGUN if folder else None
     places = ("text", "out", "losses")
     return {
-        **{key: value for key, value in record["arguments"].items() if key not in places},
+        **{key: value for key, value in unplaced_arguments(record).items() if key not in places},
         "losses": losses_of(record),
+        "functions": record.get("functions"),
         "source": identity(record["sources"][0]),
         "versions": [record["versions"][name] for name in ("xentlab", "jax", "jaxlib", "optax")],
         "the folder": begun and (begun.read_text() if begun.is_file() else "not there"),

@@ -11,16 +11,16 @@ from typing import Any
 from xentlab import console
 from xentlab.commands import COMMANDS
 from xentlab.contract import LabError
+from xentlab.names import FUNCTIONS, file_of, is_own, own, placed
 
 
 def arguments_of(command: Any) -> dict[str, Any]:
     """A command's arguments as a record has them: those that tell how to do it again; what is read, from any folder."""
-    from xentlab.catalogue import placed
-
     beside = ("format", "resume", "anyway", "verbose", "hosts")
     found = {key: value for key, value in dataclasses.asdict(command).items() if key not in beside}
     read = [key for key, value in found.items() if isinstance(value, pathlib.Path) and key != "out"]
     found |= {"losses": tuple(map(placed, found["losses"]))} if "losses" in found else {}
+    found |= {what: placed(found[what]) for what in FUNCTIONS if what in found}
     return found | {key: found[key].expanduser().absolute() for key in read}
 
 
@@ -51,13 +51,15 @@ def write(command: Any, frames: dict[str, Any], begun: float, sources: list[dict
 
 
 def record_of(command: Any, sources: list[dict], seconds: float) -> dict[str, Any]:
-    """A command's record: how it was made, with the files of the losses that are not this package's."""
+    """A command's record: how it was made, with the files of the losses, and other functions, that are not this package's."""
     from xentlab import runs
     from xentlab.catalogue import own_files
 
     arguments = arguments_of(command)
     vocab = [source["vocab"] for source in sources if "vocab" in source]
     more = {"kind": kind_of(command), "losses": own_files(arguments["losses"], *vocab[:1])}
+    named = {what: arguments[what] for what in FUNCTIONS if is_own(arguments.get(what, ""))}
+    more |= {"functions": {what: file_of(own(name, what)[0]) for what, name in named.items()}} if named else {}
     return runs.record(arguments, sources, seconds, **more)
 
 
