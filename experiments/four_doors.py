@@ -10,8 +10,8 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from xentlab.reading import scoreboard as read
 from xentlab.scoreboard import Scoreboard, scoreboard
+from xentlab.scoreboard.reading import sentences
 from xentlab.sources import Text
 from xentlab.stages import run_stage, standard_stages
 from xentlab.tour import Check, Figure, Station, show
@@ -59,7 +59,7 @@ def stations(losses: tuple[str, ...] = LOSSES, quick: bool = False) -> list[Stat
         checks.append(Check("probability: tokens brier needs, of nll's", brier.tokens_needed, 1.65, 0.07))
         checks.append(Check("optimisation: brier's pull as p goes to 0", brier.pull_low_p, 0, 1e-3))
         checks.append(Check("optimisation: brier escapes a wrong start", brier.escape_steps, math.inf))
-    said = read(board.table, codes)
+    said = sentences(board.table, codes)
     first = {door: frame.loc[frame[door].idxmin()].loss for door in DOORS}
     least = [f"{door.replace('_', ' ')} is least for {name}" for door, name in first.items()]
     alone = "Of these losses alone" if set(first.values()) == {"nll"} else "The doors do not all single it out"

@@ -25,9 +25,9 @@ from naive_heads import (
 )
 
 from xentlab import LOSSES, LabError, at_target, loss, name_of, resolve
-from xentlab.contract import off_target
 from xentlab.linear import explain_plan, linear_log_probs, linear_loss
 from xentlab.linear import plan as planning
+from xentlab.targets import off_target
 
 TRAINS = True  # the losses are tested strictly elsewhere; here NumPy's float64 meets float32 in the references
 both = pytest.mark.parametrize("plan", ["tokens", "stream"])

@@ -104,8 +104,6 @@ def test_a_race_tells_of_its_functions_and_goes_on_only_with_the_same(mine, tmp_
     named = {"model": f"{mine}:Net(width=3)", "optimizer": f"{mine}:still", "schedule": "linear"}
     before = record_of(Race(losses=("nll",), **named), [], 0.0)
     assert {what: each["file"] for what, each in before["functions"].items()} == {"model": "mine.py", "optimizer": "mine.py"}
-        ("model", "optimizer"), "mine.py"
-    )
     (elsewhere / "mine.py").write_text(MINE)
     moved = {what: name.replace(str(tmp_path), str(elsewhere)) for what, name in named.items()}
     assert differences(before, record_of(Race(losses=("nll",), **moved), [], 0.0)) == []

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from xentlab import reading
+from xentlab.scoreboard.reading import sentences
 
 INF, NAN = math.inf, math.nan
 
@@ -83,7 +84,7 @@ def board(losses, codes=None, **columns):
     """What is said of a scoreboard."""
     table = pd.DataFrame(columns | {"loss": losses})
     table = table.assign(**{name: value for name, value in BLANK.items() if name not in columns})
-    return reading.scoreboard(table, pd.DataFrame() if codes is None else codes)
+    return sentences(table, pd.DataFrame() if codes is None else codes)
 
 
 def test_a_simulation_agrees_where_its_interval_holds_the_theory():

@@ -16,6 +16,7 @@ from xentlab.program import windows
 from xentlab.recipe import Recipe
 from xentlab.report import _held_out_logits, make_report
 from xentlab.report import page as page_of
+from xentlab.scoreboard.reading import _numerics
 from xentlab.sources import MarkovSource, Text
 from xentlab.stages import Stage, run_stage, standard_stages
 
@@ -163,7 +164,7 @@ def test_what_learned_nothing_for_want_of_a_rate_or_of_anything_to_learn_is_not_
 
 def test_what_is_called_finite_is_not_called_stable():
     """margin's error in float16 is 1: that its numbers are finite says nothing of their digits."""
-    said = reading._numerics(pd.DataFrame({"loss": ["margin"], "finite_float32": [True], "finite_float16": [True]}))
+    said = _numerics(pd.DataFrame({"loss": ["margin"], "finite_float32": [True], "finite_float16": [True]}))
     assert said == ["Finite in float32 and float16, at extreme logits too: margin. How many digits are right, the table says."]
 
 

@@ -13,12 +13,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from xentlab import LOSSES, LabError, at_target, console, reading, resolve
+from xentlab import LOSSES, LabError, at_target, console, resolve
 from xentlab.audit import Audit
 from xentlab.cli import main
 from xentlab.scoreboard import Scoreboard, code_lengths, scoreboard
 from xentlab.scoreboard.efficiency import CONSISTENT, efficiency, make_truth, simulate, tokens_needed
 from xentlab.scoreboard.escape import BIAS, CHAIN, FREQUENT, escape_time, wrong_start
+from xentlab.scoreboard.reading import sentences
 from xentlab.sources import MarkovSource
 
 TRAINS = True
@@ -320,14 +321,14 @@ def test_a_text_that_does_not_come_back_is_an_error(monkeypatch):
 
 
 def test_the_reading_follows_the_table(board):
-    said = " ".join(reading.scoreboard(board.table, board.codes))
+    said = " ".join(sentences(board.table, board.codes))
     assert "brier" in said
     assert "cross entropy alone keeps its pull does not hold: hinge keeps it too" in said
     assert "What cross entropy alone on this board combines" in said
     other = board.table.assign(low_p_even=[1.0, 1.0, 0.0], low_p_one=[1.0, 1.0, 0.0])
-    assert "does not hold: brier keeps it too" in " ".join(reading.scoreboard(other, board.codes))
+    assert "does not hold: brier keeps it too" in " ".join(sentences(other, board.codes))
     turned = board.table.assign(low_p_even=0.0, low_p_one=0.0, convex=False)
-    said = " ".join(reading.scoreboard(turned, board.codes))
+    said = " ".join(sentences(turned, board.codes))
     assert "alone keeps" not in said
     assert "No loss on this board" in said
 

@@ -2,9 +2,10 @@
 
 from xentlab.audit import Audit, Verdict, audit
 from xentlab.catalogue import LOSSES, resolve
-from xentlab.contract import Facts, LabError, at_target, facts_of, link_of, loss, name_of, off_target
+from xentlab.contract import Facts, LabError, facts_of, link_of, loss, name_of
 from xentlab.linear import explain_plan, linear_log_probs, linear_loss
 from xentlab.losses.likelihood import cross_entropy
+from xentlab.targets import at_target, off_target
 
 __version__ = "0.1.0"
 __all__ = [

@@ -12,8 +12,9 @@ import numpy as np
 
 from xentlab import defaults
 from xentlab.catalogue import resolve_all
-from xentlab.contract import LabError, Loss, at_target, value_and_gradient
+from xentlab.contract import LabError, Loss, value_and_gradient
 from xentlab.losses.numerics import log_softmax
+from xentlab.targets import at_target
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
-from xentlab.contract import LabError, at_target
+from xentlab.contract import LabError
 from xentlab.losses.numerics import log_softmax
 from xentlab.products import accumulator
+from xentlab.targets import at_target
 
 Distribution = Float[Array, "*batch vocab"]
 PerDistribution = Float[Array, "*batch"]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, Shaped
 
-from xentlab.contract import at_target
+from xentlab.targets import at_target
 
 # Shares of the uniform that a prediction may be mixed with. A sparse link gives some tokens probability 0, where a code
 # length is infinite, and so does a softmax in float32 below exp(-87): every loss's model is mixed by the share that its own

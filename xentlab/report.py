@@ -29,6 +29,7 @@ from xentlab.program import windows
 from xentlab.race import race
 from xentlab.recipe import Recipe
 from xentlab.scoreboard import REPLICATES, Scoreboard, scoreboard
+from xentlab.scoreboard.reading import sentences
 from xentlab.sources import Text
 from xentlab.stages import StagedRace, run_stage, standard_stages
 
@@ -110,7 +111,7 @@ def make_report(
     said = {"headline": reading.gradients(profiles), "budgets": reading.budgets(budgets)}
     said["curves"] = [*reading.races(table, raced["curves"]), *reading.pairs(raced["pairs"])]
     said |= {"reliability": reading.temperatures(table), "rarity": reading.rarity(raced["frequency"])}
-    said["scoreboard"] = reading.scoreboard(board.table, board.codes)
+    said["scoreboard"] = sentences(board.table, board.codes)
     arguments = {"losses": list(found), "seed": seed, "quick": quick}
     made = runs.record(
         arguments,

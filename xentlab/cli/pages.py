@@ -17,9 +17,10 @@ from xentlab.contract import LabError
 
 def run_scoreboard(command: Scoreboard) -> None:
     """The four doors."""
-    from xentlab import reading, runs
+    from xentlab import runs
     from xentlab.catalogue import LOSSES, resolve_all
     from xentlab.scoreboard import REPLICATES, scoreboard
+    from xentlab.scoreboard.reading import sentences
     from xentlab.sources import Text
     from xentlab.stages import run_stage, standard_stages
 
@@ -34,7 +35,7 @@ def run_scoreboard(command: Scoreboard) -> None:
     sources = [stage.source.describe() for stage in stages]
     finish(command, frames, "scoreboard", begun, sources, console.scoreboard_rows(board.table, board.codes))
     if command.format == "table":
-        for sentence in reading.scoreboard(board.table, board.codes):
+        for sentence in sentences(board.table, board.codes):
             print(f"- {sentence}")
 
 

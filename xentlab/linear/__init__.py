@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh
 from jaxtyping import Array, Float, Integer
 
 from xentlab.catalogue import is_catalogued
-from xentlab.contract import AnyArray, LabError, Loss, as_index, checked, name_of
+from xentlab.contract import AnyArray, LabError, Loss, checked, name_of
 from xentlab.information import divisor, weighted_mean, weighted_sum
 from xentlab.linear.logits import Head, together, varies
 from xentlab.linear.plan import Plan, explain_plan
@@ -23,6 +23,7 @@ from xentlab.linear.tokens import per_token, scored, weighted_total
 from xentlab.losses.likelihood import nll
 from xentlab.losses.numerics import log_p_target, one_minus_exp, p_log_p
 from xentlab.products import accumulator
+from xentlab.targets import as_index
 
 __all__ = ["Plan", "explain_plan", "linear_log_probs", "linear_loss"]
 

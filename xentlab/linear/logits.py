@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from xentlab.contract import is_at_target
 from xentlab.products import accumulator, made, moved_whole, on_cpu, on_gpu, part_of, product, turned, written
+from xentlab.targets import is_at_target
 
 TURNED_BYTES = 40 * 2**20  # of hidden states, the most that a CPU copies
 MANY = 2**20  # numbers, from which on a GPU's time goes into memory rather than into starting kernels

@@ -28,7 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from xentlab.contract import LabError, Loss, facts_of, is_known, layers, name_of, nan_outside, or_nan, settings_of
+from xentlab.contract import LabError, Loss, facts_of, is_known, layers, name_of, settings_of
+from xentlab.targets import nan_outside, or_nan
 
 LEVELLESS = ("target", "rivals", "total", "entropy", "vocab")
 LOWEST = float(np.finfo(np.float32).min)  # the running maximum of nothing: finite, so that no -inf - -inf arises

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from xentlab.contract import is_at_target
 from xentlab.linear.logits import Head, over_tiles, read_at, rivals_of, write_at
 from xentlab.linear.reductions import LOWEST, Reduction, Row, greatest, lowest, risen
 from xentlab.products import accumulator, apart, lift, moved_whole
+from xentlab.targets import is_at_target
 
 Found = dict[str, jax.Array]
 SHIFT = ""  # the name, no reduction's, under which the asides hold the greatest rival

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from xentlab.contract import AnyArray, LabError, Logits, PerToken, Targets, at_target, is_at_target, loss, off_target
+from xentlab.contract import AnyArray, LabError, Logits, PerToken, Targets, loss
 from xentlab.losses.numerics import log_hit_and_miss, log_p_target, log_softmax, wide
+from xentlab.targets import at_target, is_at_target, off_target
 
 
 @loss(

@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from xentlab.contract import Logits, PerToken, Targets, at_target, loss, off_target, or_nan
+from xentlab.contract import Logits, PerToken, Targets, loss
+from xentlab.targets import at_target, off_target, or_nan
 
 
 def _leads(logits, targets):

@@ -6,8 +6,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from xentlab.contract import Logits, PerToken, Targets, at_target, check_setting, loss
+from xentlab.contract import Logits, PerToken, Targets, check_setting, loss
 from xentlab.losses.numerics import log_p_target, log_softmax, one_minus_exp, p_log_p, wide
+from xentlab.targets import at_target
 
 
 def _local(of_log_p):

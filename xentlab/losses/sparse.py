@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from xentlab.contract import Logits, PerToken, Targets, at_target, loss
+from xentlab.contract import Logits, PerToken, Targets, loss
+from xentlab.targets import at_target
 
 
 def _below_top(logits):

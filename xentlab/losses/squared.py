@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from xentlab.contract import Logits, PerToken, Targets, at_target, check_setting, loss, off_target
+from xentlab.contract import Logits, PerToken, Targets, check_setting, loss
 from xentlab.losses.numerics import log_p_target, log_softmax, one_minus_exp, softmax, wide
+from xentlab.targets import at_target, off_target
 
 
 def _brier_stream(rivals, rivals_2, target):
