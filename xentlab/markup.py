@@ -38,18 +38,25 @@ def sentences_list(sentences: Sequence[str]) -> str:
     return f'<ul class="reading">{"".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)}</ul>'
 
 
+def scroll(names: Sequence[str], body: str, label: str) -> str:
+    """A table that scrolls by itself where the page is narrow: its columns' names, and its rows as HTML."""
+    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in names)
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(label)}"><table>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
 def race_tables(table: pd.DataFrame) -> str:
     """A race's table for each source, best first."""
     parts = []
     for source, rows in table.groupby("source", sort=False):
         shown = [c for c in RACE_COLUMNS if not rows[c].isna().all()]
-        head = "".join(f'<th scope="col">{html.escape(RACE_COLUMNS[c])}</th>' for c in shown)
         body = ""
         for _, row in rows.sort_values("test_nll").iterrows():
             body += "<tr>" + "".join(_cell(row, c) for c in shown) + "</tr>"
         parts.append(
-            f"<h3>{html.escape(str(source))}</h3><div class='scroll' tabindex='0'><table>"
-            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+            f"<h3>{html.escape(str(source))}</h3>{scroll([RACE_COLUMNS[c] for c in shown], body, f'Races on {source}')}"
         )
     return "".join(parts)
 
@@ -59,7 +66,6 @@ def pairs_table(pairs: pd.DataFrame) -> str:
     rows = pairs[pairs.seeds > 1]
     if not len(rows):
         return ""
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("loss", "source", "as trained, nats", "each at its temperature"))
     body = ""
     for (source, loss), both in rows.groupby(["source", "loss"], sort=False):
         cells = f'<th scope="row">{html.escape(str(loss))}</th><td>{html.escape(str(source))}</td>'
@@ -72,7 +78,7 @@ def pairs_table(pairs: pd.DataFrame) -> str:
     title = f"Test NLL beside {against}'s, seed by seed"
     about = f"<h3>{title}</h3><p>Mean difference over seeds, and its 95% interval: the bootstrap's or, where it is wider, "
     about += "Student's t.</p>"
-    return about + _scroll(f"<tr>{head}</tr>", body, title)
+    return about + scroll(["loss", "source", "as trained, nats", "each at its temperature"], body, title)
 
 
 def _cell(row: pd.Series, column: str) -> str:
@@ -93,13 +99,6 @@ def _number(value: Any, form: str = ".3g") -> str:
     if value is None or math.isnan(value):
         return "–"
     return "∞" if math.isinf(value) else format(value, form)
-
-
-def _scroll(head: str, body: str, label: str) -> str:
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(label)}"><table>'
-        f"<thead>{head}</thead><tbody>{body}</tbody></table></div>"
-    )
 
 
 def scoreboard_tables(table: pd.DataFrame, codes: pd.DataFrame) -> str:
@@ -124,12 +123,11 @@ def scoreboard_tables(table: pd.DataFrame, codes: pd.DataFrame) -> str:
     for door, (names, cells) in doors.items():
         if not names:
             continue
-        head = f'<tr><th scope="col">loss</th>{"".join(f"<th scope=col>{html.escape(name)}</th>" for name in names)}</tr>'
         body = "".join(
             f'<tr><th scope="row">{html.escape(row.loss)}</th>{"".join(f"<td>{cell}</td>" for cell in cells(row))}</tr>'
             for row in table.itertuples()
         )
-        parts.append(f"<h3>{door}</h3>{_scroll(head, body, door)}")
+        parts.append(f"<h3>{door}</h3>{scroll(['loss', *names], body, door)}")
     return "".join(parts)
 
 
@@ -181,7 +179,6 @@ def audit_table(audits: Mapping[str, Audit]) -> str:
     """Every verdict of every loss; below it, each loss's evidence and witnesses, folded."""
     names = list(audits)
     verdicts = list(next(iter(audits.values())).verdicts)
-    head = '<tr><th scope="col">verdict</th>' + "".join(f'<th scope="col">{html.escape(n)}</th>' for n in names) + "</tr>"
     short = [v for v in verdicts if not isinstance(audits[names[0]].verdicts[v].value, dict)]
     body = ""
     for verdict in short:
@@ -193,7 +190,7 @@ def audit_table(audits: Mapping[str, Audit]) -> str:
         + "</dl></details>"
         for name in names
     )
-    return _scroll(head, body, "The audit") + folded
+    return scroll(["verdict", *names], body, "The audit") + folded
 
 
 def _verdict(name: str, verdict: Verdict) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from xentlab.audit.probe import UNDECIDED, VOCAB, YES, Probe, Verdict, no
+from xentlab.audit.probe import UNDECIDED, VOCAB, YES, Probe, Verdict, central_differences, no
 
 
 def elementwise(probe: Probe) -> Verdict:
@@ -43,10 +43,7 @@ def honest_autodiff(probe: Probe) -> Verdict:
     z, y = probe.points(scales=(0.5, 2.0, 6.0), each=40, salt=2)
     field = probe.field(z, y)
     step = 1e-6
-    nudges = step * np.eye(VOCAB)
-    moved = np.concatenate([z[:, None, :] + nudges, z[:, None, :] - nudges], axis=1).reshape(-1, VOCAB)
-    value = probe.value(moved, np.repeat(y, 2 * VOCAB)).reshape(len(z), 2, VOCAB)
-    difference = (value[:, 0] - value[:, 1]) / (2 * step)
+    difference = central_differences(probe.value, z, y, step)
     size = 1 + np.abs(field).max(axis=-1, keepdims=True) + np.abs(probe.value(z, y))[:, None]
     error = (np.abs(field - difference) / size).max(axis=-1)
     # A kink inside a difference makes one point in 1e5 disagree; a rule that lies does so at most points.

@@ -56,7 +56,7 @@ def numerics(probe: Probe) -> dict[str, Verdict]:
                 finite[dtype] = False
                 place = int(np.argmin(ok))
                 row = {"logits": rounded[place], "target": 0, "value": rough[0][place], "gradient": rough[1][place]}
-                broken.setdefault(dtype, {key: _words(plain(value)) for key, value in row.items()})
+                broken.setdefault(dtype, {key: plain(value) for key, value in row.items()})
             for i, (x, true) in enumerate(zip(rough, exact, strict=True)):
                 with np.errstate(invalid="ignore"):
                     error = np.abs(x - true) / np.maximum(1, np.abs(true))
@@ -65,10 +65,3 @@ def numerics(probe: Probe) -> dict[str, Verdict]:
         errors[dtype] = {"value": plain(float(f"{worst[0]:.3g}")), "gradient": plain(float(f"{worst[1]:.3g}"))}
     evidence = f"{', '.join(found)} logits, 128 each, V = {VOCAB}, against float64 at the same rounded logits"
     return {"finite": Verdict(finite, evidence, broken or None), "max_error": Verdict(errors, evidence)}
-
-
-def _words(value):
-    """Infinities and NaN as words, so that a witness is plain JSON."""
-    if isinstance(value, list):
-        return [_words(each) for each in value]
-    return str(value) if isinstance(value, float) and not np.isfinite(value) else value

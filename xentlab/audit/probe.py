@@ -52,11 +52,7 @@ class Probe:
 
     def jacobian(self, z: np.ndarray, y: np.ndarray, step: float = STEP) -> np.ndarray:
         """The field's derivative [N, V, V] by central differences: a second autodiff would take a stop_gradient for 0."""
-        points, vocab = z.shape
-        nudges = step * np.eye(vocab)
-        moved = np.concatenate([z[:, None, :] + nudges, z[:, None, :] - nudges], axis=1).reshape(-1, vocab)
-        field = self.field(moved, np.repeat(y, 2 * vocab)).reshape(points, 2, vocab, vocab)
-        return np.swapaxes(field[:, 0] - field[:, 1], 1, 2) / (2 * step)
+        return np.swapaxes(central_differences(self.field, z, y, step), 1, 2)
 
     def points(self, scales=(0.3, 1.0, 3.0, 8.0, 20.0), each: int = 40, salt: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Random logits at several scales, and random targets."""
@@ -83,6 +79,15 @@ def make_probe(loss: Loss, seed: int = 0) -> Probe:
         return np.concatenate(values), np.concatenate(gradients)
 
     return Probe(loss, both, seed)
+
+
+def central_differences(of: Callable, z: np.ndarray, y: np.ndarray, step: float) -> np.ndarray:
+    """How each logit moves what a function of logits [N, V] and targets [N] gives, [N, ...] -> [N, V, ...]."""
+    nudges = step * np.eye(z.shape[-1])
+    moved = np.concatenate([z[:, None, :] + nudges, z[:, None, :] - nudges], axis=1).reshape(-1, z.shape[-1])
+    found = of(moved, np.repeat(y, 2 * z.shape[-1]))
+    found = found.reshape(len(z), 2, z.shape[-1], *found.shape[1:])
+    return (found[:, 0] - found[:, 1]) / (2 * step)
 
 
 def plain(value: Any) -> Any:

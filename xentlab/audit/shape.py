@@ -149,15 +149,14 @@ def _growth(probe: Probe, size: Callable, what: str, name: str) -> Verdict:
             endless = np.flatnonzero(most == np.inf)
             far = max(1, endless[0]) if len(endless) else len(DISTANCES) - 1
             ray, near = ends[far].argmax(), far - 1
-            shown = lambda value: str(value) if np.isinf(value) else value
             return no(
                 f"{what} {word} without end along a ray",
                 logits=DISTANCES[near] * rays[ray],
                 target=y[ray],
-                **{name: shown(sizes[near, ray])},
+                **{name: sizes[near, ray]},
                 other_logits=DISTANCES[far] * rays[ray],
                 other_target=y[ray],
-                **{f"other_{name}": shown(sizes[far, ray])},
+                **{f"other_{name}": sizes[far, ray]},
             )
     if nan.any():
         place, ray = np.argwhere(nan)[0]

@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 
 from xentlab.contract import Logits, PerToken, Targets, loss
+from xentlab.losses.numerics import wide
 from xentlab.targets import at_target
 
 
 def _below_top(logits):
     """z minus its maximum, [..., V], at no less than float32: running sums need the digits."""
-    x = logits.astype(jnp.float32) if logits.dtype.itemsize < 4 else logits
+    x = wide(logits)
     return x - jnp.max(x, axis=-1, keepdims=True)
 
 

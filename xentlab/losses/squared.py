@@ -136,10 +136,6 @@ def _square_link(logits, *, k=1.0, M=1.0):
     return shares / jnp.sum(shares, axis=-1, keepdims=True)
 
 
-def _square_even(vocab, *, k=1.0, M=1.0):
-    return jnp.inf
-
-
 def _square_one(vocab, *, k=1.0, M=1.0):
     return 2.0 * k * M
 
@@ -156,7 +152,7 @@ def _square_one(vocab, *, k=1.0, M=1.0):
     bounded=False,
     shift=False,
     local=False,
-    low_p_even=_square_even,
+    low_p_even=float("inf"),
     low_p_one=_square_one,
     infinite=("-inf rival",),
     settings=({}, {"k": 5.0, "M": 3.0}),

@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import xentlab.runs as runs
-from xentlab.markup import sentences_list
+from xentlab.markup import scroll, sentences_list
 from xentlab.pages import fill, json_in_script
 from xentlab.tour.station import Check, Figure, Station, check_rows, write_stations
 from xentlab.tour.walk import Walked, walk
 
+COLUMNS = ("what", "measured", "exact", "tolerance", "holds")
 RELATIONS = {"equal": "", "at least": "≥ ", "at most": "≤ "}
 
 
@@ -116,9 +117,7 @@ def _station(each: Walked, station: Station, after: Station | None, specs: dict,
         f"whose numbers {'hold' if station.passed else 'do not all hold'} {_mark(station.passed)}</p>"
         f'<h2 id="{key}-title">{text["title"]}</h2>'
         f'<p class="told">As it is told: {text["told"]}</p>{_found(station.found)}{figures}'
-        f'<div class="scroll" tabindex="0" role="region" aria-label="Claim {station.claim}: measured beside exact">'
-        '<table><thead><tr><th scope="col" class="what">what</th><th scope="col">measured</th><th scope="col">exact</th>'
-        f'<th scope="col">tolerance</th><th scope="col">holds</th></tr></thead><tbody>{rows}</tbody></table></div>'
+        f"{scroll(COLUMNS, rows, f'Claim {station.claim}: measured beside exact')}"
         f'<p class="loose"><b>Where the telling is loose</b>{text["loose"]}</p>'
         f"<details><summary>The code that made it: <code>python experiments/{each.name}.py</code></summary>"
         f'<pre tabindex="0" role="region" aria-label="Code of {each.name}">{html.escape(each.code)}</pre></details>'
@@ -134,7 +133,7 @@ def _found(found: str) -> str:
 def _check(check: Check) -> str:
     tolerance = f"{check.tolerance:.2g}" if check.tolerance else "–"
     return (
-        f'<tr><th scope="row" class="what">{html.escape(check.what)}</th><td>{_number(check.measured)}</td>'
+        f'<tr><th scope="row">{html.escape(check.what)}</th><td>{_number(check.measured)}</td>'
         f"<td>{RELATIONS[check.relation]}{_number(check.expected)}</td><td>{tolerance}</td><td>{_mark(check.passed)}</td></tr>"
     )
 
@@ -167,12 +166,10 @@ def _figure(key: str, figure: Figure, station: Station, specs: dict, sliders: di
         groups = [rows[columns].values.tolist() for _, rows in by_place]
         sliders[key] = {"names": by_place[named].first().tolist(), "rows": groups, "charts": names}
         label = html.escape(figure.slider.label)
-        head = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in columns)
         control = (
             f'<div class="slider"><label for="{key}-slider">{label}</label><input id="{key}-slider" type="range" min="0" '
             f'max="{len(groups) - 1}" step="1" value="{figure.slider.start}"><output for="{key}-slider"></output></div>'
-            f'<div class="scroll" tabindex="0" role="region" aria-label="Numbers at the chosen {label}">'
-            f'<table aria-live="polite"><thead><tr>{head}</tr></thead><tbody></tbody></table></div>'
+            f'<div aria-live="polite">{scroll(columns, "", f"Numbers at the chosen {figure.slider.label}")}</div>'
         )
     return (
         f'<figure id="{key}" aria-label="{html.escape(station.title)}: {html.escape(figure.words)}">'
