@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 
+import equinox
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 from scripts import unchecked
 
 import xentlab.losses
-from xentlab import LOSSES, LabError, link_of, name_of, resolve
+from xentlab import LOSSES, LabError, facts_of, linear_loss, link_of, name_of, resolve
 from xentlab.catalogue import resolve_all
 
 MINE = """
@@ -118,7 +119,9 @@ def test_an_edited_file_is_read_again(mine):
 def test_an_installed_package_offers_a_loss(monkeypatch):
     point = importlib.metadata.EntryPoint("theirs", "xentlab.losses.squared:brier", "xentlab.losses")
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [point] if group == "xentlab.losses" else [])
-    assert resolve("theirs") is LOSSES["brier"]
+    theirs = resolve("theirs")
+    assert name_of(theirs) == "theirs"
+    assert facts_of(theirs) is facts_of(LOSSES["brier"])
 
 
 @pytest.mark.parametrize(
@@ -180,6 +183,39 @@ def test_two_losses_of_one_name_are_refused(mine):
     assert list(resolve_all(["nll", "nll", functools.partial(LOSSES["focal"], gamma=1)])) == ["nll", "focal(gamma=1)"]
 
 
+def test_a_dict_names_its_losses():
+    by = lambda weights: lambda logits, targets: weights[targets] * LOSSES["nll"](logits, targets)
+    light, heavy = by(jnp.ones(5)), by(2 * jnp.ones(5))
+    found = resolve_all({"light": light, "heavy": heavy, "nll": "nll", "mild": "focal(gamma=1)"})
+    assert list(found) == [name_of(loss) for loss in found.values()] == ["light", "heavy", "nll", "mild"]
+    assert float(found["heavy"](jnp.zeros(5), jnp.int32(0))) == pytest.approx(2 * np.log(5))
+    assert found["nll"] is LOSSES["nll"]
+    assert name_of(functools.partial(found["mild"], gamma=2)) == "mild(gamma=2)"
+    for name in ("", "a/b"):
+        with pytest.raises(LabError, match="a loss's name is a text without a slash"):
+            resolve_all({name: "nll"})
+
+
+def test_an_object_of_arrays_has_a_hash_and_its_own_name(mine):
+    class Smooth(equinox.Module):
+        share: jax.Array
+
+        def __call__(self, logits, targets):
+            return (1 - self.share) * LOSSES["nll"](logits, targets)
+
+    loss = resolve(Smooth(jnp.float32(0.5)))
+    assert hash(loss)
+    assert name_of(loss) == "Smooth"
+    assert jax.jit(linear_loss, static_argnames="loss")(jnp.ones((2, 3)), jnp.ones((3, 4)), jnp.zeros(2, int), loss=loss) == (
+        pytest.approx(np.log(4) / 2)
+    )
+
+
+def test_a_number_in_a_name_is_short():
+    at = lambda value: name_of(functools.partial(LOSSES["focal"], gamma=value))
+    assert {at(each) for each in (0.3, jnp.float32(0.3), np.float64(0.3))} == {"focal(gamma=0.3)"}
+
+
 def test_what_has_no_name_goes_by_that_in_its_file(mine):
     code = """
 one = lambda logits, targets: my_loss(logits, targets)
@@ -195,8 +231,9 @@ class Frozen(Scaled):
 five = Frozen(5.0)
 """
     mine.write_text(MINE + code)
-    names = ["one", "two", "three", "four"]
-    assert list(resolve_all([f"{mine}:{name}" for name in [*names, "five"]])) == [*names, "Frozen"]
+    names = ["one", "two", "three", "four", "five"]
+    assert list(resolve_all([f"{mine}:{name}" for name in names])) == names
+    assert resolve(f"{mine}:five") is resolve(f"{mine}:five")
 
 
 def test_settings_by_place_are_settings():

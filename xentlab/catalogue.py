@@ -3,6 +3,7 @@
 A loss enters the catalogue by standing in a file of `xentlab.losses` under `@loss`: nothing else lists it.
 """
 
+import functools
 import hashlib
 import importlib
 import importlib.metadata
@@ -25,6 +26,7 @@ from xentlab.contract import (
     layers,
     link_of,
     name_of,
+    named,
     settings_of,
     unwrapped,
 )
@@ -70,8 +72,17 @@ def resolve(loss: str | Loss, check: bool = True, vocab: int = 5) -> Loss:
     """
     if not callable(loss) and not isinstance(loss, str):
         raise LabError(f"a loss is a name, 'nll' say, or a function of (logits, targets); got {type(loss).__name__}.")
-    function = loss if callable(loss) else _named(loss)
+    function = _hashable(loss) if callable(loss) else _named(loss)
     return checked(function, vocab) if check else function
+
+
+def _hashable(loss: Loss) -> Loss:
+    """The loss; of an object of arrays, which has no hash, a partial: what is compiled is kept by its function."""
+    try:
+        hash(loss)
+    except TypeError:
+        return functools.partial(loss)
+    return loss
 
 
 def _named(loss: str) -> Loss:
@@ -88,7 +99,7 @@ def _named(loss: str) -> Loss:
             raise LabError(
                 f"the installed loss {name} ({installed[name].value}) fails to import: {type(error).__name__}: {error}"
             ) from error
-        return with_settings(function, settings)
+        return with_settings(function if name_of(function) == name else named(function, name), settings)
     if name.endswith(".py"):
         raise LabError(f"{name} is a file; name the function in it that is the loss, as in {name}:FUNCTION.")
     meant = ELSEWHERE.get("".join(filter(str.isalpha, name.lower())), name)
@@ -97,7 +108,18 @@ def _named(loss: str) -> Loss:
 
 
 def resolve_all(losses: Iterable[str | Loss], vocab: int = 5) -> dict[str, Loss]:
-    """Losses by the names they are shown under, in order. Raises `LabError` for none, and for two of one name."""
+    """Losses by the names they are shown under, in order: those of a list, or as a dict has them.
+
+    Raises `LabError` for none, and for two of one name.
+
+    >>> [*resolve_all({"mild": "focal(gamma=1)", "nll": "nll"})]
+    ['mild', 'nll']
+    """
+    if isinstance(losses, Mapping):
+        if wrong := [name for name in losses if not isinstance(name, str) or not name or "/" in name]:
+            raise LabError(f"a loss's name is a text without a slash, for files are called by it; got {wrong[0]!r}.")
+        known = {name: resolve(loss, check=False) for name, loss in losses.items()}
+        losses = [loss if name_of(loss) == name else named(loss, name) for name, loss in known.items()]
     if isinstance(losses, str) or callable(losses):
         losses = [losses]
     if not isinstance(losses, Iterable):
@@ -108,8 +130,8 @@ def resolve_all(losses: Iterable[str | Loss], vocab: int = 5) -> dict[str, Loss]
         name = name_of(function)
         if name in found and not _same(found[name], function):
             raise LabError(
-                f"two different losses are called {name!r}; rename one of the functions, or, where a function makes both, let "
-                "it be their loss, and functools.partial bind its settings."
+                f"two different losses are called {name!r}; rename one of the functions, or, from Python, give them by names: "
+                "{'one': ..., 'other': ...}."
             )
         found[name] = function
     if not found:

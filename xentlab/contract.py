@@ -10,7 +10,7 @@ import functools
 import hashlib
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -151,11 +151,16 @@ def layers(loss: Loss) -> list[Loss]:
 def unwrapped(loss: Loss) -> tuple[Loss, tuple[Any, ...], dict[str, Any]]:
     """The function under any `functools.partial`, and the settings that the partials hold: by place, and by keyword."""
     *partials, function = layers(loss)
+    return function, *_bound(partials)
+
+
+def _bound(partials: Iterable[functools.partial]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What partials hold, by place and by keyword, the outermost first."""
     places: tuple[Any, ...] = ()
     settings: dict[str, Any] = {}
     for each in partials:
         places, settings = each.args + places, each.keywords | settings
-    return function, places, settings
+    return places, settings
 
 
 def facts_of(loss: Loss) -> Facts:
@@ -230,20 +235,31 @@ def name_of(loss: Loss) -> str:
     """The name of a loss as a user would write it.
 
     >>> def focal(logits, targets, *, gamma=2.0): ...
-    >>> name_of(focal), name_of(functools.partial(focal, gamma=1))
-    ('focal', 'focal(gamma=1)')
+    >>> name_of(focal), name_of(functools.partial(focal, gamma=1)), name_of(named(focal, "mine"))
+    ('focal', 'focal(gamma=1)', 'mine')
     """
-    function, places, settings = unwrapped(loss)
-    name = getattr(function, "__name__", type(function).__name__)
+    found = layers(loss)
+    place = next((i for i, each in enumerate(found) if "__name__" in getattr(each, "__dict__", ())), len(found) - 1)
+    name = getattr(found[place], "__name__", type(found[place]).__name__)
+    places, settings = _bound(found[:place])
     inside = ", ".join([*map(_shown, places), *(f"{key}={_shown(value)}" for key, value in settings.items())])
     return f"{name}({inside})" if inside else name
 
 
+def named(loss: Loss, name: str) -> Loss:
+    """The same loss under another name, as a partial that knows it."""
+    again = functools.partial(loss)
+    again.__name__ = name
+    return again
+
+
 def _shown(setting: Any) -> str:
     """A setting as it is written; of an array its shape, and a hash by which another one has another name."""
-    if not hasattr(setting, "shape") or isinstance(setting, jax.core.Tracer) or not setting.shape:
+    if not hasattr(setting, "shape") or isinstance(setting, jax.core.Tracer):
         return repr(setting)
     values = np.asarray(setting)
+    if not values.shape:
+        return str(values)
     return f"{values.dtype}{list(values.shape)}#{hashlib.sha256(values.tobytes()).hexdigest()[:8]}"
 
 

@@ -1,7 +1,6 @@
 """A function by name, with settings: of a table, `"adamw(b1=.8)"`, or of one's own, `"./mine.py:cubic(power=2)"`."""
 
 import ast
-import contextlib
 import difflib
 import functools
 import hashlib
@@ -15,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
-from xentlab.contract import FAILURES, LabError, name_of
+from xentlab.contract import FAILURES, LabError, name_of, named
 
 TAKES = {"loss": "(logits, targets)", "model": "(vocab, key)", "optimizer": "a schedule", "schedule": "the number of steps"}
 FUNCTIONS = ("model", "optimizer", "schedule")  # that a race takes by name, besides losses
@@ -46,7 +45,8 @@ def parse_call(text: str, what: str = "loss") -> tuple[str, dict[str, Any]]:
             raise ValueError
     except (ValueError, SyntaxError):
         raise LabError(
-            f"cannot read the {what} {text.strip()!r}. Write it as name(setting=1.5), settings by keyword, each once."
+            f"cannot read the {what} {text.strip()!r}. Write it as name(setting=1.5), settings by keyword, each once, and text "
+            "in quotes: name(kind='mean')."
         ) from None
     return name, settings
 
@@ -180,7 +180,7 @@ def _member(module: ModuleType, name: str, where: str, what: str) -> Callable:
         raise LabError(f"{where} has no function {name!r}; {near_names(name, functions)}")
     if not callable(member):
         raise LabError(f"{where}:{name} is {type(member).__name__}, not a function of {TAKES[what]}.")
-    if not isinstance(member, functools.partial) and getattr(member, "__name__", "<lambda>") == "<lambda>":
-        with contextlib.suppress(AttributeError):  # of an object that takes none
-            member.__name__ = name  # two lambdas of a file are two losses
-    return member
+    if getattr(member, "__name__", None) == name:
+        return member
+    # A lambda, a partial, an object: known by the name that it has there, and once, for what is compiled goes by identity.
+    return vars(module).setdefault("__xentlab_named__", {}).setdefault(name, named(member, name))
