@@ -38,6 +38,8 @@ def other_way_too(targets, logits):
     return -at_target(jax.nn.log_softmax(logits), targets)
 def other_way(targets, logits):
     return my_loss(logits, targets)
+def loops(logits, targets):
+    return jax.lax.while_loop(lambda value: value.sum() < 0, lambda value: 2 * value, my_loss(logits, targets))
 CONSTANT = 3
 """
 
@@ -154,6 +156,7 @@ def test_an_installed_package_offers_a_loss(monkeypatch):
         ("mine.py:other_way_too", r"works with the two the other way round: a loss takes \(logits, targets\)"),
         ("mine.py:by_numpy", "TracerArrayConversionError.*Take jax.numpy where it takes NumPy"),
         ("mine.py:branches", r"TracerBoolConversionError.*take jnp\.where in place of an if"),
+        ("mine.py:loops", r"loops has no gradient: ValueError: Reverse-mode .* lax\.scan for a while_loop say"),
         ("mine.py:other_way", r"works with the two the other way round: a loss takes \(logits, targets\)"),
         ("broken.py:f", "broken.py fails to import: ZeroDivisionError"),
         ("exits.py:f", "exits.py fails to import: SystemExit: 0"),

@@ -21,6 +21,7 @@ from xentlab.contract import (
     Facts,
     LabError,
     Loss,
+    check_gradient,
     checked,
     facts_of,
     layers,
@@ -73,7 +74,9 @@ def resolve(loss: str | Loss, check: bool = True, vocab: int = 5) -> Loss:
     if not callable(loss) and not isinstance(loss, str):
         raise LabError(f"a loss is a name, 'nll' say, or a function of (logits, targets); got {type(loss).__name__}.")
     function = _hashable(loss) if callable(loss) else _named(loss)
-    return checked(function, vocab) if check else function
+    if check and not is_catalogued(checked(function, vocab)):
+        check_gradient(function, vocab)
+    return function
 
 
 def _hashable(loss: Loss) -> Loss:

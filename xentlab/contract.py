@@ -217,6 +217,24 @@ def checked(loss: Loss, vocab: int = 5, shape: tuple[int, ...] = (2, 3), dtype: 
     return loss
 
 
+def check_gradient(loss: Loss, vocab: int = 5) -> None:
+    """Raises `LabError` for a loss that JAX cannot differentiate, by shape alone.
+
+    >>> check_gradient(lambda z, y: jax.lax.while_loop(jnp.all, lambda v: v, z[..., 0]))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    xentlab.contract.LabError: <lambda> has no gradient: ValueError: Reverse-mode ... The lab trains with it: ...
+    """
+    logits, targets = jax.ShapeDtypeStruct((2, vocab), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
+    try:
+        _abstract(functools.partial(value_and_gradient, loss), logits, targets)
+    except FAILURES as error:
+        first = str(error).strip().split("\n")[0].rstrip(".")
+        raise LabError(
+            f"{name_of(loss)} has no gradient: {type(error).__name__}: {first}. The lab trains with it: take what JAX "
+            "differentiates in reverse, lax.scan for a while_loop say, or give it a jax.custom_vjp."
+        ) from error
+
+
 def _abstract(loss: Loss, *arguments: jax.ShapeDtypeStruct) -> Any:
     """What a loss returns, by shape alone; what NumPy warns of on the way is in the error or of no matter."""
     with warnings.catch_warnings():
