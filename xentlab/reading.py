@@ -145,7 +145,7 @@ def races(table: pd.DataFrame, curves: pd.DataFrame | None = None) -> list[str]:
         last = ranked.iloc[-1]
         if "nll" in set(ranked.loss) and first.loss != "nll":
             behind = ranked.set_index("loss").test_nll["nll"] - first.test_nll
-            sentence += f"; nll itself is {_seen(behind)} behind"
+            sentence += f"; nll itself is {seen(behind)} behind"
         if last.loss not in (first.loss, "nll") or len(ranked) > 2:
             sentence += f". The most is {last.loss}'s, {last.test_nll:.3f}"
         sentences.append(sentence + ".")
@@ -192,15 +192,15 @@ def _no_better(source: str, guesses: pd.DataFrame, one_rate: bool) -> list[str]:
     return said
 
 
-def _seen(nats: float, sign: str = "") -> str:
+def seen(nats: float, sign: str = "") -> str:
     """To three digits after the point; what would be 0 there, and is not, to two of its own."""
     return f"{nats:{sign}.3f}" if nats == 0 or abs(nats) >= 5e-4 else f"{nats:{sign}.1e}"
 
 
-def _all_seen(*nats: float) -> list[str]:
+def all_seen(*nats: float) -> list[str]:
     """With their signs, all in the one notation or the other."""
-    small = any("e" in _seen(each) for each in nats)
-    return [f"{each:+.1e}" if small else _seen(each, "+") for each in nats]
+    small = any("e" in seen(each) for each in nats)
+    return [f"{each:+.1e}" if small else seen(each, "+") for each in nats]
 
 
 def pairs(frame: pd.DataFrame) -> list[str]:
@@ -242,14 +242,14 @@ def _standing(rows: pd.DataFrame, told: Callable[[Any], str]) -> str:
 
 
 def _alone(row: Any) -> str:
-    return f"{row.loss} ({_seen(row.difference, '+')})"
+    return f"{row.loss} ({seen(row.difference, '+')})"
 
 
 def _with_interval(row: Any) -> str:
     if math.isnan(row.low):
         return f"{row.loss} (an infinite test NLL leaves no interval)"
-    ends = ", ".join(_all_seen(row.low, row.high))
-    return f"{row.loss} ({_seen(row.difference, '+')}, [{ends}]{'' if row.tells_apart else ', which covers 0'})"
+    ends = ", ".join(all_seen(row.low, row.high))
+    return f"{row.loss} ({seen(row.difference, '+')}, [{ends}]{'' if row.tells_apart else ', which covers 0'})"
 
 
 def temperatures(table: pd.DataFrame) -> list[str]:

@@ -33,10 +33,10 @@ NO_CACHE = "--no-cache"
 
 def main(arguments: list[str] | None = None) -> None:
     """The `xentlab` command. A user's mistake is one line on stderr and exit code 2; an output that fails, one and code 1."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    is_process = arguments is None
     _open_closed()
     try:
-        _do(arguments)
+        _do(list(sys.argv[1:] if is_process else arguments))
     except LabError as error:
         _fail(str(error))
     except BrokenPipeError:  # the reader of a pipe, head for one, has had enough
@@ -49,7 +49,9 @@ def main(arguments: list[str] | None = None) -> None:
             f"cannot write the output: {error.strerror or error}. Send it to a place with room, or write files with --out.", 1
         )
     except KeyboardInterrupt as stopped:
-        print(f"xentlab: stopped. {stopped}".strip(), file=sys.stderr)
+        print(f"xentlab: stopped. {stopped}".strip(), file=sys.stderr, flush=True)
+        if is_process:
+            os._exit(130)  # Python's own end, while XLA's threads compile, may be a segmentation fault
         sys.exit(130)
 
 
