@@ -102,7 +102,7 @@ def test_a_race_s_table_begins_with_the_best():
 def test_an_interval_covers_0_where_the_seeds_tell_nothing_apart(apart):
     row = {"source": "s", "loss": "brier", "against": "nll", "metric": "test_nll", "seeds": 3, "tells_apart": apart}
     page = markup.pairs_table(pd.DataFrame([row | {"difference": 0.2, "low": 0.1 if apart else -0.1, "high": 0.3}]))
-    assert "+0.2000" in page
+    assert "+0.200 <small>" in page
     assert ("covers 0" in page) != apart
     small = markup.pairs_table(pd.DataFrame([row | {"difference": 2e-5, "low": 1e-5, "high": 3e-5}]))
     assert "<td>+2.0e-05 <small>[+1.0e-05, +3.0e-05]" in small
