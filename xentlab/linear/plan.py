@@ -31,7 +31,7 @@ class Sizes:
 
     chunk: int
     chunk_bytes: int | None
-    kept_tile: int | None
+    tokens_tile: int | None
     tile: int | None
     tile_bytes: int
     lanes: int
@@ -40,11 +40,11 @@ class Sizes:
 
 # Tried on 2 CPU cores at the shapes of experiments/bench_linear_loss.py: the fastest, or near it and smaller. At the second of
 # them the tokens plan took a seventh less with tiles of some 4000 classes than of some 400, most of it in its products.
-CPU = Sizes(chunk=512, chunk_bytes=None, kept_tile=4096, tile=512, tile_bytes=12 * 2**20, lanes=8)
+CPU = Sizes(chunk=512, chunk_bytes=None, tokens_tile=4096, tile=512, tile_bytes=12 * 2**20, lanes=8)
 # Tried on a GPU (H200) at the shapes of experiments/bench_chip.py: a chip wants large products, and has no cache to stay in. Of
 # stream's tiles those of 256 MB are 3% faster, and hold twice as much. Chunks of 512 tokens take a slower kernel, of 2048
 # save 3% for half as much again.
-CHIP = Sizes(chunk=1024, chunk_bytes=2**30, kept_tile=None, tile=None, tile_bytes=96 * 2**20, lanes=128, held_bytes=2**32)
+CHIP = Sizes(chunk=1024, chunk_bytes=2**30, tokens_tile=None, tile=None, tile_bytes=96 * 2**20, lanes=128, held_bytes=2**32)
 COUNTED = 2**31 - 1  # logits of a chunk, at most: by more than int32 they would be read where others are
 SHARE = 16  # of a device's memory the part that a plan may take to be faster
 ROWS_BYTES = 2 * 2**20  # of logits, for a loss that sees whole rows: some ten passes over them then stay in a CPU's cache
@@ -183,7 +183,7 @@ def _tiles(name, tokens, vocab, wide):
     if name == "stream":
         chunk, widest = tokens, sizes.tile
     else:
-        chunk, widest = sizes.chunk, sizes.kept_tile
+        chunk, widest = sizes.chunk, sizes.tokens_tile
         if sizes.chunk_bytes:
             chunk = min(chunk, max(128, sizes.chunk_bytes // (wide * vocab) // 128 * 128))
         if tokens > chunk:  # as few as there must be, evenly large: the last one overlaps by little

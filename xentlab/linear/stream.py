@@ -25,6 +25,7 @@ Found = dict[str, jax.Array]
 SHIFT = ""  # the name, no reduction's, under which the asides hold the greatest rival
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def streamed(
     reductions: Mapping[str, Reduction], head: Head, tile: int, hidden: jax.Array, weight: jax.Array, bias, targets: jax.Array
 ) -> Found:
@@ -32,7 +33,7 @@ def streamed(
 
     A bad target has a logit of 0 and all classes for rivals: its loss is to be made NaN, by `reductions.or_nan_outside`.
     """
-    return _streamed(tuple(reductions.items()), head, tile, hidden, weight, bias, targets)
+    return _forward(reductions, head, tile, hidden, weight, bias, targets)[0]
 
 
 def room(tokens: int, vocab: int, tile: int, dtype: Any) -> jax.Array:
@@ -102,21 +103,21 @@ def pull_back(reductions, head: Head, tile: int, hidden, weight, *arrays, kept=N
     arrays: bias, targets, and the values, asides and values' cotangents [N]. kept: the logits that `reduce` kept; else they are
     made anew. sums: gradients of weight and bias to add to, in float32.
     """
+    run = functools.partial(_pulled_back, reductions, head, tile)
     if sums is None and moved_whole(weight.dtype):
-        return _by_bits(tuple(reductions.items()), head, tile, hidden, weight, *arrays)
-    return _pulled_back(reductions, head, tile, hidden, weight, *arrays, kept=kept, sums=sums)
+        return _by_bits(run, hidden, weight, *arrays)
+    return run(hidden, weight, *arrays, kept=kept, sums=sums)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
-def _by_bits(reductions, head, tile, *arrays):
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _by_bits(run, *arrays):
     """With a weight's gradient whose tiles are written as bits: as numbers XLA would write all of it anew with each."""
-    return _pulled_back(dict(reductions), head, tile, *arrays, bits=True)
+    return run(*arrays, bits=True)
 
 
 @_by_bits.defjvp
-def _by_bits_forward(reductions, head, tile, arrays, tangents):
-    # Bits have no derivative.
-    return jax.jvp(functools.partial(_pulled_back, dict(reductions), head, tile), arrays, tangents)
+def _by_bits_forward(run, arrays, tangents):
+    return jax.jvp(run, arrays, tangents)  # bits have no derivative
 
 
 def _pulled_back(
@@ -125,7 +126,7 @@ def _pulled_back(
     tokens, vocab = len(hidden), head.vocab(weight)
     # A mean's 1 / N would leave most shares of a vocabulary below float16's least number.
     narrow = weight.dtype == jnp.float16 and sums is None
-    factor = lift(_greatest({**cotangents, SHIFT: _to_target(reductions, asides, cotangents)})) if narrow else None
+    factor = lift(_largest({**cotangents, SHIFT: _to_target(reductions, asides, cotangents)})) if narrow else None
     lifted = lambda each: each if factor is None else each * factor
     lowered = lambda each: each if factor is None else each / factor
     pull_of = pulling(reductions, head, vocab, targets, found, asides, jax.tree.map(lifted, cotangents))
@@ -154,8 +155,8 @@ def _pulled_back(
     return lowered(to_hidden), to_weight.view(weight.dtype) if bits else to_weight, to_bias
 
 
-def _greatest(cotangents):
-    """The greatest of them all that is a number, without its sign."""
+def _largest(cotangents):
+    """The largest number among them all, without its sign."""
     known = [jnp.max(jnp.where(jnp.isfinite(each), jnp.abs(each), 0), initial=0) for each in cotangents.values()]
     return functools.reduce(jnp.maximum, known)
 
@@ -192,14 +193,9 @@ def kept_tile(kept: jax.Array, start: Any, tokens: int, tile: int) -> jax.Array:
     return lax.dynamic_slice_in_dim(kept, _place(start, tile) * tokens, tokens * tile).reshape(tokens, tile)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _streamed(*arguments):
-    return _forward(*arguments)[0]
-
-
 def _forward(reductions, head, tile, hidden, weight, bias, targets):
-    # Not _streamed itself: a second derivative goes forward through here, which a custom rule would refuse.
-    run = lambda *arrays: reduce(dict(reductions), head, tile, *arrays)[:2]
+    # Not `streamed` itself: a second derivative goes forward through here, which a custom rule would refuse.
+    run = lambda *arrays: reduce(reductions, head, tile, *arrays)[:2]
     found, asides = head.spread(run, hidden, weight, bias, targets, out="tt")
     return found, (hidden, weight, bias, targets, found, asides)
 
@@ -208,11 +204,11 @@ def _backward(reductions, head, tile, kept, cotangents):
     hidden, weight, bias, targets, found, asides = kept
 
     def run(*arrays):
-        to_hidden, *others = pull_back(dict(reductions), head, tile, *arrays)
+        to_hidden, *others = pull_back(reductions, head, tile, *arrays)
         return head.summed(to_hidden, head.classes).astype(hidden.dtype), *head.summed(others, head.tokens)
 
     gradients = head.spread(run, hidden, weight, bias, targets, found, asides, cotangents, out="twb")
     return *gradients, None
 
 
-_streamed.defvjp(_forward, _backward)
+streamed.defvjp(_forward, _backward)
