@@ -89,8 +89,7 @@ def linear_loss(
     hidden, flat, flat_weights = _level(head, hidden, targets, weights)
     if tokens and (token_weights is not None or len(flat) > tokens):
         hidden, flat = _without_those_out(hidden, flat, flat_weights, bias)
-    layout = (head.count(head.tokens), head.count(head.classes))
-    chosen = explain_plan(tokens, hidden.shape[-1], vocab, loss, hidden.dtype, plan, tiles, reduction == "none", layout)
+    chosen = explain_plan(tokens, hidden.shape[-1], vocab, loss, hidden.dtype, plan, tiles, reduction == "none", head.devices)
     stream = stream_of(loss)
     _try(loss, stream, vocab, wide)
     if chosen.name == "tokens":
@@ -140,8 +139,7 @@ def linear_log_probs(
     _refuse_bad_targets(targets, jnp.ones(targets.shape), vocab)
     hidden, weight, bias, targets = together(hidden, weight, bias, as_index(targets))
     flat, flat_targets, _ = _level(head, hidden, targets, jnp.ones(targets.shape))
-    layout = (head.count(head.tokens), head.count(head.classes))
-    tile = explain_plan(targets.size, flat.shape[-1], vocab, nll, flat.dtype, "stream", tiles, layout=layout).tiles[1]
+    tile = explain_plan(targets.size, flat.shape[-1], vocab, nll, flat.dtype, "stream", tiles, layout=head.devices).tiles[1]
     found = streamed(reductions_of(("rivals", "entropy"), {}, level=False), head, tile, flat, weight, bias, flat_targets)
     found = {name: value[: targets.size].reshape(targets.shape) for name, value in found.items()}
     rivals, target = found["rivals"], found["target"]
@@ -171,7 +169,7 @@ def _without_those_out(hidden, targets, weights, bias):
 def _level(head, hidden, targets, weights):
     """All tokens in one row, and, on a mesh, some more so that every device gets as many: like the last one, of weight 0."""
     hidden, targets, weights = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1), weights.reshape(-1)
-    more = -len(targets) % (head.count(head.tokens) * head.count(head.classes))
+    more = -len(targets) % math.prod(head.devices)
     if not more:
         return hidden, targets, weights
     # Like the last one: class 0 may be one that a bias forbids.
@@ -297,7 +295,7 @@ def _try(loss: Loss, stream: Stream | None, vocab: int, dtype) -> None:
     try:
         with jax.ensure_compile_time_eval():
             shown = jnp.asarray(logits), jnp.eye(classes), None, jnp.asarray(targets)
-            found, _, _ = reduce(stream.reductions, Head(None, False, None, None, None), classes, *shown)
+            found, _, _ = reduce(stream.reductions, Head(), classes, *shown)
             by_form, by_function = (np.asarray(each) for each in (stream(found, classes), loss(shown[0], shown[3])))
     except LabError:
         raise

@@ -103,6 +103,11 @@ class Head:
         """Devices along one of the two axes."""
         return 1 if axis is None else self.mesh.shape[axis]
 
+    @property
+    def devices(self) -> tuple[int, int]:
+        """Those that share the tokens, and those that share the vocabulary."""
+        return self.count(self.tokens), self.count(self.classes)
+
     def place(self, axis: str | None) -> Any:
         """This device's place along an axis."""
         return 0 if axis is None else lax.axis_index(axis)
