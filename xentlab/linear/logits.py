@@ -72,13 +72,13 @@ class Head:
     def _capped(self, z: jax.Array) -> jax.Array:
         return z if self.softcap is None else self.softcap * jnp.tanh(z / self.softcap)
 
-    def before_softcap(self, pull: jax.Array, z: jax.Array) -> jax.Array:
+    def before_softcap(self, to_logits: jax.Array, z: jax.Array) -> jax.Array:
         """The gradient by what the softcap was given, from the gradient by the logits z."""
-        return pull if self.softcap is None else pull * (1 - (z / self.softcap) ** 2)
+        return to_logits if self.softcap is None else to_logits * (1 - (z / self.softcap) ** 2)
 
-    def to_hidden(self, pull: jax.Array, weight: jax.Array) -> jax.Array:
+    def to_hidden(self, to_logits: jax.Array, weight: jax.Array) -> jax.Array:
         """The hidden states' gradient [N, D] from the logits' [N, C]."""
-        return product(pull, weight, 1, self.vocab_axis)
+        return product(to_logits, weight, 1, self.vocab_axis)
 
     def across(self, hidden: jax.Array) -> jax.Array | None:
         """A copy of the hidden states for `to_weight`, where that helps and is small beside what a head holds: [D, N], or None.
@@ -90,14 +90,14 @@ class Head:
             return written(hidden.T) if hidden.dtype == jnp.float32 and hidden.size >= MANY else None
         return turned(hidden) if turns(hidden.nbytes) else None
 
-    def to_weight(self, hidden: jax.Array, across: jax.Array | None, pull: jax.Array, dtype: Any = None) -> jax.Array:
+    def to_weight(self, hidden: jax.Array, across: jax.Array | None, to_logits: jax.Array, dtype: Any = None) -> jax.Array:
         """The gradient of the weight's part from the logits' [N, C]; dtype: what a chip rounds its wide sums to, if to any."""
         rows, along = (hidden, 0) if across is None else (across, 1)
         if not self.vocab_first:
-            return product(rows, pull, along, 0, dtype)
+            return product(rows, to_logits, along, 0, dtype)
         if across is None or not on_cpu():
-            return product(pull, rows, 0, along, dtype)
-        return made(product(rows, pull, along, 0, dtype)).T
+            return product(to_logits, rows, 0, along, dtype)
+        return made(product(rows, to_logits, along, 0, dtype)).T
 
     def count(self, axis: str | None) -> int:
         """Devices along one of the two axes."""

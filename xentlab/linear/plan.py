@@ -239,9 +239,9 @@ def _temporary(name, streams, tokens, vocab, features, chunk, tile, dtype):
     copied = together * features * narrow
     copied = copied if turns(copied) else 0
     # Of rows that a loss sees the gradient is written in their place, and a tile is a part of that.
-    pulled = 0 if name == "tokens" and not streams else wide if by_bits else narrow
+    to_logits = 0 if name == "tokens" and not streams else wide if by_bits else narrow
     # A tile's product for the hidden states' gradient stands beside their sum.
-    tiled = tile * (together + features) * (wide + pulled) + together * features * wide + copied
+    tiled = tile * (together + features) * (wide + to_logits) + together * features * wide + copied
     if name == "stream":
         # Sums; and the hidden states, of which an XLA that widens nothing else has a kernel only if they are turned.
         widened = cast * (1 if by_bits or copied else 2)

@@ -97,13 +97,13 @@ def _place(start: Any, tile: int) -> Any:
     return -(-start // tile) * tile
 
 
-def pull_back(reductions, head: Head, tile: int, hidden, weight, *arrays, kept=None, sums=None):
+def share_of_gradients(reductions, head: Head, tile: int, hidden, weight, *arrays, kept=None, sums=None):
     """One device's way back: its share of the gradients of hidden, weight and bias.
 
     arrays: bias, targets, and the values, asides and values' cotangents [N]. kept: the logits that `reduce` kept; else they are
     made anew. sums: gradients of weight and bias to add to, in float32.
     """
-    run = functools.partial(_pulled_back, reductions, head, tile)
+    run = functools.partial(_by_tiles, reductions, head, tile)
     if sums is None and moved_whole(weight.dtype):
         return _by_bits(run, hidden, weight, *arrays)
     return run(hidden, weight, *arrays, kept=kept, sums=sums)
@@ -120,7 +120,7 @@ def _by_bits_forward(run, arrays, tangents):
     return jax.jvp(run, arrays, tangents)  # bits have no derivative
 
 
-def _pulled_back(
+def _by_tiles(
     reductions, head, tile, hidden, weight, bias, targets, found, asides, cotangents, kept=None, sums=None, bits=False
 ):
     tokens, vocab = len(hidden), head.vocab(weight)
@@ -129,21 +129,21 @@ def _pulled_back(
     factor = lift(_largest({**cotangents, SHIFT: _to_target(reductions, asides, cotangents)})) if narrow else None
     lifted = lambda each: each if factor is None else each * factor
     lowered = lambda each: each if factor is None else each / factor
-    pull_of = pulling(reductions, head, vocab, targets, found, asides, jax.tree.map(lifted, cotangents))
+    to_logits_of = tile_gradient(reductions, head, vocab, targets, found, asides, jax.tree.map(lifted, cotangents))
     across = head.across(hidden)
 
     def step(state, start, fresh):
         to_hidden, to_weight, to_bias = state
         part = head.part(weight, start, tile)
         z = apart(head.logits(hidden, part, _part(bias, start, tile))) if kept is None else kept_tile(kept, start, tokens, tile)
-        pull = pull_of(z, start)
-        new = pull if fresh is None else jnp.where(fresh[None], pull, 0)
+        to_logits = to_logits_of(z, start)
+        new = to_logits if fresh is None else jnp.where(fresh[None], to_logits, 0)
         # What is written over may overlap; what is added to may not.
-        pull = pull if sums is None else new
+        to_logits = to_logits if sums is None else new
         if bias is not None:
-            more = lowered(jnp.sum(pull, axis=0)) + (0 if sums is None else _part(to_bias, start, tile))
+            more = lowered(jnp.sum(to_logits, axis=0)) + (0 if sums is None else _part(to_bias, start, tile))
             to_bias = lax.dynamic_update_slice_in_dim(to_bias, more.astype(to_bias.dtype), start, 0)
-        more = lowered(head.to_weight(hidden, across, pull.astype(weight.dtype)))
+        more = lowered(head.to_weight(hidden, across, to_logits.astype(weight.dtype)))
         more = more if sums is None else more + head.part(to_weight, start, tile).astype(more.dtype)
         more = more.astype(weight.dtype).view(to_weight.dtype) if bits else more
         return to_hidden + head.to_hidden(new.astype(weight.dtype), part), head.put(to_weight, more, start), to_bias
@@ -161,25 +161,25 @@ def _largest(cotangents):
     return functools.reduce(jnp.maximum, known)
 
 
-def pulling(reductions, head: Head, vocab: int, targets, found: Found, asides: Found, cotangents: Found):
-    """pull(z, start): the gradient by what the softcap was given, from logits z [N, C] of the classes from `start` on.
+def tile_gradient(reductions, head: Head, vocab: int, targets, found: Found, asides: Found, cotangents: Found):
+    """to_logits_of(z, start): the gradient by what the softcap was given, from logits z [N, C] of the classes from `start` on.
 
-    vocab: one device's classes. The rest as `pull_back` has it.
+    vocab: one device's classes. The rest as `share_of_gradients` has it.
     """
     column = lambda values: {name: value[:, None] for name, value in values.items()}
     to_target = _to_target(reductions, asides, cotangents)
     found, asides, cotangents = column(found), column(asides), column(cotangents)
     first = head.place(head.classes) * vocab
 
-    def pull_of(z, start):
+    def to_logits_of(z, start):
         row = Row(asides[SHIFT], found["target"], jnp.exp(z - asides[SHIFT]))
-        pull = jnp.zeros_like(z)
+        to_logits = jnp.zeros_like(z)
         for name, reduction in reductions.items():
-            pull = pull + cotangents[name] * reduction.slope(found[name], asides.get(name), z, row)
-        pull = write_at(pull, targets - (first + start), to_target)
-        return head.before_softcap(pull, z)
+            to_logits = to_logits + cotangents[name] * reduction.slope(found[name], asides.get(name), z, row)
+        to_logits = write_at(to_logits, targets - (first + start), to_target)
+        return head.before_softcap(to_logits, z)
 
-    return pull_of
+    return to_logits_of
 
 
 def _to_target(reductions, asides, cotangents):
@@ -204,7 +204,7 @@ def _backward(reductions, head, tile, kept, cotangents):
     hidden, weight, bias, targets, found, asides = kept
 
     def run(*arrays):
-        to_hidden, *others = pull_back(reductions, head, tile, *arrays)
+        to_hidden, *others = share_of_gradients(reductions, head, tile, *arrays)
         return head.summed(to_hidden, head.classes).astype(hidden.dtype), *head.summed(others, head.tokens)
 
     gradients = head.spread(run, hidden, weight, bias, targets, found, asides, cotangents, out="twb")

@@ -23,7 +23,7 @@ from xentlab.information import weighted_sum
 from xentlab.linear.logits import over_tiles
 from xentlab.linear.plan import rows_at_once, tokens_held
 from xentlab.linear.reductions import Stream, or_nan_outside
-from xentlab.linear.stream import kept_tile, pull_back, pulling, reduce, room
+from xentlab.linear.stream import kept_tile, reduce, room, share_of_gradients, tile_gradient
 from xentlab.products import accumulator, lift, moved_whole, on_cpu, part_of, sliced
 
 GREATEST = 2**15  # what float16 surely holds
@@ -225,7 +225,9 @@ def _value_and_gradients(score, reductions, head, tiles, hidden, weight, bias, t
         """A CPU's way: all three products of a chunk, tile by tile, while its logits are in the cache."""
         *sums, to_values = sums
         each, found, to_values, kept = _reduced(hidden, weight, bias, targets, weights, values, to_values, kept)
-        to_hidden, *sums = pull_back(reductions, head, tile, hidden, weight, bias, targets, *found, kept=kept, sums=sums)
+        to_hidden, *sums = share_of_gradients(
+            reductions, head, tile, hidden, weight, bias, targets, *found, kept=kept, sums=sums
+        )
         return to_hidden, (*sums, to_values), each, kept
 
     def _reduced(hidden, weight, bias, targets, weights, values, to_values, kept):
@@ -299,11 +301,11 @@ def _value_and_gradients(score, reductions, head, tiles, hidden, weight, bias, t
         vocab, dtype = head.vocab(weight), accumulator(hidden.dtype)
         kept = room(chunk, vocab, tile, dtype)
         each, found, to_values, z = _reduced(hidden, weight, bias, targets, weights, values, to_values, kept)
-        pull_of = pulling(reductions, head, vocab, targets, *found)
+        to_logits_of = tile_gradient(reductions, head, vocab, targets, *found)
 
         def put(state, first, _):
             pulls, to_bias = state
-            pull = pull_of(kept_tile(z, first, chunk, tile), first)
+            pull = to_logits_of(kept_tile(z, first, chunk, tile), first)
             if bias is not None:
                 to_bias = lax.dynamic_update_slice_in_dim(to_bias, summed(pull).astype(dtype), first, 0)
             return lax.dynamic_update_slice(pulls, pull.astype(pulls.dtype), (start, first)), to_bias
