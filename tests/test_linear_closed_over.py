@@ -12,7 +12,7 @@ from naive_heads import TOKENS, VOCAB, batch, close, cpus_alone
 from xentlab import LOSSES
 from xentlab.linear import linear_loss
 from xentlab.linear import plan as plan_module
-from xentlab.linear.tokens import scored
+from xentlab.linear.scored import scored
 
 TRAINS = True  # as in test_linear.py
 BIAS = jnp.linspace(-1, 1, VOCAB, dtype=jnp.float32)

@@ -18,8 +18,9 @@ from xentlab.information import divisor, weighted_mean, weighted_sum
 from xentlab.linear.logits import Head, together, varies
 from xentlab.linear.plan import Plan, explain_plan
 from xentlab.linear.reductions import Stream, or_nan_outside, reductions_of, stream_of
+from xentlab.linear.scored import scored
 from xentlab.linear.stream import reduce, streamed
-from xentlab.linear.tokens import per_token, scored, weighted_total
+from xentlab.linear.tokens import How, per_token, weighted_total
 from xentlab.losses.likelihood import nll
 from xentlab.losses.numerics import log_p_target, one_minus_exp, p_log_p
 from xentlab.products import accumulator
@@ -94,17 +95,17 @@ def linear_loss(
     _try(loss, stream, vocab, wide)
     if chosen.name == "tokens":
         score, values = scored(loss, stream, vocab, wide, mesh, varies(hidden))
-        how = score, stream and stream.reductions, head, chosen.tiles
+        how = How(score, stream and stream.reductions, head, *chosen.tiles)
     if not tokens:
         each = jnp.zeros(0, wide)
     elif chosen.name == "stream":
         each = stream(streamed(stream.reductions, head, chosen.tiles[1], hidden, weight, bias, flat), vocab)
         each = or_nan_outside(each, flat, vocab)
     elif reduction == "none":
-        each = per_token(*how, hidden, weight, bias, flat, values)
+        each = per_token(how, hidden, weight, bias, flat, values)
     else:
         scale = divisor(flat_weights) if reduction == "mean" else jnp.ones((), wide)
-        total = weighted_total(*how, hidden, weight, bias, flat, flat_weights / scale, values)
+        total = weighted_total(how, hidden, weight, bias, flat, flat_weights / scale, values)
         return total.astype(wide)
     each = each.astype(wide)
     if reduction == "none":
