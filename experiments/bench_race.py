@@ -46,7 +46,7 @@ from bench_race_peers import (
 from xentlab import charts
 from xentlab.cache import keep_compiled
 from xentlab.layout import preferred
-from xentlab.linear.mesh import make_mesh
+from xentlab.mesh import make_mesh
 from xentlab.program import Program, program
 from xentlab.runs import new_folder, record, write_frame, write_record
 from xentlab.training import train

@@ -79,7 +79,7 @@ def test_a_plan_says_where_the_naive_head_holds_less(capsys):
 
 
 def test_a_mesh_that_cannot_share_is_refused_before_it_is_made(capsys, monkeypatch):
-    monkeypatch.setattr("xentlab.linear.mesh.make_mesh", lambda axes: pytest.fail("so many devices take minutes"))
+    monkeypatch.setattr("xentlab.mesh.make_mesh", lambda axes: pytest.fail("so many devices take minutes"))
     code, _, err = in_process(capsys, "plan", "--tokens", 8, "--features", 4, "--vocab", 8, "--mesh", "data=100000")
     assert (code, "8 tokens cannot lie evenly on 100000 devices" in err) == (2, True)
 

@@ -17,7 +17,7 @@ import pytest
 from xentlab import LOSSES, LabError
 from xentlab.linear import linear_log_probs, linear_loss
 from xentlab.linear.costs import collectives
-from xentlab.linear.mesh import parse_mesh
+from xentlab.mesh import parse_mesh
 
 TRAINS = True
 TOKENS, FEATURES, VOCAB = 23, 5, 96

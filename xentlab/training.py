@@ -83,7 +83,7 @@ def train(
 
     A seed fixes the first parameters, by jax.random.key(seed), and the order of the windows, by np.random.default_rng(seed), so
     runs of different losses and rates are paired.
-    progress is called with the finished steps (of each run) after every block. mesh: of devices (`linear.mesh.make_mesh`):
+    progress is called with the finished steps (of each run) after every block. mesh: of devices (`mesh.make_mesh`):
     its axis runs takes different runs, tokens of a run are split over its axis data, the vocabulary over its axis model.
     compiled: `program` of the same loss, source, model, recipe and mesh: as many runs a call compile no block again.
     checkpoint: where the runs are kept between blocks; runs that it has go on from there, and end as they would have.

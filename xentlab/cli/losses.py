@@ -118,7 +118,7 @@ def run_plan(command: Plan) -> None:
     from xentlab.catalogue import resolve
     from xentlab.linear import explain_plan
     from xentlab.linear.costs import check_evenly, head_costs
-    from xentlab.linear.mesh import make_mesh, parse_mesh
+    from xentlab.mesh import make_mesh, parse_mesh
 
     axes, loss = parse_mesh(command.mesh), resolve(command.loss, check=False)
     shape = (command.tokens, command.features, command.vocab)

@@ -22,7 +22,7 @@ validation mixed in. at T: test NLL after one temperature, in brackets. ⇥: the
 def run_race(command: Race) -> None:
     """A race, begun or resumed, alone or with other processes."""
     from xentlab import hosts, reading, resume, runs
-    from xentlab.linear.mesh import AXES, make_mesh, parse_mesh
+    from xentlab.mesh import AXES, make_mesh, parse_mesh
     from xentlab.race import planned, race
 
     axes, processes = parse_mesh(command.mesh, tuple(AXES)), hosts.join(command.hosts)
@@ -184,7 +184,7 @@ def _all_devices() -> Any:
     """Of several accelerators, or several processes, every device takes its share of the runs."""
     import jax
 
-    from xentlab.linear.mesh import make_mesh
+    from xentlab.mesh import make_mesh
     from xentlab.products import on_cpu
 
     alone = jax.process_count() == 1 and (on_cpu() or jax.device_count() == 1)

@@ -239,7 +239,7 @@ def _axes(mesh, token_axis, vocab_axis):
     """The mesh, and its axes for tokens and vocabulary where it has them."""
     around = jax.sharding.get_abstract_mesh()
     if not (mesh is None or isinstance(mesh, Mesh)):
-        raise LabError(f'mesh is a jax.sharding.Mesh; got {mesh!r}. Of "data=2,model=4" xentlab.linear.mesh makes one.')
+        raise LabError(f'mesh is a jax.sharding.Mesh; got {mesh!r}. Of "data=2,model=4" xentlab.mesh makes one.')
     if AxisType.Explicit in (*around.axis_types, *(mesh.axis_types if mesh else ())):
         count = len(around.axis_names if mesh is None else mesh.axis_names)
         raise LabError(
