@@ -22,7 +22,7 @@ from xentlab.linear.scored import scored
 from xentlab.linear.stream import reduce, streamed
 from xentlab.linear.tokens import How, per_token, weighted_total
 from xentlab.losses.likelihood import nll
-from xentlab.losses.numerics import log_p_target, one_minus_exp, p_log_p
+from xentlab.losses.numerics import log_p_and_entropy
 from xentlab.products import accumulator
 from xentlab.targets import as_index
 
@@ -143,11 +143,7 @@ def linear_log_probs(
     tile = explain_plan(targets.size, flat.shape[-1], vocab, nll, flat.dtype, "stream", tiles, layout=head.devices).tiles[1]
     found = streamed(reductions_of(("rivals", "entropy"), {}, level=False), head, tile, flat, weight, bias, flat_targets)
     found = {name: value[: targets.size].reshape(targets.shape) for name, value in found.items()}
-    rivals, target = found["rivals"], found["target"]
-    log_p, log_miss = log_p_target(rivals, target), log_p_target(target, rivals)
-    missed = one_minus_exp(log_p)
-    # Whether it is the target, and, where it is not, the rivals' own entropy.
-    entropy = missed * (found["entropy"] - jnp.where(missed > 0, log_miss, 0)) - p_log_p(log_p)
+    log_p, entropy = log_p_and_entropy(found["rivals"], found["target"], found["entropy"])
     return or_nan_outside(log_p, targets, vocab), or_nan_outside(entropy, targets, vocab)
 
 

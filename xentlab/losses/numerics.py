@@ -89,6 +89,20 @@ def log_p_target(rivals: Float[Array, "..."], target: Float[Array, "..."]) -> Fl
     return -jax.nn.softplus(rivals - target)
 
 
+def log_p_and_entropy(
+    rivals: Float[Array, "..."], target: Float[Array, "..."], entropy: Float[Array, "..."]
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """log p_y, and the prediction's entropy from the rivals' own besides: that of "target or not" and, where not, theirs.
+
+    >>> print("{:.4f} {:.4f}".format(*log_p_and_entropy(jnp.log(3.0), jnp.array(0.0), jnp.log(3.0))))  # log 1/4, log 4
+    -1.3863 1.3863
+    """
+    log_p, log_miss = log_p_target(rivals, target), log_p_target(target, rivals)
+    missed = one_minus_exp(log_p)
+    binary = -p_log_p(log_p) - missed * jnp.where(missed > 0, log_miss, 0)
+    return log_p, binary + missed * entropy
+
+
 def log_hit_and_miss(logits: Logits) -> tuple[Logits, Logits]:
     """log softmax and log(1 - softmax), [..., V] -> two [..., V], without taking 1 - p where p is near 1.
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from xentlab.contract import Logits, PerToken, Targets, check_setting, loss
 from xentlab.losses.likelihood import nll
-from xentlab.losses.numerics import log_p_target, log_softmax, one_minus_exp, p_log_p, wide
+from xentlab.losses.numerics import log_p_and_entropy, log_p_target, log_softmax, p_log_p, wide
 from xentlab.targets import at_target, off_target
 
 
@@ -24,11 +24,8 @@ def _z_stream(rivals, target, *, coefficient):
 
 
 def _penalty_stream(rivals, target, entropy, *, beta):
-    # The entropy of p is that of "target or not", and, where not, the rivals' own.
-    log_p, log_miss = log_p_target(rivals, target), log_p_target(target, rivals)
-    missed = one_minus_exp(log_p)
-    binary = -p_log_p(log_p) - missed * jnp.where(missed > 0, log_miss, 0)
-    return -log_p - beta * (binary + missed * entropy)
+    log_p, entropy = log_p_and_entropy(rivals, target, entropy)
+    return -log_p - beta * entropy
 
 
 def _squentropy_stream(rivals, target, squares, vocab):
