@@ -50,9 +50,9 @@ def stations(lengths: tuple[int, ...] = (4, 16, 64, 2)) -> list[Station]:
     found += f"{combined:.4f}, the mean of their means {of_means:.4f}."
     loose = (
         f"Means of micro-batches are not the mean: here they are {of_means / whole - 1:+.0%} off, the short texts counting as "
+        f"much as the long. And the loss is no probability of a mistake: the mean of 1 - p is {mistake:.3f}; the mean of "
+        f"-log p, {whole:.3f}, can pass 1."
     )
-    loose += f"much as the long. And the loss is no probability of a mistake: the mean of 1 - p is {mistake:.3f}; the mean of "
-    loose += f"-log p, {whole:.3f}, can pass 1."
     rows = pd.DataFrame({"road": ["all tokens", "(sum, weight)", "mean of means"], "nats": [whole, combined, of_means]})
     bars = alt.Chart(frame, title="micro-batches: mean NLL (size: tokens)").mark_point(filled=True, opacity=0.8)
     y = alt.Y("batch:N", sort=None, title=None)

@@ -50,8 +50,8 @@ def stations(steps: int = 800) -> list[Station]:
     found += f"targets, seven of them A: the model ends at ({last.iloc[1]:.4f}, {last.iloc[2]:.4f})."
     loose = (
         "Each target is one-hot, the law is not: no single label says .7. The loss of every token could reach 0, their mean "
+        f"cannot go below {floor:.4f} nats; a model that were sure of A would pay without bound for B."
     )
-    loose += f"cannot go below {floor:.4f} nats; a model that were sure of A would pay without bound for B."
     rows = frame.melt("step", var_name="continuation", value_name="p")
     lines = alt.Chart(rows, title="one prefix, ten continuations").mark_line(strokeWidth=2.5)
     y = alt.Y("p:Q", title="probability").scale(domain=[0, 1])

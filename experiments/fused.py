@@ -49,8 +49,8 @@ def stations() -> list[Station]:
     found += f"{fused.value:g} and ({fused.at_target:g}, {fused.at_rival:g})."
     loose = (
         f"The naive form has its logarithm, and is lost from a gap of {lost:g} on. The remedy is the fused log-softmax: the "
+        "largest logit is subtracted before anything is exponentiated, and log and exp cancel on paper, not in float32."
     )
-    loose += "largest logit is subtracted before anything is exponentiated, and log and exp cancel on paper, not in float32."
     rows = frame[np.isfinite(frame.value)]
     lines = alt.Chart(rows, title="loss").mark_line(strokeWidth=2.5, opacity=0.8)
     x, color = alt.X("gap:Q", title="gap between the rival's logit and the target's"), alt.Color("form:N", title=None)

@@ -44,12 +44,10 @@ def stations() -> list[Station]:
     )
     found = (
         f"With q = 0 for a token of probability .1 the cross entropy is {gone.cross_entropy:g}; at q = {finite.q.iloc[0]:.0e} "
+        f"it is {finite.cross_entropy.iloc[0]:.3f} bits. It is least, {best.cross_entropy:.5f}, where Q is P."
     )
-    found += f"it is {finite.cross_entropy.iloc[0]:.3f} bits. It is least, {best.cross_entropy:.5f}, where Q is P."
     loose = (
         f"A missing support makes it infinite, one way only: KL(P || Q) = {gone.kl:g}, KL(Q || P) = {gone.kl_back:.3f} bits. "
-    )
-    loose += (
         "So it is no distance. A softmax of finite logits never says 0: training meets the slope of that wall, not the wall."
     )
     lines = finite.melt("q", ["cross_entropy", "entropy", "kl_back"], "what", "bits")

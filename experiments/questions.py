@@ -59,12 +59,12 @@ def stations(tokens: int = 100_000) -> list[Station]:
     )
     found = (
         f"Entropy {bits['entropy']:.5f} bits; Huffman's tree {bits['Huffman']:.2f} ({depths[0]}, {depths[1]} and {depths[2]} "
+        f"questions); a range coder's file of {tokens:,} tokens, decoded back, {bits['range coder']:.4f} a token."
     )
-    found += f"questions); a range coder's file of {tokens:,} tokens, decoded back, {bits['range coder']:.4f} a token."
     loose = (
         f"Whole questions give whole bits: no tree asks less than {bits['Huffman']:.2f} here. Questions put to many tokens at "
+        f"once do: the file is {bits['range coder'] / bits['its draw'] - 1:.2%} above what its own tokens are worth."
     )
-    loose += f"once do: the file is {bits['range coder'] / bits['its draw'] - 1:.2%} above what its own tokens are worth."
     told = "Information is the number of yes/no questions it takes to find out."
     bars = alt.Chart(frame, title="bits a token, law .1/.4/.5").mark_bar()
     x = alt.X("bits_per_token:Q", title="bits a token").scale(domain=[1.2, 1.55], clamp=True)

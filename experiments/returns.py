@@ -50,8 +50,8 @@ def stations() -> list[Station]:
     wildest = frame[frame["at"] == frame["at"].max()].set_index("road")
     said = (
         f"The product is {found['product']:.5f}, the logs sum to {found['sum of logs']:.5f} = log {found['product']:.5f}, the "
+        f"percentages to {found['sum of per cent']:.2f}."
     )
-    said += f"percentages to {found['sum of per cent']:.2f}."
     loose = "Percentage points are not logs: they are their first term. For small returns nobody sees it; at "
     loose += f"{wildest.times.iloc[0]} times the size they say {wildest.gain['by percentages']:+.0%} where "
     loose += f"{wildest.gain['true gain']:+.0%} is true. A loss of 100 % has no logarithm, as a p of 0 has none."
