@@ -1,4 +1,4 @@
-"""Experiments' scripts as modules, and the command in this process, for their tests."""
+"""Scripts as modules, the experiments' and the documents', and the command in this process, for their tests."""
 
 import contextlib
 import functools
@@ -18,11 +18,17 @@ from xentlab.tour.walk import experiments_folder
 
 
 @contextlib.contextmanager
-def script(name):
-    """The script; its neighbours are found as they are where it runs, by its processes too."""
+def script(name, folder=None):
+    """The script, an experiment's; its neighbours are found as they are where it runs, by its processes too."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(experiments_folder())
+        patch.syspath_prepend(folder or experiments_folder())
         yield importlib.import_module(name)
+
+
+def documents():
+    """The script that writes the documents."""
+    with script("write", experiments_folder().parent / "docs") as module:
+        return module
 
 
 def in_process(capsys, *arguments):

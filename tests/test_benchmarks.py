@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scripts import script
+from scripts import documents, script
 
 from xentlab import LOSSES, LabError, charts
-from xentlab.tour.walk import experiments_folder
 
 TRAINS = True  # jax-cce promotes dtypes
 SHAPE = (48, 16, 320)
@@ -117,9 +116,7 @@ def test_blocks_to_try_divide_the_vocabulary(bench):
 
 def test_the_documents_name_who_is_ahead():
     """Two shapes: one with a fastest, one where two are level; and a contestant that did not run is in the table, not ahead."""
-    spec = importlib.util.spec_from_file_location("write_docs", experiments_folder().parent / "docs" / "write.py")
-    write = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(write)
+    write = documents()
     times = {
         "1 x 2 x 3000": {"bare": 1.0, "naive nll": 2.0, "stream nll": 1.5, "theirs": 1.2, "broken": None},
         "4 x 5 x 6": {"bare": 1.0, "naive nll": 2.0, "stream nll": 1.01, "theirs": 1.0, "broken": None},

@@ -1,7 +1,6 @@
 """The README's code runs as it stands, its commands exist, and its links lead somewhere."""
 
 import dataclasses
-import importlib.util
 import json
 import pathlib
 import re
@@ -9,6 +8,7 @@ import shlex
 
 import numpy as np
 import pytest
+from scripts import documents
 
 from xentlab import LOSSES
 from xentlab.cli import main
@@ -69,13 +69,6 @@ def test_files_that_the_text_names_exist():
     section = README.split("## What is where")[1]
     for name in re.findall(r"`([\w/]+\.py)`", section):
         assert (ROOT / name).exists() or (ROOT / "xentlab" / name).exists(), name
-
-
-def documents():
-    spec = importlib.util.spec_from_file_location("write_docs", ROOT / "docs" / "write.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_documents_say_what_the_last_results_say():
