@@ -26,8 +26,8 @@ import numpy as np
 import pandas as pd
 import tyro
 from bench_linear_loss import BARE, Contestant, check, heads_of
-from bench_peers import Call, clocked, jitted, package
-from bench_race import ONE_BY_ONE, OURS, scans, spread, timed
+from bench_peers import Call, clocked, jitted, package, spread, telling
+from bench_race import ONE_BY_ONE, OURS, scans, timed
 from bench_race_peers import LOOP, MLP, TRANSFORMER, python_loop, work_of
 
 from xentlab import LabError
@@ -104,7 +104,7 @@ def heads(losses, shapes, rounds: int, peers: bool = True, tiles=(None,)) -> pd.
     """A row a shape and head: ratio to the bare products (median, quartiles), milliseconds, temporary MB, what is wrong."""
     rows = []
     for *shape, dtype in shapes:
-        say = lambda what, shape=shape: print(f"{shape}: {what}", file=sys.stderr, flush=True)
+        say = telling(shape)
         arrays, notes = numbers(*shape, dtype), {}
         contestants = [Contestant(BARE, "bare", "", jitted(bare, *arrays[:2]))]
         contestants += [head for loss in losses for head in heads_of(loss, *arrays, tiles)]
@@ -133,11 +133,10 @@ def grids(of, rounds: int) -> pd.DataFrame:
     """A row a grid and way to train it: seconds of the whole, compiled before; how many times as long as xentlab's."""
     rows = []
     for grid in of:
-        say = lambda what, grid=grid: print(f"{grid.name}: {what}", file=sys.stderr, flush=True)
         compiled = grid.program()
         ways = {OURS: functools.partial(grid.trained, compiled), ONE_BY_ONE: scans(grid, compiled, 1)}
         ways[LOOP] = python_loop(grid, compiled, work_of(grid, compiled))
-        seconds = timed({name: functools.partial(clocked, way) for name, way in ways.items()}, rounds, say)
+        seconds = timed({name: functools.partial(clocked, way) for name, way in ways.items()}, rounds, telling(grid.name))
         for name, each in seconds.items():
             row = {"grid": grid.name, "what": name, "runs": len(grid.pairs[0]), "steps": grid.recipe.steps}
             rows.append(row | spread("seconds", each) | {"times": np.median(each) / np.median(seconds[OURS])})

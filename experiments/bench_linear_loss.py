@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import tyro
 from bench_memory import measured
-from bench_peers import PACKAGES, PEERS, SHAPES, THREADS, Call, clocked, jitted, numbers, settle
+from bench_peers import PACKAGES, PEERS, SHAPES, THREADS, Call, clocked, jitted, numbers, settle, spread, telling
 from bench_peers import run as sweep
 
 from xentlab import LOSSES, LabError, charts, linear_loss
@@ -188,7 +188,7 @@ def run(losses=("nll", "brier", "hinge"), shapes=SHAPES, rounds: int = 7, peers=
     rows = []
     for shape in shapes:
         written = " x ".join(map(str, shape))
-        say = lambda what, written=written: print(f"{written}: {what}", file=sys.stderr, flush=True)
+        say = telling(written)
         hidden, weight, targets = numbers(*shape)
         say("compiling, trying the peers' block sizes")
         contestants = own(losses, jnp.asarray(hidden), jnp.asarray(weight.T.copy()), jnp.asarray(targets, jnp.int32))
@@ -200,10 +200,8 @@ def run(losses=("nll", "brier", "hinge"), shapes=SHAPES, rounds: int = 7, peers=
         for each in contestants:
             row = {"shape": written, "what": each.what, "group": each.group, "loss": each.loss, "block": each.block}
             if each.call:
-                quartiles = np.quantile(ratio[each.what], [0.25, 0.5, 0.75])
-                row |= dict(zip(("ratio_q1", "ratio", "ratio_q3"), quartiles, strict=True))
-                row |= {"milliseconds": 1e3 * seconds[each.what], "temporary_mb": each.call.temporary_mb}
-                row |= {"peak_mb": held[each.what]}
+                row |= spread("ratio", ratio[each.what]) | {"milliseconds": 1e3 * seconds[each.what]}
+                row |= {"temporary_mb": each.call.temporary_mb, "peak_mb": held[each.what]}
             rows.append(row | {"note": each.note})
         print(
             pd.DataFrame(rows[-len(contestants) :]).drop(columns=["shape", "note"]).round(2).to_string(index=False), flush=True

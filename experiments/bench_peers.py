@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import math
 import os
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +28,7 @@ from xentlab import LabError
 SHAPES = ((1024, 256, 32_768), (2048, 512, 50_304), (4096, 512, 128_256))  # tokens, features, vocabulary
 THREADS = 2
 LEVEL = 1.03  # times the fastest: as good
+QUARTILES = {"_q1": 0.25, "": 0.5, "_q3": 0.75}
 PACKAGES = ("torch", "jax-cce", "cut-cross-entropy")
 REMEDIES = {
     "torch": "pip install -e '.[bench]'",
@@ -63,6 +65,16 @@ def clocked(call: Callable[[], Any]) -> float:
     return time.perf_counter() - begun
 
 
+def spread(name: str, values: np.ndarray) -> dict[str, float]:
+    """Median and quartiles as columns."""
+    return {f"{name}{end}": float(np.quantile(values, share)) for end, share in QUARTILES.items()}
+
+
+def telling(of: Any) -> Callable[[str], None]:
+    """A function that says on stderr how far something is."""
+    return lambda what: print(f"{of}: {what}", file=sys.stderr, flush=True)
+
+
 def package(name: str) -> Any:
     """The imported package. Raises `LabError` that says how to install it."""
     try:
@@ -95,7 +107,7 @@ def _torched(loss: Callable, hidden: np.ndarray, weight: np.ndarray, targets: np
     return Call(call)
 
 
-def torch_bare(hidden: np.ndarray, weight: np.ndarray, targets: np.ndarray, block: int | None = None) -> Call:
+def torch_bare(hidden: np.ndarray, weight: np.ndarray, targets: np.ndarray, block: int | None) -> Call:
     """Three bare products in torch: what is left of a head's lead over XLA's when this is taken off is the head's own."""
     torch = package("torch")
     torch.set_num_threads(THREADS)
@@ -108,14 +120,14 @@ def torch_bare(hidden: np.ndarray, weight: np.ndarray, targets: np.ndarray, bloc
     return Call(call)
 
 
-def torch_eager(hidden: np.ndarray, weight: np.ndarray, targets: np.ndarray, block: int | None = None) -> Call:
+def torch_eager(hidden: np.ndarray, weight: np.ndarray, targets: np.ndarray, block: int | None) -> Call:
     """torch as anyone writes it: linear, then cross_entropy."""
     functional = package("torch.nn.functional")
     loss = lambda h, w, y: functional.cross_entropy(functional.linear(h, w), y)
     return _torched(loss, hidden, weight, targets)
 
 
-def torch_chunked(hidden: np.ndarray, weight: np.ndarray, targets: np.ndarray, block: int | None = None) -> Call:
+def torch_chunked(hidden: np.ndarray, weight: np.ndarray, targets: np.ndarray, block: int | None) -> Call:
     """torch's linear_cross_entropy by chunks; block: tokens a chunk, torch's own choice if None.
 
     Without options it does not chunk: that is `torch_eager`.
@@ -125,7 +137,7 @@ def torch_chunked(hidden: np.ndarray, weight: np.ndarray, targets: np.ndarray, b
     return _torched(loss, hidden, weight, targets)
 
 
-def cut_cross_entropy(hidden: np.ndarray, weight: np.ndarray, targets: np.ndarray, block: int | None = None) -> Call:
+def cut_cross_entropy(hidden: np.ndarray, weight: np.ndarray, targets: np.ndarray, block: int | None) -> Call:
     """cut-cross-entropy's torch_compile, its way without a GPU."""
     package("torch._dynamo")
     if importlib.util.find_spec("triton"):

@@ -13,7 +13,6 @@ import functools
 import os
 import pathlib
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import tyro
-from bench_peers import THREADS, clocked, on_two_cores
+from bench_peers import QUARTILES, THREADS, clocked, on_two_cores, spread, telling
 from bench_race_peers import (
     LOOP,
     MLP,
@@ -58,7 +57,6 @@ GROUPS = {FLOOR: "floor", OURS: "xentlab", CACHED: "xentlab", COLD: "xentlab"}
 GROUPS |= {ONE_BY_ONE: "other layouts", WIDE: "other layouts", LOOP: "by hand", TORCHES: "by hand", TORCH: "by hand"}
 RUNS, DEVICES = tuple(2**n for n in range(9)), (1, 2, 4, 8)
 MESHED = 32  # runs, for the devices to share out
-QUARTILES = {"_q1": 0.25, "": 0.5, "_q3": 0.75}
 
 
 def bare(grid: Grid) -> Callable[[], Any]:
@@ -157,11 +155,6 @@ def timed(calls: dict[str, Callable[[], float]], rounds: int, say: Callable[[str
     return {name: np.array(each[-rounds:]) for name, each in seconds.items()}
 
 
-def spread(name: str, values: np.ndarray) -> dict[str, float]:
-    """Median and quartiles as columns."""
-    return {f"{name}{end}": float(np.quantile(values, share)) for end, share in QUARTILES.items()}
-
-
 def raced(grid: Grid, rounds: int, say: Callable[[str], None]) -> list[dict]:
     """A row a contestant."""
     say("checking the peers' losses")
@@ -203,11 +196,9 @@ def run(grids=(MLP, TRANSFORMER), rounds: int = 5, runs=RUNS, devices=DEVICES, s
     """
     rows = []
     for grid in grids:
-        say = lambda what, grid=grid: print(f"{grid.name}: {what}", file=sys.stderr, flush=True)
-        rows += [{"grid": grid.name, **row} for row in raced(grid, rounds, say)]
+        rows += [{"grid": grid.name, **row} for row in raced(grid, rounds, telling(grid.name))]
     short = grids[0].shorter(steps, 1)
-    say = lambda what: print(f"{short.name}: {what}", file=sys.stderr, flush=True)
-    rows += [{"grid": f"{short.name}, scaled", **row} for row in scaled(short, runs, devices, rounds, say)]
+    rows += [{"grid": f"{short.name}, scaled", **row} for row in scaled(short, runs, devices, rounds, telling(short.name))]
     return pd.DataFrame(rows)
 
 

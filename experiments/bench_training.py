@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import tyro
+from bench_peers import spread
 
 from xentlab import resolve
 from xentlab.program import program
@@ -40,9 +41,8 @@ def run(losses, source: Source, model: str = "mlp", batch: int = 32, rounds: int
                 ended[head] = float(loss[0])
         for head in HEADS:
             ratio = np.array(seconds[head][1:]) / seconds["naive"][1:]
-            low, middle, high = np.quantile(ratio, [0.25, 0.5, 0.75])
-            row = {"loss": name, "vocab": source.vocab, "tokens": batch * Recipe().window, "head": head, "ratio": middle}
-            row |= {"ratio_q1": low, "ratio_q3": high, "milliseconds": 1e3 * np.median(seconds[head][1:])}
+            row = {"loss": name, "vocab": source.vocab, "tokens": batch * Recipe().window, "head": head}
+            row |= spread("ratio", ratio) | {"milliseconds": 1e3 * np.median(seconds[head][1:])}
             memory = built[head].memory_analysis().temp_size_in_bytes / 1e6
             rows.append(row | {"temporary_mb": memory, "train_loss": ended[head]})
     return pd.DataFrame(rows)

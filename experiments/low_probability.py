@@ -9,11 +9,11 @@ import altair as alt
 import pandas as pd
 
 from xentlab import charts
+from xentlab.defaults import LOSSES
 from xentlab.gradients import gradient_profile, profile_points
 from xentlab.reading import gradients as read
 from xentlab.tour import Check, Figure, Slider, Station, show
 
-LOSSES = ("nll", "brier", "mse_logits", "hinge", "focal", "generalized_cross_entropy", "entmax15")
 SIZES = tuple(4**power for power in range(1, 10))
 COLUMNS = ["loss", "p", "value", "dvalue_dp", "dvalue_dlogit"]
 
