@@ -111,3 +111,8 @@ def test_another_head_is_an_error_and_never_garbage(change):
     head = {key: value for key, value in (json.loads(line) | change).items() if value is not None}
     with pytest.raises(LabError):
         decode(always, json.dumps(head).encode() + b"\n" + payload)
+
+
+def test_what_is_no_distribution_is_not_coded():
+    with pytest.raises(LabError, match="are no distributions over 3"):
+        encode(lambda seen: np.full((*seen.shape, 3), 0.9, np.float32), np.zeros(100, int), vocab=3)

@@ -1,20 +1,16 @@
 """Where a number has a limit it takes it: in narrow types, at large vocabularies, beside what is impossible, at edges."""
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xentlab import LOSSES, LabError, cross_entropy
-from xentlab.coding import encode
+from xentlab import LOSSES, cross_entropy
 from xentlab.information import cross_entropy as expected_news
 from xentlab.information import weighted_mean
 from xentlab.linear import linear_loss
-from xentlab.metrics import expected_calibration_error, temperature_slope
-from xentlab.sources import MarkovSource
 
 LARGE = 70_000
 # Whose value at even logits float16 holds; a sum over classes of squared logits, or of their odds, it does not.
@@ -140,39 +136,3 @@ def test_results_of_each_token_are_differentiated_twice(name, plan):
     naive = of(lambda hidden: LOSSES[name](hidden @ weight, targets))
     twice = [jax.jit(lambda h, f=f: jax.jvp(jax.grad(f), (h,), (hidden,))[1])(hidden) for f in (head, naive)]
     np.testing.assert_allclose(*twice, rtol=1e-4, atol=1e-5)
-
-
-def test_measurements_take_batches_and_count_what_they_say():
-    drawn = np.random.default_rng(0)
-    confidence, correct = drawn.random((4, 6)), drawn.random((4, 6)) < 0.5
-    assert expected_calibration_error(confidence, correct) == expected_calibration_error(confidence.ravel(), correct.ravel())
-    assert temperature_slope(jnp.array([[0.7, 0.3, 0.0]]), jnp.array([2]), jnp.array(1.0)) == 0
-
-
-def test_a_chain_that_hardly_mixes_has_its_long_run():
-    """Against the sum over spanning trees (the Markov chain tree theorem), in which nothing cancels."""
-    source = MarkovSource(vocab=4, exponent=20.0, seed=0)
-    moves, trees = source.table, np.zeros(4)
-    for root in range(4):
-        others = [place for place in range(4) if place != root]
-        for parents in itertools.product(range(4), repeat=3):
-            step = dict(zip(others, parents, strict=True))
-            if all(_leads_to(root, each, step) for each in others):
-                trees[root] += np.prod([moves[each, step[each]] for each in others])
-    np.testing.assert_allclose(source.stationary, trees / trees.sum(), rtol=1e-12)
-
-
-def test_a_chain_that_falls_apart_is_told():
-    with pytest.raises(LabError, match=r"falls into parts that it never leaves\. Take an exponent below 900"):
-        _ = MarkovSource(vocab=4, exponent=900.0, seed=1).stationary
-
-
-def _leads_to(root, place, step):
-    for _ in range(4):
-        place = step.get(place, root)
-    return place == root
-
-
-def test_what_is_no_distribution_is_not_coded():
-    with pytest.raises(LabError, match="are no distributions over 3"):
-        encode(lambda seen: np.full((*seen.shape, 3), 0.9, np.float32), np.zeros(100, int), vocab=3)

@@ -68,3 +68,12 @@ def test_interval_equals_scipy():
     mean, low, high = metrics.mean_and_interval(values)
     assert (mean, low, high) == (pytest.approx(values.mean()), pytest.approx(expected[0]), pytest.approx(expected[1]))
     assert np.isnan(metrics.mean_and_interval(np.array([2.0]))[1])
+
+
+def test_measurements_take_batches_and_count_what_they_say():
+    drawn = np.random.default_rng(0)
+    confidence, correct = drawn.random((4, 6)), drawn.random((4, 6)) < 0.5
+    assert metrics.expected_calibration_error(confidence, correct) == metrics.expected_calibration_error(
+        confidence.ravel(), correct.ravel()
+    )
+    assert metrics.temperature_slope(jnp.array([[0.7, 0.3, 0.0]]), jnp.array([2]), jnp.array(1.0)) == 0

@@ -39,6 +39,30 @@ def test_the_long_run_of_a_chain_of_many_contexts_is_one_step_later_the_same():
     assert np.abs(moved - source.stationary).sum() < 1e-12
 
 
+def test_a_chain_that_hardly_mixes_has_its_long_run():
+    """Against the sum over spanning trees (the Markov chain tree theorem), in which nothing cancels."""
+    source = MarkovSource(vocab=4, exponent=20.0, seed=0)
+    moves, trees = source.table, np.zeros(4)
+    for root in range(4):
+        others = [place for place in range(4) if place != root]
+        for parents in itertools.product(range(4), repeat=3):
+            step = dict(zip(others, parents, strict=True))
+            if all(_leads_to(root, each, step) for each in others):
+                trees[root] += np.prod([moves[each, step[each]] for each in others])
+    np.testing.assert_allclose(source.stationary, trees / trees.sum(), rtol=1e-12)
+
+
+def test_a_chain_that_falls_apart_is_told():
+    with pytest.raises(LabError, match=r"falls into parts that it never leaves\. Take an exponent below 900"):
+        _ = MarkovSource(vocab=4, exponent=900.0, seed=1).stationary
+
+
+def _leads_to(root, place, step):
+    for _ in range(4):
+        place = step.get(place, root)
+    return place == root
+
+
 @pytest.mark.parametrize("order", [1, 2])
 def test_samples_follow_the_law(order):
     source = MarkovSource(vocab=4, order=order, seed=2, tokens=100_000)
