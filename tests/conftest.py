@@ -22,6 +22,7 @@ HOOK = jaxtyping.install_import_hook("xentlab", "checker.check")
 import hypothesis
 import jax
 import pytest
+from browser import chromium, watched
 from jax._src import compiler
 
 from xentlab.cache import keep_compiled
@@ -91,3 +92,29 @@ def _runs_in_a_folder_of_its_own(tmp_path, monkeypatch, request):
     """Nothing that a test writes by a relative path lands in the checkout."""
     if "doctest" not in type(request.node).__name__.lower():
         monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def plain_annotations(monkeypatch):
+    """A setting may be traced, though it is annotated as the number that it mostly is."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture(scope="module")
+def running():
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture
+def opened(running, html):
+    """Opens pages of the file `html`, a fixture of the module that asks."""
+    with watched(running, html) as open_page:
+        yield open_page
+
+
+@pytest.fixture(scope="module")
+def page(running, html):
+    """The page as one reader has it who tries one thing after another: to draw its charts takes seconds."""
+    with watched(running, html) as open_page:
+        yield open_page()

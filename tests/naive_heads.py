@@ -22,6 +22,7 @@ PLANNED += [(loss, "stream") for loss in CASES if stream_of(loss)]
 every_plan = pytest.mark.parametrize(
     ("loss", "plan"), PLANNED, ids=lambda each: each if isinstance(each, str) else name_of(each)
 )
+both = pytest.mark.parametrize("plan", ["tokens", "stream"])
 NLL, BRIER = LOSSES["nll"], LOSSES["brier"]
 cpus_alone = pytest.mark.skipif(jax.default_backend() != "cpu", reason="sizes are a CPU's")  # as where CI runs
 

@@ -10,7 +10,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 import pytest
-from browser import chromium, luminance, watched
+from browser import luminance
 
 from xentlab import LabError, cli
 from xentlab.gradients import gradient_profile
@@ -167,22 +167,8 @@ def test_a_script_runs_from_the_command_line(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def running():
-    with chromium() as started:
-        yield started
-
-
-@pytest.fixture
-def opened(running, tour):
-    with watched(running, tour[0] / "tour.html") as open_page:
-        yield open_page
-
-
-@pytest.fixture(scope="module")
-def page(running, tour):
-    """The page as one reader has it who tries one thing after another: to draw its charts takes seconds."""
-    with watched(running, tour[0] / "tour.html") as open_page:
-        yield open_page()
+def html(tour):
+    return tour[0] / "tour.html"
 
 
 def move(page, figure, at):

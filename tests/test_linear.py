@@ -15,6 +15,7 @@ from naive_heads import (
     TOKENS,
     VOCAB,
     batch,
+    both,
     close,
     every_head,
     every_naive_head,
@@ -30,7 +31,6 @@ from xentlab.linear import plan as planning
 from xentlab.targets import off_target
 
 TRAINS = True  # the losses are tested strictly elsewhere; here NumPy's float64 meets float32 in the references
-both = pytest.mark.parametrize("plan", ["tokens", "stream"])
 
 
 @every_plan

@@ -4,7 +4,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from naive_heads import TOKENS, VOCAB, batch, close, cpus_alone
@@ -59,11 +58,6 @@ def slopes(head, learned, hidden, weight, targets):
     """Value and gradients by the floats among what is closed over, hidden states and weight."""
     of = lambda free, *arrays: head((*free, learned[2]), *arrays, targets)
     return jax.value_and_grad(of, (0, 1, 2))(floats(learned), hidden, weight)
-
-
-@pytest.fixture
-def plain_annotations(monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # a setting is annotated as the number that it mostly is
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])

@@ -6,7 +6,7 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-from naive_heads import cpus_alone
+from naive_heads import both, cpus_alone
 from scripts import in_process
 
 from xentlab import LOSSES, at_target
@@ -15,8 +15,6 @@ from xentlab.linear.costs import Cost, head_costs
 from xentlab.products import moved_whole
 
 COMPILED_WELL = True
-
-both = pytest.mark.parametrize("plan", ["tokens", "stream"])
 
 
 def compiled(function, *shapes):

@@ -8,7 +8,7 @@ import jaxtyping
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from naive_heads import BRIER, NLL, TOKENS, VOCAB, batch, close, reference
+from naive_heads import BRIER, NLL, TOKENS, VOCAB, batch, both, close, reference
 
 from xentlab import LOSSES, LabError, at_target, loss
 from xentlab.contract import facts_of
@@ -16,7 +16,6 @@ from xentlab.linear import explain_plan, linear_log_probs, linear_loss
 from xentlab.targets import off_target
 
 TRAINS = True  # NumPy's float64 meets float32 in the references
-both = pytest.mark.parametrize("plan", ["tokens", "stream"])
 TILES = (7, 13)
 
 

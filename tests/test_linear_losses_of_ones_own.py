@@ -7,14 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from naive_heads import NLL, VOCAB, batch, close, reference
+from naive_heads import NLL, VOCAB, batch, both, close, reference
 
 from xentlab import LOSSES, LabError, facts_of, loss
 from xentlab.linear import explain_plan, linear_log_probs, linear_loss
 from xentlab.linear.reductions import stream_of
 
 TRAINS = True  # as in test_linear.py
-both = pytest.mark.parametrize("plan", ["tokens", "stream"])
 
 
 @functools.wraps(NLL)

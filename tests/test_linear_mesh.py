@@ -10,7 +10,6 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -20,6 +19,7 @@ from xentlab.linear.costs import collectives
 from xentlab.mesh import parse_mesh
 
 TRAINS = True
+pytestmark = pytest.mark.usefixtures("plain_annotations")
 TOKENS, FEATURES, VOCAB = 23, 5, 96
 
 
@@ -80,11 +80,6 @@ if rank <= 0:
     plain = lambda value, gradients: [np.asarray(each).tolist() for each in (value, *gradients)]
     print(json.dumps({" ".join(case): plain(*each) for case, each in zip(cases, found, strict=True)}))
 """
-
-
-@pytest.fixture(autouse=True)
-def _a_setting_may_be_traced(monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # it is annotated as the number that it mostly is
 
 
 @functools.cache

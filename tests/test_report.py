@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from browser import chromium, luminance, watched
+from browser import luminance
 
 from xentlab import charts, reading
 from xentlab.catalogue import resolve_all
@@ -230,22 +230,8 @@ def test_looks_stay_apart_for_the_whole_catalogue():
 
 
 @pytest.fixture(scope="module")
-def running():
-    with chromium() as started:
-        yield started
-
-
-@pytest.fixture
-def opened(running, report):
-    with watched(running, report.folder / "report.html") as open_page:
-        yield open_page
-
-
-@pytest.fixture(scope="module")
-def page(running, report):
-    """The page as one reader has it who tries one thing after another: to draw its charts takes seconds."""
-    with watched(running, report.folder / "report.html") as open_page:
-        yield open_page()
+def html(report):
+    return report.folder / "report.html"
 
 
 def lines(page, chart):
