@@ -52,13 +52,14 @@ def stations() -> list[Station]:
         "largest logit is subtracted before anything is exponentiated, and log and exp cancel on paper, not in float32."
     )
     rows = frame[np.isfinite(frame.value)]
-    lines = alt.Chart(rows, title="loss").mark_line(strokeWidth=2.5, opacity=0.8)
+    lines = alt.Chart(rows, title="loss").mark_line()
     x, color = alt.X("gap:Q", title="gap between the rival's logit and the target's"), alt.Color("form:N", title=None)
-    value = lines.encode(x, alt.Y("value:Q", title="nats"), color, strokeDash="form:N")
-    slope = alt.Chart(frame[np.isfinite(frame.at_target)], title="gradient at the target").mark_line(
-        strokeWidth=2.5, opacity=0.8
-    )
-    slope = slope.encode(x, alt.Y("at_target:Q", title=None), color, strokeDash="form:N")
+    # The naive form as a broad band, which the fused one's line leaves where it ends.
+    broad = alt.StrokeWidth("form:N").scale(domain=["naive", "fused"], range=[9, 2.5]).legend(None)
+    pale = alt.StrokeOpacity("form:N").scale(domain=["naive", "fused"], range=[0.45, 1]).legend(None)
+    value = lines.encode(x, alt.Y("value:Q", title="nats"), color, broad, pale)
+    slope = alt.Chart(frame[np.isfinite(frame.at_target)], title="gradient at the target").mark_line()
+    slope = slope.encode(x, alt.Y("at_target:Q", title=None), color, broad, pale)
     told = "Working with logs makes training numerically stable."
     figure = Figure(
         (value, slope), f"Both forms rise together; the naive one ends at a gap of {lost:g}, the fused one goes on."

@@ -33,13 +33,13 @@ def stations() -> list[Station]:
     found = "; ".join(f"p = {row.p:g} costs {row.nats:.3f} nats or {row.bits:.3f} bits" for row in named.itertuples()) + "."
     loose = "Nats and bits get mixed: papers on models report nats a token, compressors bits a byte, and "
     loose += f"{named.nats[2]:.3f} and {named.bits[2]:.3f} are one price for p = 0.1. A number without its unit says nothing."
-    lines = alt.Chart(curve, title="-log p: nats (blue, left) and bits (red, right)")
+    lines = alt.Chart(curve)
     x = alt.X("p:Q", title="p, the probability of the right token")
     nats = marked(
         lines.mark_line(strokeWidth=2.5, color="#4477AA").encode(x, alt.Y("nats:Q")), rows := at(curve), "p", "nats", 49
     )
     bits = lines.mark_line(strokeWidth=2.5, color="#EE6677", strokeDash=[6, 3]).encode(x, alt.Y("bits:Q").axis(orient="right"))
-    chart = alt.layer(nats, bits).resolve_scale(y="independent")
+    chart = alt.layer(nats, bits, title="-log p: nats (blue, left) and bits (red, right)").resolve_scale(y="independent")
     told = "The loss at p = 1 is 0, at 0.9 it is 0.105, at 0.1 it is 2.303, at 0.01 it is 4.605."
     figure = Figure((chart,), "Both curves fall from p near 0 to 0 at p = 1.", Slider("p", rows, 49))
     return [Station(8, "One price, two currencies", told, found, loose, tuple(checks), (figure,), {"prices": curve})]

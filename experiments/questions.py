@@ -67,7 +67,7 @@ def stations(tokens: int = 100_000) -> list[Station]:
     )
     told = "Information is the number of yes/no questions it takes to find out."
     bars = alt.Chart(frame, title="bits a token, law .1/.4/.5").mark_bar()
-    x = alt.X("bits_per_token:Q", title="bits a token").scale(domain=[1.2, 1.55], clamp=True)
+    x = alt.X("bits_per_token:Q", title="bits a token")
     bars = bars.encode(x, alt.Y("code:N", sort=None, title=None), alt.Color("code:N", legend=None))
     figure = Figure((bars,), found)
     return [Station(12, "Bits are questions", told, found, loose, checks, (figure,), {"codes": frame})]
