@@ -54,6 +54,11 @@ def test_support_mismatch_is_infinite_and_not_nan():
     assert information.kl_divergence(q, p) == pytest.approx(np.log(2))
 
 
+def test_a_divergence_of_what_is_no_number_is_none():
+    p, q = jnp.array([[jnp.nan, 1.0], [0.0, 1.0]]), jnp.array([[0.5, 0.5], [jnp.nan, 1.0]])
+    np.testing.assert_array_equal(information.kl_divergence(p, q), [np.nan, 0])
+
+
 def test_one_hot_cross_entropy_is_nll_also_beside_minus_infinity():
     logits = jnp.array([[1.0, -jnp.inf, 0.3], [0.1, 0.2, -3.0]])
     targets = jnp.array([0, 2])
@@ -104,6 +109,32 @@ def test_an_all_masked_batch_is_zero_with_a_zero_gradient():
         mean = lambda values: information.weighted_mean(values, jnp.zeros(4))[0]
         assert mean(values) == 0
         np.testing.assert_array_equal(jax.grad(mean)(values), np.zeros(4))
+
+
+@pytest.mark.parametrize(
+    ("values", "weights", "mean", "weight"),
+    [
+        (jnp.array([1.0, 3.0, 8.0]), jnp.array([True, True, False]), 2, 2),
+        (jnp.arange(300.0), jnp.ones(300, jnp.int8), 149.5, 300),
+        (jnp.arange(300.0), jnp.ones(300, jnp.uint8), 149.5, 300),
+        (jnp.array([1, 2]), None, 1.5, 2),
+        (jnp.array([1, 2, 4]), jnp.array([1, 2, 0]), 5 / 3, 3),
+        (jnp.array([True, False]), jnp.array([0.25, 0.75]), 0.25, 1),
+    ],
+)
+def test_masks_and_counts_are_weights(values, weights, mean, weight):
+    found = information.weighted_mean(values, weights)
+    assert found == (pytest.approx(mean), weight)
+    assert [each.dtype for each in found] == [jnp.float32] * 2
+    if weights is not None:
+        assert information.weighted_sum(values, weights) == pytest.approx(mean * weight)
+        assert information.divisor(weights) == weight
+
+
+def test_counts_beyond_float32_are_kept():
+    with jax.enable_x64(True):
+        found = information.weighted_mean(jnp.array([1.0, 3.0]), jnp.array([2**53 - 1, 0]))
+        assert found == (1, 2**53 - 1)
 
 
 @pytest.mark.parametrize(("values", "weights"), [((2, 3), (3,)), ((3,), (1,)), ((2, 3), (3, 2))])

@@ -7,7 +7,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Bool, Float, Integer, Real
 
 from xentlab.contract import LabError
 from xentlab.losses.numerics import log_softmax
@@ -16,6 +16,7 @@ from xentlab.targets import at_target
 
 Distribution = Float[Array, "*batch vocab"]
 PerDistribution = Float[Array, "*batch"]
+Numbers = Real[Array, "..."] | Bool[Array, "..."]
 
 
 def self_information(p: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -50,15 +51,15 @@ def entropy(p: Distribution) -> PerDistribution:
 
 
 def kl_divergence(p: Distribution, q: Distribution) -> PerDistribution:
-    """KL(P || Q) = sum P log(P / Q) in nats, [..., V], [..., V] -> [...]; +inf on a support mismatch, never NaN.
+    """KL(P || Q) = sum P log(P / Q) in nats, [..., V], [..., V] -> [...]; +inf on a support mismatch.
 
-    Kullback & Leibler 1951.
+    NaN for what is itself NaN alone. Kullback & Leibler 1951.
 
     >>> kl_divergence(jnp.array([1.0, 0.0]), jnp.array([0.5, 0.5])) / jnp.log(2.0)
     Array(1., dtype=float32)
     """
     _same_shape(p, q)
-    present = p > 0
+    present = ~(p <= 0)  # a share that is NaN is none that is absent
     ratio = jnp.log(jnp.where(present, p, 1)) - jnp.log(jnp.where(present, q, 1))
     return jnp.sum(jnp.where(present, p * ratio, 0), axis=-1)
 
@@ -101,38 +102,38 @@ def sequence_log_prob(
     return jnp.sum(jnp.where(mask == 0, 0, each * mask), axis=-1, dtype=_wide(logits))
 
 
-def weighted_mean(
-    values: Float[Array, "..."], weights: Float[Array, "..."] | None = None
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
+def weighted_mean(values: Numbers, weights: Numbers | None = None) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The mean of values [...] under weights [...], and the sum of the weights: (mean, weight), two scalars; sums in float32.
 
     A value of weight 0 is out, even if it is NaN or infinite, and its weight has no gradient. Where every weight is 0 the mean
     is 0 and so is its gradient: a batch with nothing in it teaches nothing. Means of parts combine by their weights, never as a
-    mean of means: (m1 w1 + m2 w2) / (w1 + w2). Raises `LabError` where the shapes differ.
+    mean of means: (m1 w1 + m2 w2) / (w1 + w2). Whole numbers and masks are taken as floating ones, here and below. Raises
+    `LabError` where the shapes differ.
 
     >>> weighted_mean(jnp.array([1.0, 5.0, jnp.nan]), jnp.array([3.0, 1.0, 0.0]))
     (Array(2., dtype=float32), Array(4., dtype=float32))
     """
-    if weights is None:
-        weights = jnp.ones_like(values)
+    values = _floating(values)
+    weights = jnp.ones_like(values) if weights is None else _floating(weights)
     if weights.shape != values.shape:
         raise LabError(f"weighted_mean needs one weight a value: values are {values.shape}, weights {weights.shape}.")
     mean = weighted_sum(values, weights) / divisor(weights).astype(_wide(values))
     return mean.astype(jnp.result_type(values)), _counted(weights)
 
 
-def weighted_sum(values: Float[Array, "..."], weights: Float[Array, "..."]) -> Float[Array, ""]:
+def weighted_sum(values: Numbers, weights: Numbers) -> Float[Array, ""]:
     """The sum of weights times values, both [...]: a value of weight 0 is out, as in `weighted_mean`.
 
     >>> weighted_sum(jnp.array([1.0, 5.0, jnp.nan]), jnp.array([1.0, -1.0, 0.0]))
     Array(-4., dtype=float32)
     """
+    values, weights = _floating(values), _floating(weights)
     counts = weights != 0
     # Both wheres: the inner one keeps a NaN of weight 0 out of the gradient as well.
     return jnp.sum(jnp.where(counts, weights * jnp.where(counts, values, 0), 0), dtype=_wide(values))
 
 
-def divisor(weights: Float[Array, "..."]) -> Float[Array, ""]:
+def divisor(weights: Numbers) -> Float[Array, ""]:
     """What a `weighted_mean` divides by: the sum of the weights [...], or 1 where every weight is 0.
 
     Weights that cancel have a mean without bounds, and are not a batch with nothing in it. One that is 0 has no gradient.
@@ -140,6 +141,7 @@ def divisor(weights: Float[Array, "..."]) -> Float[Array, ""]:
     >>> jax.value_and_grad(divisor)(jnp.array([2.0, 0.0]))
     (Array(2., dtype=float32), Array([1., 0.], dtype=float32))
     """
+    weights = _floating(weights)
     return jnp.where(jnp.any(weights != 0), _counted(weights), 1)
 
 
@@ -148,9 +150,16 @@ def _counted(weights):
 
 
 def _wide(summed):
-    """The type that sums are made in: of 8,192 tens float16 has none. Counts stay what they are."""
-    dtype = jnp.result_type(summed)
-    return accumulator(dtype) if jnp.issubdtype(dtype, jnp.floating) else dtype
+    """The type that sums are made in: of 8,192 tens float16 has none."""
+    return accumulator(jnp.result_type(summed))
+
+
+def _floating(numbers):
+    """Numbers as floating ones: 300 counts of a byte are no byte, and no mean of whole numbers is one."""
+    numbers = jnp.asarray(numbers)
+    if jnp.issubdtype(numbers.dtype, jnp.floating):
+        return numbers
+    return numbers.astype(jnp.float64 if numbers.dtype.itemsize == 8 else jnp.float32)
 
 
 def _same_shape(p: jax.Array, q: jax.Array) -> None:
