@@ -136,6 +136,16 @@ def test_adams_first_steps_have_float32s_digits():
         np.testing.assert_allclose(step["a"], -1, rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("eps", [1e-7, 1e-8])
+def test_adam_of_narrow_numbers_steps_nowhere_without_a_gradient(dtype, eps):
+    """The one beside it, of 1, steps by the rate."""
+    made, gradient = OPTIMIZERS["adam"](0.125, eps=eps), {"a": jnp.array([0, 1], dtype)}
+    step, _ = made.update(gradient, made.init(gradient))
+    assert step["a"].dtype == dtype
+    np.testing.assert_allclose(np.float32(step["a"]), [0, -0.125], rtol=1e-2)
+
+
 @pytest.mark.parametrize("optimizer", [*OPTIMIZERS, "sgd(momentum=.9)", "adamw(weight_decay=.1, b2=.99)"])
 def test_every_optimizer_learns(optimizer):
     trained = train(LOSSES["nll"], SOURCE, "bigram(features=4)", [0.03], [0], Recipe(30, 8, 16, optimizer, blocks=2, clip=1.0))

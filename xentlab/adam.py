@@ -55,7 +55,13 @@ def _scaled(*, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0, mu_dtype=None, nesterov
         # Not 1 - b^t, of which float32 leaves four digits at the first steps.
         of_one, root = -jnp.expm1(count * math.log(b1)) if b1 else 1.0, jnp.sqrt(-jnp.expm1(count * math.log(b2)))
         scale, least = root / of_one, eps * root
-        step = lambda m, v: scale.astype(m.dtype) * m / (jnp.sqrt(v) + least.astype(v.dtype))
+
+        def step(m, v):
+            dtype = m.dtype
+            if dtype.itemsize < 4:  # float16 has no such eps, and of nothing it would make 0 / 0
+                m, v = m.astype(jnp.float32), v.astype(jnp.float32)
+            return (scale.astype(m.dtype) * m / (jnp.sqrt(v) + least.astype(v.dtype))).astype(dtype)
+
         return jax.tree.map(step, mu, nu), optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
 
     return optax.GradientTransformation(theirs.init, update)
