@@ -3,6 +3,7 @@
 import decimal
 
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pandas as pd
 import pytest
@@ -105,6 +106,23 @@ def test_a_profile_has_every_power_of_ten():
     assert (np.abs(points[None] / 10.0 ** np.arange(-12, 0)[:, None] - 1).min(axis=1) < 1e-12).all()
 
 
+def test_a_profile_goes_as_far_down_as_float64():
+    """Where 1 - p and 1 - 15 p are 1; the slopes by hand, as of Brier's (1 - p)^2 + (1 - 15 p)^2 + 14 p^2."""
+    p = np.array([1e-170, 1e-299])
+    found = gradient_profile(["nll", "brier", "exponential"], p, vocab=16, rivals="both").groupby(["loss", "rivals"])
+    expected = {
+        ("nll", "even"): (-1 / p, -1, (16 / 15) ** 0.5),
+        ("nll", "one"): (-1 / p, -1, 2**0.5),
+        ("brier", "one"): (-32, -4 * p, 1096**0.5 * p),
+        ("exponential", "even"): (-np.inf, -1 / p, (16 / 15) ** 0.5 / p),  # -1 / p^2
+        ("exponential", "one"): (-np.inf, -1 / p, 2**0.5 / p),
+    }
+    for key, numbers in expected.items():
+        rows = found.get_group(key)[["dvalue_dp", "dvalue_dlogit", "gradient_norm"]].to_numpy()
+        # A logit of -700 rounds by 1e-13.
+        np.testing.assert_allclose(rows, np.stack([np.broadcast_to(each, 2) for each in numbers], 1), rtol=1e-12)
+
+
 def test_both_paths_are_one_after_the_other():
     apart = [gradient_profile(["nll", "hinge"], [0.9, 0.01], VOCAB, path) for path in PATHS]
     both = gradient_profile(["nll", "hinge"], [0.9, 0.01], VOCAB, "both")
@@ -129,11 +147,16 @@ def test_headline_numbers():
         ({"probabilities": [0.0]}, "strictly between"),
         ({"probabilities": []}, "strictly between"),
         ({"probabilities": [float("nan")]}, "strictly between"),
+        ({"probabilities": [1e-301]}, "from 1e-300 on; got .1e-301."),
+        ({"probabilities": ["a"]}, "from 1e-300 on; got .'a'."),
         ({"vocab": 1}, "at least 2"),
+        ({"vocab": "4"}, "at least 2; got '4'"),
+        ({"vocab": 4.0}, "at least 2; got 4.0"),
         ({"rivals": "two"}, "even, one or both"),
     ],
 )
-def test_profile_refuses(arguments, message):
+def test_profile_refuses(arguments, message, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(LabError, match=message):
         gradient_profile(["nll"], **arguments)
 
@@ -159,6 +182,37 @@ def test_budget_equals_numpy():
         assert row.share_of_tokens == pytest.approx(inside.mean())
         assert row.gradient == pytest.approx(norms[inside].mean(), rel=1e-5)
         assert row.share_of_gradient == pytest.approx(norms[inside].sum() / norms.sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("logits", "low"),
+    [
+        (np.zeros(10), 0.1),
+        (np.zeros(100), 0.01),
+        (np.zeros(1000), 1e-3),
+        (np.log([9.0, 1.0]), 0.9),
+        (np.log([99.0, 1.0]), 0.99),
+        (np.log([8.9999, 1.0]), 0.75),
+        (np.log([98.999, 1.0]), 0.9),
+    ],
+)
+def test_a_token_on_an_edge_falls_into_the_bin_above_it(logits, low, dtype):
+    budget = gradient_budget(["nll"], logits[None].astype(dtype), np.zeros(1, int))
+    assert budget.p_low[budget.tokens == 1].tolist() == [low]
+
+
+def test_logits_in_float64_have_their_probabilities():
+    """Of 16,384 float32 has no neighbour at 1e-3; two tokens, a step of float32 apart, lie beside an edge."""
+    logits = 2.0**14 + np.array([[0, 1e-4], [1e-4, 0]])
+    assert gradient_budget(["nll"], logits, np.zeros(2, int), [0, 0.5, 1]).tokens.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("bins", [(0, np.nan, 1), "abc", [[0, 0.5], [0.5, 1]], [0, 0.5], [0, 0.5, 0.5, 1], [], [0, None, 1]])
+def test_bins_rise_from_0_to_1(bins, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(LabError, match="bins are rising edges from 0 to 1; got "):
+        gradient_budget(["nll"], np.zeros((2, 3)), np.zeros(2, int), bins)
 
 
 def test_shares_sum_to_one_for_every_loss():
@@ -243,6 +297,27 @@ def test_budget_refuses_files(tmp_path, arrays, message):
         load_batch(tmp_path / "bad.npz")
 
 
+@pytest.mark.parametrize("logit", [1e300, -1e300])
+def test_budget_refuses_what_float32_does_not_hold(logit):
+    with pytest.raises(
+        LabError, match=r"float32, which holds no logit of -?1e\+300, at token 1: .* from -3.4e\+38 to 3.4e\+38"
+    ):
+        load_batch(np.array([[0.0, -np.inf], [logit, 0.0]]), np.array([0, 1]))
+
+
+def test_a_damaged_file_is_told(tmp_path):
+    """NumPy, zipfile, zlib and Python's parser each have an error of their own."""
+    np.savez_compressed(tmp_path / "whole.npz", logits=make_batch()[0])
+    np.save(tmp_path / "whole.npy", make_batch()[0])
+    packed, plain = (tmp_path / "whole.npz").read_bytes(), (tmp_path / "whole.npy").read_bytes()
+    flipped = lambda file, at: file[:at] + bytes([file[at] ^ 0xFF]) + file[at + 1 :]
+    opened = plain.replace(b"'descr'", b"('desc'"), plain.replace(b"'shape':", b"'shape' ")
+    for damaged in (packed[:999], packed[:-30], flipped(packed, 200), flipped(packed, 999), *opened, plain[:999]):
+        (tmp_path / "damaged.npz").write_bytes(damaged)
+        with pytest.raises(LabError, match=r"damaged, or not an .npz or .npy of plain arrays\. Write one"):
+            load_batch(tmp_path / "damaged.npz")
+
+
 def test_narrow_logits_are_read_wide():
     logits, targets = load_batch(np.asarray(jnp.ones((2, 3), jnp.bfloat16)), np.array([0, 1]))
     assert (logits.dtype, targets.dtype) == (np.float32, np.int32)
@@ -272,8 +347,6 @@ def test_budget_refuses_what_is_no_array(tmp_path):
     np.save(tmp_path / "logits.npy", np.zeros((2, 3)))
     with pytest.raises(LabError, match="give the targets too"):
         load_batch(tmp_path / "logits.npy")
-    with pytest.raises(LabError, match="from 0 to 1"):
-        gradient_budget(["nll"], np.zeros((2, 3)), np.zeros(2, int), bins=[0, 0.5])
 
 
 def test_a_gradient_that_is_infinite_leaves_no_shares():

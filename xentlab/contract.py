@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import inspect
+import operator
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
@@ -340,6 +341,21 @@ def check_setting(setting: Any, allowed: Callable[[np.ndarray], Any], message: s
     """
     if is_known(setting) and not allowed(np.asarray(setting)):
         raise LabError(message)
+
+
+def whole(number: Any, least: int, message: str) -> int:
+    """A whole number, of NumPy's or JAX's too, as Python's own. Raises `LabError` for another one, and below the least.
+
+    >>> whole(np.int64(3), 1, "so many as 3")
+    3
+    """
+    try:
+        value = operator.index(number)
+    except TypeError:
+        value = None
+    if value is None or value < least or isinstance(number, bool):
+        raise LabError(message)
+    return value
 
 
 def value_and_gradient(loss: Loss, logits: Logits, targets: Targets) -> tuple[PerToken, Logits]:

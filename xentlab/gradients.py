@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
 import jax
@@ -12,9 +12,7 @@ import numpy as np
 
 from xentlab import defaults
 from xentlab.catalogue import resolve_all
-from xentlab.contract import LabError, Loss, value_and_gradient
-from xentlab.losses.numerics import log_softmax
-from xentlab.targets import at_target
+from xentlab.contract import LabError, Loss, value_and_gradient, whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,6 +21,8 @@ Rivals = Literal["even", "one"]
 PATHS: tuple[Rivals, ...] = get_args(Rivals)
 Batch = np.ndarray | jax.Array | str | pathlib.Path  # an array, or a file of one
 BINS = (0.0, 1e-4, 1e-3, 1e-2, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
+LEAST = 1e-300  # probability of a profile: below are float64's last few digits
+ON_EDGE = 1e-6  # of p's odds: what logits in float32 leave of a p that lies on a bin's edge
 
 
 def path_logits(p: np.ndarray, vocab: int, rivals: str) -> tuple[np.ndarray, np.ndarray]:
@@ -41,7 +41,7 @@ def path_logits(p: np.ndarray, vocab: int, rivals: str) -> tuple[np.ndarray, np.
         odds = np.where(odds > 1e-12 * vocab, odds, 0.0)  # less is the rounding of 1 / p
         with np.errstate(invalid="ignore", divide="ignore"):
             z[:, 1] = np.where(odds > 0, np.log(odds), np.nan)
-            dz[:, 1] = np.where(odds > 0, -1 / (p**2 * odds), np.nan)
+            dz[:, 1] = np.where(odds > 0, -1 / (p * (p * odds)), np.nan)  # p**2 may be below float64
         z[~(odds > 0)] = np.nan
     return z, dz
 
@@ -59,7 +59,7 @@ def gradient_profile(
 ) -> pd.DataFrame:
     """A loss's value and gradient at chosen probabilities of the target, class 0, in float64 down to p = 1e-12 and below.
 
-    losses: names or callables; probabilities: in (0, 1); vocab: V >= 2; rivals: the path that p takes down.
+    losses: names or callables; probabilities: in (0, 1), from 1e-300 on; vocab: V >= 2; rivals: the path that p takes down.
     "even" moves the target's logit with the rest equal; "one" lets one rival rise and leaves the target where it is; "both".
 
     Returns one row a path, loss and p, columns loss, rivals, p, value, dvalue_dp (the total derivative along the path),
@@ -72,11 +72,12 @@ def gradient_profile(
     """
     import pandas as pd
 
-    p = np.asarray(probabilities, np.float64).reshape(-1)
-    if len(p) == 0 or not ((p > 0) & (p < 1)).all():
-        raise LabError(f"probabilities lie strictly between 0 and 1; got {list(probabilities)}.")
-    if vocab < 2:
-        raise LabError(f"a profile needs a vocabulary of at least 2; got {vocab}.")
+    p = _numbers(
+        probabilities,
+        lambda p: p.size > 0 and ((p >= LEAST) & (p < 1)).all(),
+        f"probabilities lie strictly between 0 and 1, from {LEAST:g} on",
+    ).reshape(-1)
+    vocab = whole(vocab, 2, f"a profile needs a vocabulary of at least 2; got {vocab!r}.")
     found = resolve_all(losses, vocab)
     if rivals not in (*PATHS, "both"):
         raise LabError(f"rivals is one of {', '.join(PATHS)} or both; got {rivals!r}.")
@@ -87,7 +88,8 @@ def gradient_profile(
     for name, (value, gradient) in zip(found, _values_and_gradients(found.values(), z), strict=True):
         value = np.where(unreachable, np.nan, value)
         gradient = np.where(unreachable[:, None], np.nan, gradient)  # which may not read the logits at all
-        with np.errstate(invalid="ignore"):  # of a gradient that is infinite where the path stands still
+        # Of a gradient that is infinite where the path stands still, and of a slope that is beyond float64.
+        with np.errstate(invalid="ignore", over="ignore"):
             along = np.sum(gradient * dz, axis=-1)
         frames.append(
             pd.DataFrame(
@@ -98,12 +100,23 @@ def gradient_profile(
                     "value": value,
                     "dvalue_dp": along,
                     "dvalue_dlogit": gradient[:, 0],
-                    "gradient_norm": np.linalg.norm(gradient, axis=-1),
+                    "gradient_norm": np.hypot.reduce(gradient, axis=-1),  # no square leaves float64
                 }
             )
         )
     rows = pd.concat(frames, ignore_index=True)
     return pd.concat([rows[rows.rivals == path] for path in paths], ignore_index=True)
+
+
+def _numbers(given: object, fits: Callable[[np.ndarray], bool], message: str) -> np.ndarray:
+    """Given numbers in float64. Raises `LabError` for what are none, or do not fit."""
+    try:
+        numbers = np.asarray(given, np.float64)
+    except (TypeError, ValueError):
+        numbers = None
+    if numbers is None or not fits(numbers):
+        raise LabError(f"{message}; got {np.asarray(given, object).tolist()!r}.")
+    return numbers
 
 
 def _values_and_gradients(losses: Iterable[Loss], logits: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -127,11 +140,13 @@ def gradient_budget(
     """Where a batch's gradient goes: by the probability that the model, by softmax, gave each right token.
 
     logits [..., V] and targets [...], arrays or .npy files; or one .npz that holds both as `logits` and `targets`.
-    bins: rising edges of p from 0 to 1; a token with p on an edge falls into the bin above it.
+    bins: rising edges of p from 0 to 1; a token with p on an edge, or short of it by a millionth of p / (1 - p), which is
+    rounding, falls into the bin above it. p is taken in float64, gradients in float32.
 
     Returns one row a loss and bin, columns loss, p_low, p_high, tokens, share_of_tokens, gradient (the mean length of
     dL/dz over the bin's tokens, NaN if it has none), share_of_gradient (of the lengths' sum, 0 if that is 0).
-    Raises `LabError` for shapes that do not fit, targets outside [0, V), and logits that are NaN or +inf.
+    Raises `LabError` for shapes that do not fit, targets outside [0, V), and logits that are NaN, +inf or
+    beyond float32.
 
     >>> even = np.zeros((4, 2), np.float32)
     >>> budget = gradient_budget(["nll"], even, np.zeros(4, int), bins=[0, 0.4, 1])
@@ -142,11 +157,10 @@ def gradient_budget(
 
     logits, targets = load_batch(logits, targets)
     found = resolve_all(losses, logits.shape[-1])
-    edges = np.asarray(bins, np.float64)
-    if len(edges) < 2 or edges[0] != 0 or edges[-1] != 1 or (np.diff(edges) <= 0).any():
-        raise LabError(f"bins are rising edges from 0 to 1; got {list(bins)}.")
-    p = _in_chunks(lambda z, y: jnp.exp(at_target(log_softmax(z), y)), logits, targets)
-    place = np.clip(np.searchsorted(edges, p, side="right") - 1, 0, len(edges) - 2)
+    rises = lambda edges: edges.ndim == 1 and edges.size > 1 and (edges[0], edges[-1]) == (0, 1) and (np.diff(edges) > 0).all()
+    edges = _numbers(bins, rises, "bins are rising edges from 0 to 1")
+    p = _target_probabilities(logits, targets)
+    place = np.clip(np.searchsorted(edges - ON_EDGE * edges * (1 - edges), p, side="right") - 1, 0, len(edges) - 2)
     tokens = np.bincount(place, minlength=len(edges) - 1)
     frames = []
     for name, loss in found.items():
@@ -185,22 +199,41 @@ def _gradient_norms(loss: Loss):
     return norms
 
 
-def _in_chunks(function, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """`function` of [N, V] logits and [N] targets by chunks of at most 2^23 logits; compiled once, the tail padded."""
+def _chunks(logits: np.ndarray) -> Iterator[slice]:
+    """Tokens of [N, V] logits, at most 2^23 logits at once."""
     tokens, vocab = logits.shape
     size = max(1, min(tokens, 2**23 // vocab))
+    return (slice(start, start + size) for start in range(0, tokens, size))
+
+
+def _target_probabilities(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """The softmax of [N, V] logits at [N] targets, in float64."""
+    found = []
+    for rows in _chunks(logits):
+        share = logits[rows].astype(np.float64)
+        share -= share.max(axis=-1, keepdims=True)
+        np.exp(share, out=share)
+        found.append(np.take_along_axis(share, targets[rows, None], axis=-1)[:, 0] / share.sum(axis=-1))
+    return np.concatenate(found)
+
+
+def _in_chunks(function, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """`function` of [N, V] logits in float32 and [N] targets, in chunks; compiled once, the tail padded."""
     compiled = jax.jit(function)
     parts = []
-    for start in range(0, tokens, size):
-        z, y = logits[start : start + size], targets[start : start + size]
-        missing = size - len(y)
-        z, y = np.pad(z, ((0, missing), (0, 0))), np.pad(y, (0, missing))
-        parts.append(np.asarray(compiled(jnp.asarray(z), jnp.asarray(y)))[: size - missing])
+    for rows in _chunks(logits):
+        z, y = logits[rows].astype(np.float32), targets[rows]
+        missing = rows.stop - rows.start - len(y)
+        padded = np.pad(z, ((0, missing), (0, 0))), np.pad(y, (0, missing))
+        parts.append(np.asarray(compiled(*map(jnp.asarray, padded)))[: len(y)])
     return np.concatenate(parts)
 
 
 def load_batch(logits: Batch, targets: Batch | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Logits [N, V] in float32 and targets [N] in int32 from arrays or files, checked. Raises `LabError`."""
+    """Logits [N, V] and targets [N] in int32 from arrays or files, checked. Raises `LabError`.
+
+    Logits are in float64 where they are wider than float32, though none is beyond it, else in float32.
+    """
     where = "the logits"
     if isinstance(logits, str | pathlib.Path):
         where = str(logits)
@@ -240,7 +273,8 @@ def load_batch(logits: Batch, targets: Batch | None = None) -> tuple[np.ndarray,
             f"{remedy}"
         )
     vocab = logits.shape[-1]
-    logits, targets = logits.reshape(-1, vocab).astype(np.float32), targets.reshape(-1)
+    wide = np.float64 if logits.dtype.itemsize > 4 else np.float32
+    logits, targets = logits.reshape(-1, vocab).astype(wide), targets.reshape(-1)
     bad = np.flatnonzero((targets < 0) | (targets >= vocab))
     if len(bad):
         raise LabError(
@@ -250,6 +284,14 @@ def load_batch(logits: Batch, targets: Batch | None = None) -> tuple[np.ndarray,
     broken = np.flatnonzero(np.isnan(logits).any(-1) | np.isposinf(logits).any(-1) | np.isneginf(logits).all(-1))
     if len(broken):
         raise LabError(f"logits must not be NaN or +inf, nor all -inf; they are at token {broken[0]} ({len(broken)} such).")
+    most = float(np.finfo(np.float32).max)
+    beyond = np.argwhere(np.isfinite(logits) & (np.abs(logits) > most)) if wide is np.float64 else ()
+    if len(beyond):
+        token, place = beyond[0]
+        raise LabError(
+            f"gradients are taken in float32, which holds no logit of {logits[token, place]:g}, at token {token}: give logits "
+            f"from {-most:.2g} to {most:.2g}, and -inf for what is impossible."
+        )
     return logits, targets.astype(np.int32)
 
 
@@ -258,10 +300,12 @@ def _load(path: pathlib.Path):
         what = f"{path} is a folder" if path.is_dir() else f"no file {path}"
         raise LabError(f"{what}. Logits come as .npz (logits, targets) or .npy.")
     try:
-        loaded = np.load(path, allow_pickle=False)
-        return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
-    except (ValueError, OSError, EOFError) as error:
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
+    except Exception as error:  # of damage each of NumPy, zipfile, zlib and Python's parser has its own
         # NumPy's own words would recommend to load it unsafely.
         raise LabError(
-            f"{path} is not an .npz or .npy of plain arrays. Write one with numpy.savez(file, logits=..., targets=...)."
+            f"{path} is damaged, or not an .npz or .npy of plain arrays. Write one with numpy.savez(file, logits=..., "
+            "targets=...)."
         ) from error
