@@ -253,6 +253,15 @@ def test_settings_by_place_are_settings():
     assert xentlab.contract.settings_of(functools.partial(inner, 4.0)) == {"a": 3.0, "b": 4.0}
 
 
+def test_a_claim_that_fails_is_told():
+    """Of a setting the loss has a default, and the claim has none."""
+    claimed = xentlab.loss(low_p_one=lambda vocab, *, gamma: gamma)(
+        lambda logits, targets, *, gamma=1.0: gamma * logits[..., 0]
+    )
+    with pytest.raises(LabError, match=r"low_p_one fails at a vocabulary of 4: TypeError: .*'gamma'\. It is a number, or"):
+        xentlab.contract.low_p_claim(claimed, "one", 4)
+
+
 def test_targets_of_the_wrong_shape_say_so():
     with pytest.raises(LabError, match="class indices, not one-hot"):
         xentlab.at_target(jnp.zeros((2, 3)), jnp.zeros((2, 3), jnp.int32))

@@ -56,6 +56,14 @@ def test_gradients_say_where_a_loss_is_no_number(mine, tmp_path, capsys):
     assert "bent is no number at p = 0.95, 0.9: `xentlab audit` says more." in err
 
 
+def test_a_budget_says_why_a_loss_has_no_shares(capsys):
+    np.savez("masked.npz", logits=np.array([[0, -np.inf], [0, 3]]), targets=np.array([0, 1]))
+    line = ("budget", "masked.npz", "--losses", "nll", "mse_logits", "--bins", 0, 0.5, 0.99, 1, "--format", "csv")
+    err = in_process(capsys, *line)[2]
+    assert "mse_logits has no shares: its gradient is infinite or no number in the bins from p = 0.99, as a" in err
+    assert "nll" not in err
+
+
 def test_gradients_say_what_one_rival_cannot_reach_and_only_then(capsys):
     for p, said in ((0.06, False), (0.07, True)):
         line = ("gradients", "--losses", "nll", "--rivals", "one", "--vocab", 16, "--probabilities", p, "--format", "csv")
@@ -189,6 +197,9 @@ def test_show_tells_facts_and_place(mine, capsys):
     code = "import functools\nfrom mine import my_loss\nloss = functools.partial(lambda a, z, y: a * my_loss(z, y), 2.0)"
     pathlib.Path("first.py").write_text(code)
     assert json.loads(in_process(capsys, "show", "first.py:loss", "--format", "json")[1])[0]["settings"] == "a=2.0"
+    pathlib.Path("open.py").write_text("from mine import my_loss\ndef loss(z, y, *, a=1, **more): return my_loss(z, y)")
+    for name, settings in (("open.py:loss", "a=1"), ("open.py:loss(b=3)", "a=1, b=3")):
+        assert json.loads(in_process(capsys, "show", name, "--format", "json")[1])[0]["settings"] == settings
     own = in_process(capsys, "show", "./mine.py:my_loss")[1]
     assert "mine.py:3" in own
     assert "default settings" not in in_process(capsys, "show", "./mine.py:scaled(by=2.0)")[1]  # none were declared

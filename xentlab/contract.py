@@ -293,6 +293,8 @@ def link_of(loss: Loss) -> Callable[[Logits], Logits]:
 def low_p_claim(loss: Loss, rivals: Literal["even", "one"], vocab: int) -> float | None:
     """The claimed limit of |dL/dz_y| as p_y -> 0 on a path, at a vocabulary and the loss's own settings; None if no one claims.
 
+    Raises `LabError` where a claim that is a function fails.
+
     >>> @loss(low_p_even=lambda vocab, *, scale=1.0: scale * (vocab - 1))
     ... def many(logits, targets, *, scale=1.0): ...
     >>> low_p_claim(functools.partial(many, scale=2.0), "even", 4)
@@ -301,8 +303,14 @@ def low_p_claim(loss: Loss, rivals: Literal["even", "one"], vocab: int) -> float
     claim = getattr(facts_of(loss), f"low_p_{rivals}")
     if not callable(claim):
         return claim
-    known = inspect.signature(claim).parameters
-    return claim(vocab, **{key: value for key, value in settings_of(loss).items() if key in known})
+    try:
+        known = inspect.signature(claim).parameters
+        return claim(vocab, **{key: value for key, value in settings_of(loss).items() if key in known})
+    except FAILURES as error:
+        raise LabError(
+            f"{name_of(loss)}'s low_p_{rivals} fails at a vocabulary of {vocab}: {type(error).__name__}: {error}. It is a "
+            "number, or a function of vocab and of settings that have the loss's defaults."
+        ) from error
 
 
 def check_link(loss: Loss, vocab: int = 5) -> None:

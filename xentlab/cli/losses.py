@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import math
 import sys
 import time
 from typing import Any
@@ -63,13 +64,13 @@ def _facts(name: str, loss: Any) -> dict[str, Any]:
     (function, places, _), facts = unwrapped(loss), facts_of(loss)
     parameters = list(inspect.signature(function).parameters.values())
     del parameters[len(places) : len(places) + 2]  # the logits and the targets
-    bound = settings_of(loss)
+    settings = {p.name: p.default for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)} | settings_of(loss)
     package, _, family = getattr(function, "__module__", "").rpartition(".")
 
     return {
         "loss": name,
         "family": family if package == "xentlab.losses" else "",
-        "settings": ", ".join(f"{p.name}={bound.get(p.name, p.default)}" for p in parameters),
+        "settings": ", ".join(f"{name}={value}" for name, value in settings.items()),
         "formula": facts.formula,
         "gradient": facts.gradient,
         "link": facts.link_name,
@@ -111,6 +112,14 @@ def run_budget(command: Budget) -> None:
     begun = time.perf_counter()
     frame = gradient_budget(command.losses, command.file, command.targets, command.bins or BINS)
     finish(command, {"budgets": frame}, "budgets", begun)
+    for loss, rows in frame.groupby("loss", sort=False):
+        if rows.share_of_gradient.isna().all():
+            where = ", ".join(f"{p:g}" for p in rows.p_low[(rows.tokens > 0) & ~(rows.gradient < math.inf)])
+            print(
+                f"{loss} has no shares: its gradient is infinite or no number in the bins from p = {where}, as a logit of -inf "
+                "may make it: `xentlab audit` says more.",
+                file=sys.stderr,
+            )
 
 
 def run_plan(command: Plan) -> None:
