@@ -5,6 +5,7 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -52,9 +53,16 @@ def test_a_chain_that_hardly_mixes_has_its_long_run():
     np.testing.assert_allclose(source.stationary, trees / trees.sum(), rtol=1e-12)
 
 
-def test_a_chain_that_falls_apart_is_told():
-    with pytest.raises(LabError, match=r"falls into parts that it never leaves\. Take an exponent below 900"):
-        _ = MarkovSource(vocab=4, exponent=900.0, seed=1).stationary
+@pytest.mark.parametrize(
+    ("exponent", "seed", "message"),
+    [
+        (2000.0, 1, r"falls into parts that it never leaves\. Take an exponent below 2000"),
+        (900.0, 11, r"products of probabilities that are 0 in float64\. Take an exponent below 900"),
+    ],
+)
+def test_a_chain_that_falls_apart_is_told(exponent, seed, message):
+    with pytest.raises(LabError, match=message):
+        _ = MarkovSource(vocab=4, exponent=exponent, seed=seed).stationary
 
 
 def _leads_to(root, place, step):
@@ -116,11 +124,48 @@ def test_same_seed_same_tokens():
         ({"tokens": 5}, "at least 10"),
         ({"seed": -1}, "a seed is a whole number from 0 to 4294967295; got -1"),
         ({"seed": 2**32}, "from 0 to 4294967295"),
+        ({"vocab": 4.0}, "vocab >= 2 and order >= 1, whole numbers; got 4.0 and 1"),
+        ({"vocab": "4"}, "whole numbers; got '4' and 1"),
+        ({"order": 1.0}, "whole numbers; got 32 and 1.0"),
+        ({"order": True}, "whole numbers; got 32 and True"),
+        ({"seed": 1.5}, "a seed is a whole number .*; got 1.5"),
+        ({"tokens": 10.5}, "at least 10; got 10.5"),
+        ({"exponent": "a"}, "an exponent is a finite number; got 'a'"),
+        ({"exponent": float("nan")}, "a finite number; got nan"),
+        ({"exponent": float("inf")}, "a finite number; got inf"),
+        ({"exponent": jnp.ones(2)}, "a finite number; got Array"),
     ],
 )
-def test_markov_refuses(arguments, message):
+def test_markov_refuses(arguments, message, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(LabError, match=message):
         MarkovSource(**arguments)
+
+
+def test_numbers_of_arrays_are_pythons_own(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    given = MarkovSource(np.int64(4), jnp.int32(1), jnp.float32(1), np.uint8(3), jnp.array(100))
+    assert given == MarkovSource(4, 1, 1.0, 3, 100)
+    assert {type(value) for value in given.describe().values()} == {str, int, float}
+    assert len(given.split("train")) == 80
+
+
+def test_a_chain_that_ends_in_one_part_has_its_long_run_there():
+    """Where probabilities are 0 in float64: the third context leads to the first, and that to the second."""
+    ends = MarkovSource(vocab=3, exponent=2000, seed=59)
+    assert ends.table.tolist() == [[0, 1, 0], [0, 1, 0], [1, 0, 0]]
+    assert ends.stationary.tolist() == [0, 1, 0]
+    assert set(ends.split("train").tolist()) == {1}
+    assert ends.entropy_rate == 0
+
+
+@pytest.mark.parametrize("table", [np.eye(2)[[0, 1] * 1024], np.eye(2)[[0, 1] * 512]])
+def test_a_chain_of_two_ends_has_no_long_run_of_its_own(table):
+    """Of all zeros it stays there, and of all ones; power iteration would say where it began."""
+    source = MarkovSource(vocab=2, order=len(table).bit_length() - 1)
+    vars(source)["table"] = table
+    with pytest.raises(LabError, match="in float64 this chain falls into parts that it never leaves"):
+        _ = source.stationary
 
 
 def test_parts_are_the_text_in_order_and_do_not_overlap():
@@ -196,6 +241,8 @@ def test_a_folder_is_read_in_the_order_of_names(tmp_path):
         (b"a" * 2000 + b"\xe9t\xe9", "not UTF-8: byte 2000 is 0xe9.*iconv -f latin1"),
         (("é" * 2000).encode("utf-16"), "not UTF-8: byte 0 is 0xff.*iconv -f utf-16"),
         (b"\xfe\xff" + ("é" * 2000).encode("utf-16-be"), "not UTF-8: byte 0 is 0xfe.*iconv -f utf-16"),
+        (("é" * 2000).encode("utf-32"), "not UTF-8: byte 0 is 0xff.*iconv -f utf-32"),
+        (b"\0\0\xfe\xff" + ("é" * 2000).encode("utf-32-be"), "not UTF-8: byte 2 is 0xfe.*iconv -f utf-32"),
     ],
 )
 def test_what_is_no_text_is_refused(tmp_path, content, message):
@@ -213,11 +260,15 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
 
 
 def test_other_refusals(tmp_path, prose, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     (tmp_path / "none").mkdir()
     with pytest.raises(LabError, match="no files in it"):
         Text(tmp_path / "none")
-    with pytest.raises(LabError, match="bpe_vocab > 256"):
-        Text(prose, "bpe", bpe_vocab=256)
+    for size in (256, 300.5, "300"):
+        with pytest.raises(LabError, match=f"bpe_vocab > 256, a whole number; got {size!r}"):
+            Text(prose, "bpe", bpe_vocab=size)
+    with pytest.raises(LabError, match="the path of a UTF-8 file or of a folder of them; got 5"):
+        Text(5)
     with pytest.raises(LabError, match="train, validation, test"):
         Text(prose).split("dev")
     real = builtins.__import__

@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, Key
 
-from xentlab.contract import LabError
+from xentlab.contract import LabError, whole
 from xentlab.sources.source import part_of
 
 # The greatest table that MarkovSource makes, in probabilities: 64 MiB of float32.
@@ -25,6 +26,31 @@ def _long_run(moves: np.ndarray) -> np.ndarray:
     for place in range(1, len(moves)):
         share[place] = share[:place] @ left[:place, place]
     return share / share.sum()
+
+
+def _ends_in(later: np.ndarray, table: np.ndarray) -> np.ndarray | None:
+    """The one part that a chain comes to and never leaves, as a mask [n], of the contexts `later` [n, V] that each leads to.
+
+    None if there are several: how often it comes to which is not the chain's own.
+    """
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import connected_components
+
+    begun, token = np.nonzero(table)
+    ended = later[begun, token]
+    count, part = connected_components(csr_array((np.ones(len(begun)), (begun, ended)), (len(table),) * 2), connection="strong")
+    last = np.setdiff1d(np.arange(count), part[begun][part[begun] != part[ended]])
+    return part == last[0] if len(last) == 1 else None
+
+
+def _finite(exponent: object) -> float:
+    try:
+        value = float(exponent) if hasattr(exponent, "__float__") else math.nan
+    except (TypeError, OverflowError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise LabError(f"an exponent is a finite number; got {exponent!r}.")
+    return value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,17 +77,24 @@ class MarkovSource:
     token_bytes: None = None
 
     def __post_init__(self):
-        if self.vocab < 2 or self.order < 1:
-            raise LabError(f"a Markov source needs vocab >= 2 and order >= 1; got {self.vocab} and {self.order}.")
+        context = f"a Markov source needs vocab >= 2 and order >= 1, whole numbers; got {self.vocab!r} and {self.order!r}."
+        seed = f"a seed is a whole number from 0 to {2**32 - 1}; got {self.seed!r}."
+        known = {
+            "vocab": whole(self.vocab, 2, context),
+            "order": whole(self.order, 1, context),
+            "exponent": _finite(self.exponent),
+            "seed": whole(self.seed, 0, seed),
+            "tokens": whole(self.tokens, 10, f"tokens, split into three, are at least 10; got {self.tokens!r}."),
+        }
+        for name, value in known.items():  # Python's own, which have a hash
+            object.__setattr__(self, name, value)
         if self.vocab ** (self.order + 1) > MAX_TABLE:
             raise LabError(
                 f"a law over {self.vocab}^{self.order} contexts has {self.vocab}^{self.order + 1} probabilities, more than "
                 f"{MAX_TABLE:.1e}. Take a smaller vocabulary or order."
             )
-        if not 0 <= self.seed < 2**32:
-            raise LabError(f"a seed is a whole number from 0 to {2**32 - 1}; got {self.seed}.")
-        if self.tokens < 10:
-            raise LabError(f"{self.tokens} tokens are too few to split into three; ask for at least 10.")
+        if self.seed >= 2**32:
+            raise LabError(seed)
 
     @functools.cached_property
     def table(self) -> Float[np.ndarray, "contexts vocab"]:
@@ -90,20 +123,24 @@ class MarkovSource:
         """How often each context occurs in the long run, in float64, [contexts].
 
         Of up to 1,024 contexts by elimination without a subtraction (Grassmann, Taksar & Heyman 1985), which is right for a
-        chain that hardly ever leaves a part of its contexts too; of more by power iteration, and raises `LabError` where
-        that does not settle, or falls apart.
+        chain that hardly ever leaves a part of its contexts too; of more by power iteration. Raises `LabError` where that does
+        not settle, and where the chain falls apart: float64 has no probability below 1e-323.
         """
         count = self.vocab**self.order
+        later = np.arange(count)[:, None] % self.vocab ** (self.order - 1) * self.vocab + np.arange(self.vocab)
+        inside = np.ones(count, bool) if self.table.all() else _ends_in(later, self.table)
+        remedy = f"Take an exponent below {self.exponent:g}."
+        if inside is None:
+            raise LabError(f"in float64 this chain falls into parts that it never leaves. {remedy}")
+        share = inside / inside.sum()
         if count <= ELIMINATED:
             moves = np.zeros((count, count))
-            places = np.arange(count)[:, None] % self.vocab ** (self.order - 1) * self.vocab + np.arange(self.vocab)
-            np.put_along_axis(moves, places, self.table, axis=1)
+            np.put_along_axis(moves, later, self.table, axis=1)
             with np.errstate(all="ignore"):
-                found = _long_run(moves)
-            if np.isfinite(found).all():
-                return found
-            raise LabError(f"this chain falls into parts that it never leaves. Take an exponent below {self.exponent:g}.")
-        share = np.full(count, 1 / count)
+                share[inside] = _long_run(moves[np.ix_(inside, inside)])
+            if np.isfinite(share).all():
+                return share
+            raise LabError(f"this chain's long run is of products of probabilities that are 0 in float64. {remedy}")
         for _ in range(10_000):
             moved = np.einsum("ab,abc->bc", share.reshape(self.vocab, -1), self.table.reshape(self.vocab, -1, self.vocab))
             moved = moved.reshape(-1) / moved.sum()

@@ -4,16 +4,22 @@ import codecs
 import dataclasses
 import functools
 import hashlib
+import os
 import pathlib
 from typing import Literal
 
 import numpy as np
 
 from xentlab import defaults
-from xentlab.contract import LabError
+from xentlab.contract import LabError, whole
 from xentlab.sources.source import PARTS, part_of
 
 PIECE = 100_000  # characters of a long text, which the tokenizer takes one at a time
+# By the bytes that a file begins with: UTF-32's first, which begin with UTF-16's.
+MARKS = {
+    (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE): "utf-32",
+    (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE): "utf-16",
+}
 
 
 @functools.cache
@@ -37,6 +43,8 @@ def read_text(path: str | pathlib.Path) -> str:
 
     Without the byte order mark that some editors begin a file with: it is no text.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise LabError(f"a text is given as the path of a UTF-8 file or of a folder of them; got {path!r}.")
     path = pathlib.Path(path).expanduser()
     if path.is_dir():
         try:
@@ -56,7 +64,7 @@ def read_text(path: str | pathlib.Path) -> str:
             texts.append(file.read_bytes().decode("utf-8").removeprefix("\ufeff"))
         except UnicodeDecodeError as error:
             found, at = error.object, error.start
-            encoding = "utf-16" if found.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "latin1"
+            encoding = next((name for marks, name in MARKS.items() if found.startswith(marks)), "latin1")
             raise LabError(
                 f"{file} is not UTF-8: byte {at} is {found[at]:#04x}. "
                 f"Convert it first (iconv -f {encoding} -t utf-8), or leave it out of the folder."
@@ -92,8 +100,9 @@ class Text:
     def __post_init__(self):
         if self.tokenizer not in ("bytes", "bpe"):
             raise LabError(f"a tokenizer is bytes or bpe; got {self.tokenizer!r}.")
-        if self.tokenizer == "bpe" and self.bpe_vocab <= 256:
-            raise LabError(f"a byte-level BPE has 256 bytes and at least one merge: bpe_vocab > 256; got {self.bpe_vocab}.")
+        if self.tokenizer == "bpe":
+            least = "a byte-level BPE has 256 bytes and at least one merge: bpe_vocab > 256, a whole number; got "
+            object.__setattr__(self, "bpe_vocab", whole(self.bpe_vocab, 257, f"{least}{self.bpe_vocab!r}."))
         if not self.text.strip():
             raise LabError(f"{self.path} is empty. Give a text of some thousand characters.")
         if len(self.text) < 1000:
