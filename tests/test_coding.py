@@ -89,8 +89,19 @@ def test_a_damaged_file_is_an_error(coded):
 
 def test_bad_input_is_refused(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    with pytest.raises(LabError, match="tokens to code are integers; got float64"):
+    with pytest.raises(LabError, match=r"tokens to code are integers \[N\]; got float64 \[12000\]"):
         encode(bigram, TOKENS.astype(float), 5)
+    with pytest.raises(LabError, match=r"\[N\]; got int32 \[6000, 2\]"):
+        encode(bigram, TOKENS.reshape(-1, 2), 5)
+    for setting, message in (
+        ({"vocab": 1}, "vocab >= 2; got 1"),
+        ({"vocab": "5"}, "vocab >= 2; got '5'"),
+        ({"window": 0}, "at least 1; got 0"),
+        ({"window": 2.0}, "at least 1; got 2.0"),
+        ({"lanes": 0}, "at least 1; got 0"),
+    ):
+        with pytest.raises(LabError, match=message):
+            encode(bigram, **({"tokens": TOKENS * 0, "vocab": 5} | setting))
     with pytest.raises(LabError, match="got -1 to 4"):
         encode(bigram, np.arange(-1, 5).repeat(10), 5)
     with pytest.raises(LabError, match=r"must lie in \[0, 5\); got 0 to 5"):
@@ -103,7 +114,8 @@ def test_bad_input_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "change", [{"tokens": 799}, {"lanes": 0}, {"window": 0}, {"tokens": -5}, {"vocab": 4}, {"payload_sha256": None}]
+    "change",
+    [{"tokens": 799}, {"lanes": 0}, {"window": 0}, {"tokens": -5}, {"vocab": 4}, {"vocab": 1}, {"payload_sha256": None}],
 )
 def test_another_head_is_an_error_and_never_garbage(change):
     always = lambda tokens: np.broadcast_to(np.float32([0.5, 0.25, 0.25]), (*tokens.shape, 3))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from xentlab import metrics
+from xentlab import LabError, metrics
 
 
 def test_calibration_error_by_hand():
@@ -14,6 +14,8 @@ def test_calibration_error_by_hand():
     correct = np.array([1, 1, 1, 0])
     assert metrics.expected_calibration_error(confidence, correct) == pytest.approx((0.1 + 0.1) / 4)
     assert metrics.expected_calibration_error(np.ones(3), np.ones(3)) == 0
+    with pytest.raises(LabError, match="at least one; got none"):
+        metrics.expected_calibration_error(np.zeros(0), np.zeros(0))
 
 
 def test_calibration_error_is_a_mean_over_bins_and_not_over_tokens():

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float, Integer
 
-from xentlab.contract import LabError
+from xentlab.contract import LabError, whole
 
 # windows of token ids [L, T] -> the probability of the token that follows each position [L, T, V]
 Predict = Callable[[np.ndarray], np.ndarray]
@@ -36,8 +36,8 @@ def encode(predict: Predict, tokens: Tokens, vocab: int, window: int = 32, lanes
     """Codes tokens [N] with a model's predictions; the model reads windows of `window` tokens, as in training.
 
     The text is cut into `lanes` that are coded side by side; each lane's first token is coded as one of `vocab`, the rest
-    by `predict`. Raises `LabError` for tokens that do not lie in [0, vocab), too few of them, and predictions that are no
-    distributions.
+    by `predict`. Raises `LabError` for tokens that do not lie in [0, vocab), too few of them, a vocabulary of one, and
+    predictions that are no distributions.
 
     >>> always = lambda tokens: np.broadcast_to(np.float32([0.5, 0.25, 0.25]), (*tokens.shape, 3))
     >>> coded = encode(always, np.zeros(800, np.int32), vocab=3)
@@ -47,10 +47,13 @@ def encode(predict: Predict, tokens: Tokens, vocab: int, window: int = 32, lanes
     np.True_
     """
     tokens = np.asarray(tokens)
+    if tokens.dtype.kind not in "iu" or tokens.ndim != 1:
+        raise LabError(f"tokens to code are integers [N]; got {tokens.dtype} {list(tokens.shape)}.")
+    vocab = whole(vocab, 2, f"tokens are coded as some of at least two: vocab >= 2; got {vocab!r}.")
+    window = whole(window, 1, f"a window is a whole number of tokens, at least 1; got {window!r}.")
+    lanes = whole(lanes, 1, f"lanes are a whole number of at least 1; got {lanes!r}.")
     if len(tokens) < 2 * lanes:
         raise LabError(f"{len(tokens)} tokens are too few to code in {lanes} lanes; give at least {2 * lanes}.")
-    if tokens.dtype.kind not in "iu":
-        raise LabError(f"tokens to code are integers; got {tokens.dtype}.")
     if tokens.min() < 0 or tokens.max() >= vocab:
         raise LabError(f"tokens to code must lie in [0, {vocab}); got {tokens.min()} to {tokens.max()}.")
     import constriction
@@ -87,7 +90,7 @@ def decode(predict: Predict, file: bytes) -> Tokens:
         shape = {key: int(head[key]) for key in ("tokens", "vocab", "window", "lanes")}
         digests = head["payload_sha256"], head["probabilities_sha256"]
         count, vocab, window, lanes = shape.values()
-        known = head["format"] == MAGIC and newline and min(shape.values()) > 0 and count >= 2 * lanes
+        known = head["format"] == MAGIC and newline and min(shape.values()) > 0 and vocab > 1 and count >= 2 * lanes
     except (ValueError, KeyError, TypeError):
         known = False
     if not known:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, Shaped
 
+from xentlab.contract import LabError
 from xentlab.targets import at_target
 
 # Shares of the uniform that a prediction may be mixed with. A sparse link gives some tokens probability 0, where a code
@@ -105,10 +106,14 @@ def expected_calibration_error(
 ) -> float:
     """Mean gap between confidence and accuracy over equal bins of confidence, weighted by tokens. Guo et al. 2017, eq. 3.
 
+    Raises `LabError` where there are none.
+
     >>> expected_calibration_error(np.array([0.9, 0.9]), np.array([1.0, 0.0]))  # 0.9 sure, half right
     0.4
     """
     rows = reliability(confidence, correct, bins)
+    if not rows:
+        raise LabError("a calibration error is a mean over tokens, at least one; got none.")
     return sum(row["tokens"] * abs(row["accuracy"] - row["confidence"]) for row in rows) / np.size(confidence)
 
 
