@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xentlab import LOSSES, cross_entropy
+from xentlab import LOSSES, cross_entropy, facts_of
 from xentlab.information import cross_entropy as expected_news
 from xentlab.information import weighted_mean
 from xentlab.linear import linear_loss
@@ -112,6 +112,20 @@ def test_at_the_edge_of_a_setting_a_term_is_gone():
         found, exact = LOSSES[name](masked, jnp.array(1), **settings), LOSSES["nll"](masked, jnp.array(1))
         np.testing.assert_allclose(found, exact, rtol=1e-6, err_msg=name)
     assert LOSSES["mixce"](masked, jnp.array(2), eta=0.0) == 0
+
+
+@pytest.mark.parametrize("height", [1e4, -1e4])
+def test_a_prior_counts_beside_great_logits(height):
+    """log(4 * (1 + 1/2 + ... + 1/11)); and where the greatest logit's class is impossible, by its prior, of (1, 3) / 4."""
+    adjusted = LOSSES["logit_adjusted"]
+    value, gradient = jax.value_and_grad(adjusted)(jnp.full(11, height), jnp.array(3))
+    prior = 1 / np.arange(1, 12) / (1 / np.arange(1, 12)).sum()
+    np.testing.assert_allclose(value, -np.log(prior[3]), rtol=2e-7)
+    np.testing.assert_allclose(gradient, prior - np.eye(11)[3], rtol=1e-6)
+    link = facts_of(adjusted).link(jnp.full(11, height))
+    np.testing.assert_allclose(link, prior, rtol=1e-6)
+    led = jnp.array([3e4, height, height])
+    np.testing.assert_allclose(adjusted(led, jnp.array(1), prior=(0.0, 0.25, 0.75)), np.log(4), rtol=1e-6)
 
 
 def test_a_share_of_0_has_its_derivative():

@@ -69,7 +69,10 @@ def _with_prior(logits, prior):
     prior = zipf_prior(vocab, dtype) if prior is None else jnp.asarray(prior, dtype)
     if prior.shape != (vocab,):
         raise LabError(f"logit_adjusted needs one prior a class: the vocabulary is {vocab}, the prior {prior.shape}.")
-    return logits + jnp.broadcast_to(jnp.log(prior).astype(jnp.result_type(logits)), logits.shape)
+    log_prior = jnp.broadcast_to(jnp.log(prior).astype(jnp.result_type(logits)), logits.shape)
+    # Beside a logit of 1e4 a log prior is rounded away: they meet at 0, where the greatest of the possible classes lies.
+    top = jnp.max(jnp.where(log_prior > -jnp.inf, logits, -jnp.inf), axis=-1, keepdims=True)
+    return logits - jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0)) + log_prior
 
 
 def _adjusted_link(logits, *, prior=None):
