@@ -112,7 +112,9 @@ def program(
     parameters, rest = _parted(make, source.vocab)
     if recipe.has_own_optimizer:
         recipe.check_optimizer(parameters)
-    link, spread = link_of(loss), Spread(mesh, recipe.batch, source.vocab)
+    spread = Spread(mesh, recipe.batch, source.vocab)
+    step = _trainer(loss, recipe, rest, spread)
+    validated = _validator(link_of(loss), recipe, rest, held_out, source.vocab)
 
     def begin(rate, seed):
         arrays = eqx.filter(make(source.vocab, jax.random.key(seed)), eqx.is_inexact_array)
@@ -128,44 +130,6 @@ def program(
         for start in recipe.starts:
             drawn = {seed: rng.integers(len(tokens) - recipe.window, size=size, dtype=np.int32) for seed, rng in of.items()}
             yield np.int32(start), np.stack([drawn[seed] for seed in seeds])
-
-    def objective(arrays, tokens, targets):
-        trained = eqx.combine(arrays, rest)
-        if recipe.head == "naive":
-            return weighted_mean(loss(logits(trained, tokens), targets))[0]
-        return linear_loss(trained.hidden(tokens), trained.weight, targets, loss=loss, mesh=spread.within)
-
-    def step(rate, state, index, batch):
-        arrays, optimizer_state, diverged_at = state
-        tokens, targets = map(spread.batch, batch)
-        value, gradient = jax.value_and_grad(objective)(arrays, tokens, targets)
-        updates, optimizer_state = recipe.transformation(rate).update(gradient, optimizer_state, arrays)
-        diverged_at = jnp.where(jnp.isfinite(value) | (diverged_at >= 0), diverged_at, index)
-        return (optax.apply_updates(arrays, updates), optimizer_state, diverged_at), value
-
-    # Once a block, for each step would take two more passes over all that is learned.
-    def stopped(arrays, optimizer_state, diverged_at, before, last):
-        sound = jnp.isfinite(optax.tree.norm(arrays))
-        diverged_at = jnp.where(sound | (diverged_at >= 0), diverged_at, last)
-        kept = jax.tree.map(lambda new, old: jnp.where(diverged_at < 0, new, old), arrays, before)
-        return kept, optimizer_state, diverged_at
-
-    def validated(state):
-        arrays, _, diverged_at = state
-
-        def right(window):
-            predictions = link(logits(eqx.combine(arrays, rest), window[None, :-1]))
-            return jnp.take_along_axis(predictions[0], window[1:, None], axis=-1)[:, 0]
-
-        # As many windows at a time as a step has: a large vocabulary's [all tokens, V] would be what needs the most memory.
-        each = smoothed_nll(jax.lax.map(right, held_out, batch_size=min(recipe.batch, len(held_out))), source.vocab)
-        return jnp.where(diverged_at >= 0, jnp.nan, jnp.min(each)), jnp.argmin(each).astype(jnp.int32)
-
-    def mapped(each, *runs):
-        if len(jax.tree.leaves(runs)[0]) > 1:
-            return jax.vmap(each, spmd_axis_name=spread.across)(*runs)
-        # A vmap of one would still batch every product.
-        return jax.tree.map(lambda leaf: leaf[None], each(*jax.tree.map(lambda leaf: leaf[0], runs)))
 
     # It runs once: compiling it well takes longer than it does.
     @functools.partial(jax.jit, compiler_options=quickly(1))
@@ -185,18 +149,74 @@ def program(
             before = state[0]
             state, values = jax.lax.scan(body, state, (indices, (stream[read], answers[read + 1])))
             done = jnp.minimum(recipe.steps - start, recipe.steps_a_block)
-            state = stopped(*state, before, start + done - 1)
+            state = _stopped(*state, before, start + done - 1)
             return state, jnp.where(state[-1] >= 0, jnp.nan, jnp.sum(values) / done.astype(values.dtype))
 
-        states, train_loss = mapped(advance, rates, states, places)
+        states, train_loss = _mapped(spread, advance, rates, states, places)
         return spread.states(states), spread.everywhere(train_loss)
 
     # By itself: other losses of the same link share it, once JAX keeps what it compiled.
     @jax.jit
     def measure(states):
-        return spread.everywhere(mapped(validated, states))
+        return spread.everywhere(_mapped(spread, validated, states))
 
     return Program(first, draws, block, measure, rest, spread)
+
+
+def _trainer(loss: Loss, recipe: Recipe, rest: Any, spread: Spread) -> Callable:
+    """A function (rate, state, step's number, (tokens, targets)) -> the state a step on, and the loss; rest: as of `Program`."""
+
+    def objective(arrays, tokens, targets):
+        trained = eqx.combine(arrays, rest)
+        if recipe.head == "naive":
+            return weighted_mean(loss(logits(trained, tokens), targets))[0]
+        return linear_loss(trained.hidden(tokens), trained.weight, targets, loss=loss, mesh=spread.within)
+
+    def step(rate, state, index, batch):
+        arrays, optimizer_state, diverged_at = state
+        tokens, targets = map(spread.batch, batch)
+        value, gradient = jax.value_and_grad(objective)(arrays, tokens, targets)
+        updates, optimizer_state = recipe.transformation(rate).update(gradient, optimizer_state, arrays)
+        diverged_at = jnp.where(jnp.isfinite(value) | (diverged_at >= 0), diverged_at, index)
+        return (optax.apply_updates(arrays, updates), optimizer_state, diverged_at), value
+
+    return step
+
+
+def _stopped(arrays, optimizer_state, diverged_at, before, last):
+    """The state after a block, with the parameters from before it where it diverged.
+
+    Once a block, for each step would take two more passes over all that is learned.
+    """
+    sound = jnp.isfinite(optax.tree.norm(arrays))
+    diverged_at = jnp.where(sound | (diverged_at >= 0), diverged_at, last)
+    kept = jax.tree.map(lambda new, old: jnp.where(diverged_at < 0, new, old), arrays, before)
+    return kept, optimizer_state, diverged_at
+
+
+def _validator(link: Callable, recipe: Recipe, rest: Any, held_out: Any, vocab: int) -> Callable:
+    """A function of a state -> the validation NLL at the best share of the uniform, and that share's place."""
+
+    def validated(state):
+        arrays, _, diverged_at = state
+
+        def right(window):
+            predictions = link(logits(eqx.combine(arrays, rest), window[None, :-1]))
+            return jnp.take_along_axis(predictions[0], window[1:, None], axis=-1)[:, 0]
+
+        # As many windows at a time as a step has: a large vocabulary's [all tokens, V] would be what needs the most memory.
+        each = smoothed_nll(jax.lax.map(right, held_out, batch_size=min(recipe.batch, len(held_out))), vocab)
+        return jnp.where(diverged_at >= 0, jnp.nan, jnp.min(each)), jnp.argmin(each).astype(jnp.int32)
+
+    return validated
+
+
+def _mapped(spread: Spread, each: Callable, *runs: Any) -> Any:
+    """A function of one run over all that a call takes."""
+    if len(jax.tree.leaves(runs)[0]) > 1:
+        return jax.vmap(each, spmd_axis_name=spread.across)(*runs)
+    # A vmap of one would still batch every product.
+    return jax.tree.map(lambda leaf: leaf[None], each(*jax.tree.map(lambda leaf: leaf[0], runs)))
 
 
 def _parted(make: Callable, vocab: int) -> tuple[Any, Any]:
