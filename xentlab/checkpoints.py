@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from xentlab import hosts
 from xentlab.contract import LabError
 
+LAST = 2  # checkpoints of a grid that are kept
 HALF_WRITTEN = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is not whole yet
 # What a system refuses now and may grant later: no damage.
 PASSING = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
@@ -38,19 +39,17 @@ class Stopped(KeyboardInterrupt):
 class Checkpoints:
     """Where a race keeps its grids, and when.
 
-    folder; every: seconds, at least, between two checkpoints of a grid, besides the one at its end; keep: how many of a grid's
-    last ones; stop: set from elsewhere, it lets the block in hand end, keeps it, and raises `Stopped`; say: is told of damage.
+    folder; every: seconds, at least, between two checkpoints of a grid, besides the one at its end; stop: set from elsewhere,
+    it lets the block in hand end, keeps it, and raises `Stopped`.
     """
 
     folder: pathlib.Path
     every: float = 10.0
-    keep: int = 2
     stop: threading.Event = dataclasses.field(default_factory=threading.Event)
-    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr)
 
     def stop_if_asked(self) -> None:
         """Raises `Stopped` where any of the processes is asked to: between blocks, where all stands in its checkpoints."""
-        if hosts.told(self.stop.is_set()).any():
+        if hosts.gathered(self.stop.is_set()).any():
             raise Stopped
 
     def grid(self, loss: str, number: int, made: dict[str, Any] | None = None) -> Grid:
@@ -62,8 +61,8 @@ class Checkpoints:
         )
 
 
-def is_a_losss(name: str) -> bool:
-    """Whether a folder among the checkpoints has the name that `Checkpoints.grid` gives to one."""
+def is_grid_folder(name: str) -> bool:
+    """Whether a folder among the checkpoints has the name of one that `Checkpoints.grid` has a loss's grids in."""
     return bool(re.fullmatch(r"[\w.]*-[0-9a-f]{8}", name))
 
 
@@ -83,8 +82,6 @@ class Grid:
         A damaged one is told, removed, and the one before it taken; runs that were made otherwise are told and removed. Raises
         `LabError` if all are damaged, or of another shape.
         """
-        import orbax.checkpoint as ocp
-
         if hosts.unlike({"steps": sorted(path.name for path in self.folder.glob("*") if path.name.isdecimal())}):
             raise LabError(
                 f"the processes see different checkpoints of {self.loss} in {self.folder}. Is it one folder, that all of them "
@@ -96,29 +93,19 @@ class Grid:
         with self._manager() as manager:
             for step in sorted(manager.all_steps(), reverse=True):
                 try:
-                    written = manager.restore(step, args=ocp.args.Composite(sums=ocp.args.JsonRestore()))["sums"]
-                    # Other rates leave no trace in the shapes: the runs would pass for what they are not.
-                    if other := [name for name, value in self.made.items() if written["made"].get(name) != value]:
-                        self.place.say(f"{self.loss}: was kept with other {', '.join(other)}, and is trained anew.")
-                        for each in manager.all_steps():
-                            manager.delete(each)
-                        return None
-                    tree = self._read(manager, step, like, written)
+                    tree = self._read(manager, step, like)
                 except LabError:
                     raise
                 except Exception as error:
-                    no_room = isinstance(error, (MemoryError, jax.errors.JaxRuntimeError))
-                    if no_room or getattr(error, "errno", None) in PASSING:
-                        raise LabError(
-                            f"a checkpoint of {self.loss} could not be read just now: {_short(error)}. It is whole: try again."
-                        ) from error
-                    # Whatever a decoder says of bytes that are not what was written.
-                    damaged.append(f"block {step} ({_short(error)})")
+                    damaged.append(f"block {step} ({self._damage(error)})")
                     continue
+                if tree is None:
+                    return None
                 for bad in [other for other in manager.all_steps() if other > step]:
                     manager.delete(bad)
                 if damaged:
-                    self.place.say(f"{self.loss}: damaged, and left out: {', '.join(damaged)}. Going on from block {step}.")
+                    said = f"{self.loss}: damaged, and left out: {', '.join(damaged)}. Going on from block {step}."
+                    print(said, file=sys.stderr)
                 return step, tree
         if damaged:
             raise LabError(
@@ -127,9 +114,17 @@ class Grid:
             )
         return None
 
-    def _read(self, manager, step, like, written):
+    def _read(self, manager, step, like):
+        """The tree of a checkpoint; of runs that were made otherwise None, and all of them removed."""
         import orbax.checkpoint as ocp
 
+        written = manager.restore(step, args=ocp.args.Composite(sums=ocp.args.JsonRestore()))["sums"]
+        # Other rates leave no trace in the shapes: the runs would pass for what they are not.
+        if other := [name for name, value in self.made.items() if written["made"].get(name) != value]:
+            print(f"{self.loss}: was kept with other {', '.join(other)}, and is trained anew.", file=sys.stderr)
+            for each in manager.all_steps():
+                manager.delete(each)
+            return None
         if written["shapes"] != _shapes(like):
             raise LabError(
                 f"the checkpoints of {self.loss} in {self.folder} are of other runs: their number, model or optimizer differs. "
@@ -140,6 +135,15 @@ class Grid:
             raise ValueError("its check sums differ")
         return tree
 
+    def _damage(self, error: Exception) -> str:
+        """Whatever a decoder says of bytes that are not what was written. Raises `LabError` for what is no damage."""
+        no_room = isinstance(error, (MemoryError, jax.errors.JaxRuntimeError))
+        if no_room or getattr(error, "errno", None) in PASSING:
+            raise LabError(
+                f"a checkpoint of {self.loss} could not be read just now: {_short(error)}. It is whole: try again."
+            ) from error
+        return _short(error)
+
     def after(self, block: int, last: bool, tree: Callable[[], Any]) -> None:
         """To be called after every block: keeps the tree if it is time, and stops if that is asked for.
 
@@ -147,7 +151,7 @@ class Grid:
         """
         due = last or time.monotonic() - self.saved >= self.place.every
         # Of several processes all must stop and save, or none: where one is to stop, and when the first one is to save.
-        stops, dues = hosts.told(self.place.stop.is_set(), due).T
+        stops, dues = hosts.gathered([self.place.stop.is_set(), due]).T
         stop = bool(stops.any())
         if stop or dues[0]:
             self._save(block, tree())
@@ -181,7 +185,7 @@ class Grid:
             for left in self.folder.glob(f"*{HALF_WRITTEN}*"):
                 shutil.rmtree(left, ignore_errors=True)
         # Written before the next block begins: it takes a twentieth of a second, and what is on disk is what was reached.
-        options = ocp.CheckpointManagerOptions(max_to_keep=self.place.keep, enable_async_checkpointing=False)
+        options = ocp.CheckpointManagerOptions(max_to_keep=LAST, enable_async_checkpointing=False)
         _hush()
         manager = ocp.CheckpointManager(self.folder.absolute(), options=options, item_names=("tree", "sums"))
         try:

@@ -56,9 +56,14 @@ def first() -> bool:
     return jax.process_index() == 0
 
 
-def told(*flags: bool) -> np.ndarray:
-    """What every process says, [processes, flags]; waits until all have."""
-    return _gathered(np.array(flags))
+def gathered(each: Any) -> np.ndarray:
+    """Every process's array, [processes, ...]; waits until all have given theirs."""
+    array = np.asarray(each)
+    if jax.process_count() == 1:
+        return array[None]
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(array).reshape(-1, *array.shape)
 
 
 def unlike(what: Mapping[str, Any]) -> list[str]:
@@ -68,14 +73,5 @@ def unlike(what: Mapping[str, Any]) -> list[str]:
     []
     """
     written = [json.dumps(each, sort_keys=True, default=str).encode() for each in what.values()]
-    sums = _gathered(np.stack([np.frombuffer(hashlib.sha256(each).digest(), np.uint8) for each in written]))
+    sums = gathered(np.stack([np.frombuffer(hashlib.sha256(each).digest(), np.uint8) for each in written]))
     return [name for place, name in enumerate(what) if (sums[:, place] != sums[:1, place]).any()]
-
-
-def _gathered(array: np.ndarray) -> np.ndarray:
-    """Every process's array, [processes, ...]."""
-    if jax.process_count() == 1:
-        return array[None]
-    from jax.experimental import multihost_utils
-
-    return multihost_utils.process_allgather(array).reshape(-1, *array.shape)

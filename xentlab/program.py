@@ -164,7 +164,7 @@ def program(
 
 
 def _trainer(loss: Loss, recipe: Recipe, rest: Any, spread: Spread) -> Callable:
-    """A function (rate, state, step's number, (tokens, targets)) -> the state a step on, and the loss; rest: as of `Program`."""
+    """A function (rate, state, number, (tokens, targets)) -> the state a step on, and the loss; rest: as of `Program`."""
 
     def objective(arrays, tokens, targets):
         trained = eqx.combine(arrays, rest)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from xentlab import runs
-from xentlab.checkpoints import Checkpoints, is_a_losss
+from xentlab.checkpoints import Checkpoints, is_grid_folder
 from xentlab.compare import settings_of_records
 from xentlab.contract import LabError
 from xentlab.names import FUNCTIONS, unplaced
@@ -146,7 +146,7 @@ def finish(folder: pathlib.Path) -> None:
 def _clear(folder: pathlib.Path) -> None:
     """Removes what a race kept, and the folder, if it is no link and nobody has anything else there."""
     for inside in folder.iterdir() if folder.is_dir() else ():
-        if is_a_losss(inside.name) and inside.is_dir():
+        if is_grid_folder(inside.name) and inside.is_dir():
             shutil.rmtree(inside)
     if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
         folder.rmdir()

@@ -63,7 +63,7 @@ def run_race(command: Race) -> None:
                 refusal = error
         elif folder:
             checkpoints = resume.kept(folder, command.checkpoint_every)
-        if not hosts.told(refusal is None).all():
+        if not hosts.gathered(refusal is None).all():
             raise refusal or LabError("the first process refuses; what it says, says why.")
         if processes > 1 and (differ := hosts.unlike({"COUNT": processes} | _shared(command, source, folder))):
             raise LabError(
