@@ -14,8 +14,9 @@ import equinox as eqx
 import pandas as pd
 import tyro
 
+from xentlab.defaults import quiet
 from xentlab.models import resolve_model
-from xentlab.race import paired
+from xentlab.results import paired
 from xentlab.sources import Text
 from xentlab.tour import reported
 
@@ -35,7 +36,7 @@ def scaled(model: str, factor: float):
     return make
 
 
-def run(losses=LOSS_NAMES, model=MODEL, scales=(1, 50, 200), rates=RATES, seeds=range(5), steps=400, further=200, tell=None):
+def run(losses=LOSS_NAMES, model=MODEL, scales=(1, 50, 200), rates=RATES, seeds=range(5), steps=400, further=200, tell=quiet):
     """A row an optimizer, start, loss and seed: the test at the loss's best rates there, which are beside it."""
     parts, text = [], Text()
     for optimizer, grid in rates.items():

@@ -13,7 +13,8 @@ import pathlib
 import pandas as pd
 import tyro
 
-from xentlab.race import paired
+from xentlab.defaults import quiet
+from xentlab.results import paired
 from xentlab.sources import Text
 from xentlab.tour import reported
 
@@ -23,7 +24,7 @@ SCRATCH, AFTER = "from scratch", "after nll"
 SAME = reported.at_one_rate(AFTER)
 
 
-def run(losses=LOSS_NAMES, model=MODEL, rates=(1e-3, 3e-3, 1e-2, 3e-2), seeds=range(5), steps=400, further=200, tell=None):
+def run(losses=LOSS_NAMES, model=MODEL, rates=(1e-3, 3e-3, 1e-2, 3e-2), seeds=range(5), steps=400, further=200, tell=quiet):
     """A row a start, loss and seed: the test at the loss's best rates there, which are beside it."""
     text = Text()
     scratch = reported.trials(SCRATCH, tell, losses, text, model, rates, seeds, steps, blocks=4)

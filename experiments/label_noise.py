@@ -14,7 +14,8 @@ import pathlib
 import pandas as pd
 import tyro
 
-from xentlab.race import paired
+from xentlab.defaults import quiet
+from xentlab.results import paired
 from xentlab.sources import MarkovSource
 from xentlab.tour import reported
 
@@ -39,7 +40,7 @@ class ShortChain(MarkovSource):
         return super().split(part)[: self.trained if part == "train" else None]
 
 
-def run(losses=LOSS_NAMES, shares=SHARES, model=MODEL, rates=(3e-4, 1e-3, 3e-3, RATE), seeds=range(5), steps=500, tell=None):
+def run(losses=LOSS_NAMES, shares=SHARES, model=MODEL, rates=(3e-4, 1e-3, 3e-3, RATE), seeds=range(5), steps=500, tell=quiet):
     """A row a share of noise, loss and seed: the test, which is clean, at the loss's best rates there, and at `RATE`."""
     same = {"one_rate": RATE, "batch": 8, "blocks": 4}
     parts = [

@@ -13,7 +13,8 @@ import pathlib
 import pandas as pd
 import tyro
 
-from xentlab.race import paired
+from xentlab.defaults import quiet
+from xentlab.results import paired
 from xentlab.sources import MarkovSource
 from xentlab.tour import reported
 
@@ -29,7 +30,7 @@ def chain(vocab: int) -> MarkovSource:
     return MarkovSource(vocab=vocab, exponent=2.0, tokens=100_000)
 
 
-def run(losses=LOSS_NAMES, vocabularies=VOCABULARIES, models=MODELS, rates=RATES, seeds=range(5), steps=200, tell=None):
+def run(losses=LOSS_NAMES, vocabularies=VOCABULARIES, models=MODELS, rates=RATES, seeds=range(5), steps=200, tell=quiet):
     """A row a model, vocabulary, loss and seed: the test at the loss's best rates there, which are beside it."""
     parts = [
         reported.trials(f"{name}, V = {v}", tell, losses, chain(v), model, rates, seeds, steps, blocks=4)

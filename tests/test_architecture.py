@@ -30,6 +30,7 @@ SHELVES = (
     {"program"},
     {"training", "coding", "audit"},
     {"examine"},
+    {"results"},
     {"race"},
     {"stages"},
     {"runs", "console"},

@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 
 from xentlab import LOSSES, LabError
 from xentlab.checkpoints import Checkpoints, Stopped
+from xentlab.defaults import quiet
 from xentlab.examine import TEST_METRICS, Examined
 from xentlab.metrics import SMOOTHING
 from xentlab.program import windows
-from xentlab.race import _Finished, _pooled, _summarised, _tuned, best_rate, beyond, paired, race
+from xentlab.race import _tuned, beyond, race
 from xentlab.reading import pairs
+from xentlab.results import Finished, _pooled, _summarised, best_rate, paired
 from xentlab.sources import MarkovSource, Text
 from xentlab.tour import reported
 from xentlab.training import Trained
@@ -68,7 +70,7 @@ def test_runs_are_pooled_by_their_tokens():
 def test_what_is_a_share_is_at_most_1_and_nothing_is_negative():
     """Of .1 and .9 Student's interval ends at -4.6 and 5.6."""
     examined = [Examined(dict.fromkeys(TEST_METRICS, value), {}, []) for value in (0.1, 0.9)]
-    row = _summarised(_Finished("nll", made([2.0, 2.0, 3.0, 3.0]), [0, 1], None, examined), 8)
+    row = _summarised(Finished("nll", made([2.0, 2.0, 3.0, 3.0]), [0, 1], None, examined), 8)
     for metric in TEST_METRICS:
         high = 1 if metric in ("accuracy", "calibration_error", "tempered_calibration_error") else 5.582
         assert (row[f"{metric}_low"], row[f"{metric}_high"]) == pytest.approx((0, high), abs=1e-3), metric
@@ -248,7 +250,7 @@ def test_rates_and_what_is_mixed_in_are_chosen_on_validation_and_the_table_is_of
     assert found.test_nll < 1
     assert found.accuracy == 1
     assert found.temperature > 2
-    rows = reported.trials("arm", None, ["nll"], Parts(), "bigram", [0.03, 0.3], [0, 1], 40, blocks=1)
+    rows = reported.trials("arm", quiet, ["nll"], Parts(), "bigram", [0.03, 0.3], [0, 1], 40, blocks=1)
     assert (rows.rate < 0.3).all()
     assert (rows.test_nll < np.log(4)).all()
 

@@ -10,8 +10,8 @@ import pytest
 
 from xentlab import resolve
 from xentlab.models import logits, resolve_model
-from xentlab.race import paired
 from xentlab.recipe import Recipe
+from xentlab.results import paired
 from xentlab.sources import MarkovSource
 from xentlab.tour import reported
 from xentlab.tour.walk import experiments_folder, load

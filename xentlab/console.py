@@ -7,8 +7,10 @@ import itertools
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
+
+from xentlab import defaults
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,7 +88,12 @@ def print_rows(rows: list[dict[str, Any]], form: Format) -> None:
 
         sys.stdout.write(pd.DataFrame(rows).to_csv(index=False))
     else:
-        json.dump([{key: _plain(value) for key, value in row.items()} for row in rows], sys.stdout, indent=1, default=_item)
+        json.dump(
+            [{key: _plain(value) for key, value in row.items()} for row in rows],
+            sys.stdout,
+            indent=1,
+            default=lambda number: number.item(),
+        )
         print()
 
 
@@ -95,10 +102,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     return value
-
-
-def _item(value: Any) -> Any:
-    return value.item()
 
 
 def text(value: Any) -> str:
@@ -210,7 +213,7 @@ def verdict_text(value: Any) -> str:
     return "?" if value == "undecided" else text(value)
 
 
-def _line_by_line() -> Callable[[str, int, int], None]:
+def _line_by_line() -> defaults.Progress:
     """What a log can hold: a line where another thing begins, and none for each step of it."""
     told: list[str] = []
 

@@ -9,7 +9,7 @@ import inspect
 import json
 import pathlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import jax
@@ -21,6 +21,7 @@ from xentlab import defaults
 from xentlab.audit import as_json
 from xentlab.catalogue import own_files, resolve_all
 from xentlab.contract import Loss, facts_of, unwrapped
+from xentlab.defaults import Progress, quiet
 from xentlab.gradients import PATHS, gradient_budget, gradient_profile, profile_points
 from xentlab.markup import audit_table, pairs_table, race_tables, scoreboard_tables, sentences_list
 from xentlab.models import logits
@@ -37,12 +38,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PROFILE_VOCAB = 16
-Progress = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a report found, as tidy frames, and where it wrote them. raced: the frames of `race.Race`, of all sources."""
+    """What a report found, as tidy frames, and where it wrote them. raced: the frames of `results.Race`, of all sources."""
 
     folder: pathlib.Path
     profiles: pd.DataFrame
@@ -63,7 +63,7 @@ def make_report(
     out: str | pathlib.Path | None = None,
     seed: int = 0,
     quick: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = quiet,
 ) -> Report:
     """Compares losses by profiles, budgets and races on a text and on a Markov chain, and writes a run folder.
 
@@ -82,27 +82,26 @@ def make_report(
     text = text or Text()
     plan = standard_stages(text, seed, quick)
     folder = runs.new_folder("report", out)
-    tell = progress or (lambda *_: None)
 
-    tell("profiles", 0, 1)
+    progress("profiles", 0, 1)
     profiles = gradient_profile(found.values(), profile_points(), PROFILE_VOCAB, "both")
-    tell("profiles", 1, 1)
+    progress("profiles", 1, 1)
     budgets, races = [], []
     for stage in plan:
         name = stage.source.name
-        races.append(run_stage(stage, found.values(), seed, quick, tell))
-        tell(f"{name}: budget", 0, 1)
+        races.append(run_stage(stage, found.values(), seed, quick, progress))
+        progress(f"{name}: budget", 0, 1)
         budget = gradient_budget(found.values(), *_held_out_logits(races[-1], seed))
         budgets.append(budget.assign(source=name)[["source", *budget.columns]])
-        tell(f"{name}: budget", 1, 1)
+        progress(f"{name}: budget", 1, 1)
     raced = {
         part: pd.concat([each.race.frames()[part] for each in races], ignore_index=True) for part in races[0].race.frames()
     }
     table = raced["table"]
     budgets = pd.concat(budgets, ignore_index=True)
-    board = scoreboard(found.values(), races, seed, replicates=0 if quick else REPLICATES, folder=folder, progress=tell)
+    board = scoreboard(found.values(), races, seed, replicates=0 if quick else REPLICATES, folder=folder, progress=progress)
 
-    tell("pages and pictures", 0, 1)
+    progress("pages and pictures", 0, 1)
     for name, frame in {"profiles": profiles, "budgets": budgets, **raced}.items():
         runs.write_frame(folder, name, frame)
     runs.write_frame(folder, "scoreboard", board.table)
@@ -127,7 +126,7 @@ def make_report(
     runs.write_bytes(folder / "report.html", page(report, found, made).encode())
     made["seconds"] = round(time.perf_counter() - begun, 2)
     runs.write_record(folder, made)
-    tell("pages and pictures", 1, 1)
+    progress("pages and pictures", 1, 1)
     return report
 
 

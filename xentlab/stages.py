@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
+from xentlab import defaults
 from xentlab.contract import Loss
-from xentlab.race import Race, race
+from xentlab.race import race
+from xentlab.results import Race
 from xentlab.sources import MarkovSource, Source, Text
 
 
@@ -26,11 +28,6 @@ class StagedRace:
 
     stage: Stage
     race: Race
-
-    @property
-    def source(self) -> Source:
-        """The stage's source."""
-        return self.stage.source
 
 
 def standard_stages(text: Text, seed: int = 0, quick: bool = False) -> list[Stage]:
@@ -52,10 +49,10 @@ def run_stage(
     losses: Iterable[str | Loss],
     seed: int = 0,
     quick: bool = False,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: defaults.Progress = defaults.quiet,
 ) -> StagedRace:
     """Runs the race of one stage; progress(what, done, total) names the source and the loss."""
-    tell = (lambda loss, done, total: progress(f"{stage.source.name}: {loss}", done, total)) if progress else None
+    tell = lambda loss, done, total: progress(f"{stage.source.name}: {loss}", done, total)
     seeds = tuple(range(seed, seed + (2 if quick else 3)))
     blocks = 4 if quick else 16
     rates = stage.learning_rates

@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from xentlab.contract import LabError, Loss
+from xentlab.defaults import quiet
 from xentlab.layout import Layout, Spread, fitted, memory_limit, preferred
 from xentlab.products import on_cpu
 from xentlab.program import Program, program
@@ -73,11 +74,11 @@ def train(
     learning_rates: Sequence[float] = (0.01,),
     seeds: Sequence[int] = (0,),
     recipe: Recipe | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] = quiet,
     mesh: Mesh | None = None,
     compiled: Program | None = None,
     checkpoint: Grid | None = None,
-    laid_out: Callable[[Layout], None] = lambda layout: None,
+    laid_out: Callable[[Layout], None] = quiet,
 ) -> Trained:
     """Trains one loss at every learning rate and seed, in one compiled program.
 
@@ -104,8 +105,7 @@ def train(
     done, kept = _resumed(checkpoint, compiled.spread, states, measured, count)
     if done:
         states, measured = kept
-        if progress:
-            progress(min(recipe.steps, done * recipe.steps_a_block))
+        progress(min(recipe.steps, done * recipe.steps_a_block))
     states = _Groups(states, layout)
 
     for index, (start, places) in itertools.islice(enumerate(compiled.draws(run_seeds)), done, None):
@@ -115,8 +115,7 @@ def train(
         if checkpoint:
             everything = lambda: {"states": _everywhere(compiled.spread, states.whole(count)), "measured": measured}
             checkpoint.after(index + 1, index + 1 == len(recipe.starts), everything)
-        if progress:
-            progress(min(recipe.steps, int(start) + recipe.steps_a_block))
+        progress(min(recipe.steps, int(start) + recipe.steps_a_block))
     arrays, _, diverged_at = _everywhere(compiled.spread, states.whole(count))
     if mesh is not None:  # what comes next is one device's work, in every process the same
         arrays = jax.tree.map(jnp.asarray, jax.device_get(arrays))

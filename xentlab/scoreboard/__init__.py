@@ -21,6 +21,7 @@ from xentlab.audit.numerics import DTYPES
 from xentlab.catalogue import resolve, resolve_all
 from xentlab.coding import decode, encode
 from xentlab.contract import LabError, Loss, facts_of
+from xentlab.defaults import Progress, quiet
 from xentlab.memory import usable_cores
 from xentlab.runs import write_bytes
 from xentlab.scoreboard.efficiency import efficiency, make_truth, simulate, tokens_needed
@@ -37,7 +38,6 @@ DRAWS = (0, 1, 2)  # of the truth's weights
 REPLICATES = 8  # fits a size in the trial of the theory
 LANES = 24
 MOST_TOKENS = 24_576  # that are coded: all of the test part of a standard race
-Progress = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ def scoreboard(
     seed: int = 0,
     replicates: int = 0,
     folder: pathlib.Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress = quiet,
 ) -> Scoreboard:
     """Asks the four questions of every loss.
 
@@ -74,22 +74,21 @@ def scoreboard(
     import pandas as pd
 
     found = resolve_all(losses)
-    tell = progress or (lambda *_: None)
     truths = [make_truth(seed=draw) for draw in DRAWS]
     what = "audit, tokens needed, wrong starts, coding"
-    tell(what, 0, len(found))
+    progress(what, 0, len(found))
     rows, audits = [], {}
     # Most of it is compilation, which keeps one core busy: a task a core. What others wait for is asked for first.
     with concurrent.futures.ThreadPoolExecutor(usable_cores()) as pool:
         nll = resolve("nll")
         trial = lambda: simulate(nll, truths[0], truths[0].weights, replicates=replicates, seed=seed) if replicates else None
         reference = pool.submit(trial)
-        coding = [pool.submit(code_lengths, each.race.predictors, each.source, folder) for each in races]
+        coding = [pool.submit(code_lengths, each.race.predictors, each.stage.source, folder) for each in races]
         doors = lambda loss: (audit(loss, seed), _trained_doors(loss, truths, reference.result(), replicates, seed))
         for (name, _), (audited, numbers) in zip(found.items(), pool.map(doors, found.values()), strict=True):
             audits[name] = audited
             rows.append({"loss": name, "read_through": facts_of(found[name]).link_name, **_from_audit(audited), **numbers})
-            tell(what, len(rows), len(found))
+            progress(what, len(rows), len(found))
         codes = [each.result() for each in coding]
     return Scoreboard(pd.DataFrame(rows), pd.concat(codes, ignore_index=True) if codes else pd.DataFrame(), audits)
 

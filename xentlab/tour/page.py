@@ -6,10 +6,11 @@ import html
 import json
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import xentlab.runs as runs
+from xentlab.defaults import Progress, quiet
 from xentlab.markup import scroll, sentences_list
 from xentlab.pages import fill, json_in_script
 from xentlab.tour.station import Check, Figure, Station, check_rows, write_stations
@@ -22,7 +23,7 @@ RELATIONS = {"equal": "", "at least": "≥ ", "at most": "≤ "}
 def make_tour(
     out: str | pathlib.Path | None = None,
     quick: bool = False,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress = quiet,
 ) -> tuple[pathlib.Path, list[Walked]]:
     """Runs every experiment and writes tour.html, tour.json, frames, pictures and run.json: (the folder, what was run).
 

@@ -25,8 +25,9 @@ from xentlab.contract import Loss, link_of
 from xentlab.examine import law_after, predict
 from xentlab.metrics import SMOOTHING, score
 from xentlab.program import program, windows
-from xentlab.race import beyond, paired
+from xentlab.race import beyond
 from xentlab.recipe import Recipe
+from xentlab.results import paired
 from xentlab.runs import new_folder, record, write_frame, write_record
 from xentlab.sources import Source
 from xentlab.training import Trained, train
@@ -44,7 +45,7 @@ CHANGE = "the change of {source}'s {metric} minus nll's from ({against}) to ({lo
 
 def trials(
     arm: str,
-    tell: Callable[[str, int, int], None] | None,
+    tell: defaults.Progress,
     losses: Sequence[str],
     source: Source,
     model: str | Callable,
@@ -63,15 +64,13 @@ def trials(
     """
     import pandas as pd
 
-    plan, frames = Recipe(steps=steps, **recipe), []
-    for name in losses:
+    whole_recipe = Recipe(steps=steps, **recipe)
+
+    def tried(name):
         loss = resolve(name)
-        told = tell and (lambda done, name=name: tell(f"{arm}: {name}", done, steps))
-        compiled, measured = program(loss, source, model, plan), _measurer(loss, source, plan.window)
-
-        def at(rates, loss=loss, told=told, compiled=compiled, measured=measured):
-            return measured(train(loss, source, model, rates, seeds, plan, told, compiled=compiled))
-
+        compiled, measured = program(loss, source, model, whole_recipe), _measurer(loss, source, whole_recipe.window)
+        told = lambda done: tell(f"{arm}: {name}", done, steps)
+        at = lambda rates: measured(train(loss, source, model, rates, seeds, whole_recipe, told, compiled=compiled))
         runs = _grown(at, sorted({*rates, one_rate} - {None}))
         chosen = {arm: _best(runs), at_one_rate(arm): one_rate and _best(runs[runs.rate == one_rate])}
         for place, best in chosen.items():
@@ -82,7 +81,9 @@ def trials(
                     rate_for_accuracy=best[1],
                     at_edge=place == arm and _beyond(runs, best) != set(),
                 )
-                frames.append(frame.reset_index().assign(source=place, loss=name))
+                yield frame.reset_index().assign(source=place, loss=name)
+
+    frames = [frame for name in losses for frame in tried(name)]
     # An arm's rows together, as a picture has them.
     return pd.concat(sorted(frames, key=lambda frame: frame.source.iloc[0] != arm), ignore_index=True)
 
@@ -147,7 +148,7 @@ def _grown(at: Callable[[Sequence[float]], pd.DataFrame], rates: Sequence[float]
 def verdicts(pairs: pd.DataFrame, reported: Mapping[tuple[str, str], int], what: str = DIFFERENCE) -> list[str]:
     """Whether differences go the way that is reported of them: a sentence each, which the interval decides.
 
-    pairs: `race.paired`. reported: by source and loss, the sign of the difference that is reported, +1 or -1. what: the
+    pairs: `results.paired`. reported: by source and loss, the sign of the difference that is reported, +1 or -1. what: the
     difference in words, from the columns of pairs. Each interval is a 95% one by itself: of twenty, one may miss by chance.
 
     >>> import pandas as pd
@@ -173,7 +174,7 @@ def verdicts(pairs: pd.DataFrame, reported: Mapping[tuple[str, str], int], what:
 
 
 def gaps(tests: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Each loss's distance from nll as tests of their own, whose `race.paired` says how it changes from source to source.
+    """Each loss's distance from nll as tests of their own, whose `results.paired` says how it changes from source to source.
 
     tests: source, loss, seed and the metric. Returns the same columns with their parts exchanged: the source is the loss,
     the loss is where it was tested, the metric is its own less nll's at the same seed.

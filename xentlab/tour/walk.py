@@ -8,10 +8,11 @@ import inspect
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 
 from xentlab.contract import LabError
+from xentlab.defaults import Progress, quiet
 from xentlab.tour.station import Station
 
 # What a first look leaves out: the slow parts, and nothing of any claim but its size.
@@ -53,9 +54,7 @@ def load(path: pathlib.Path) -> ModuleType:
     return module
 
 
-def walk(
-    quick: bool = False, progress: Callable[[str, int, int], None] | None = None, only: Sequence[str] = ()
-) -> list[Walked]:
+def walk(quick: bool = False, progress: Progress = quiet, only: Sequence[str] = ()) -> list[Walked]:
     """Runs every experiment that has stations, and gives them in the order of their claims.
 
     quick: small sizes for the slow ones. only: names of scripts, for all. progress(name, done, total) is called before
@@ -69,12 +68,10 @@ def walk(
     chosen = {name: path for name, path in scripts.items() if not only or name in only}
     walked = []
     for done, (name, path) in enumerate(chosen.items()):
-        if progress:
-            progress(name, done, len(chosen))
+        progress(name, done, len(chosen))
         begun, module = time.perf_counter(), load(path)
         stations = tuple(module.stations(**(QUICK if quick else FULL).get(name, {})))
         question = inspect.getdoc(module).splitlines()[0]
         walked.append(Walked(name, question, path.read_text(), stations, time.perf_counter() - begun))
-    if progress:
-        progress("done", len(chosen), len(chosen))
+    progress("done", len(chosen), len(chosen))
     return sorted(walked, key=lambda each: each.stations[0].claim)
