@@ -7,8 +7,10 @@ import optax
 
 from xentlab.contract import Loss
 
+RATE = 0.05  # Adam's, as it begins
 
-def fit_logits(loss: Loss, law: np.ndarray, steps: int = 2000, learning_rate: float = 0.05) -> np.ndarray:
+
+def fit_logits(loss: Loss, law: np.ndarray, steps: int = 2000) -> np.ndarray:
     """What a loss makes of one known distribution: free logits trained by Adam on the expected loss, from 0, in float64.
 
     loss: any loss. law: probabilities [V]. The rate falls to 0 along a cosine. Returns the logits after 0, 1, ... steps,
@@ -19,7 +21,7 @@ def fit_logits(loss: Loss, law: np.ndarray, steps: int = 2000, learning_rate: fl
     >>> [round(float(each), 4) for each in p]
     [0.1, 0.4, 0.5]
     """
-    targets, optimizer = jnp.arange(len(law)), optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
+    targets, optimizer = jnp.arange(len(law)), optax.adam(optax.cosine_decay_schedule(RATE, steps))
 
     def expected(logits, law):
         return jnp.sum(law * loss(jnp.broadcast_to(logits, (len(law), len(law))), targets))

@@ -63,14 +63,12 @@ class Efficiency:
 
     bias: KL in nats from the truth to the loss's minimiser, NaN where the loss has no one minimiser there, or no number;
     tokens_needed: relative to maximum likelihood, NaN where bias is not 0; smoothing: the share of the uniform mixed in, where
-    the bias is less with it; residual: what is left of the expected gradient at the minimiser; weights: the minimiser
-    [F + 1, V]; excess: what n times the excess KL tends to, in nats.
+    the bias is less with it; excess: what n times the excess KL tends to, in nats; weights: the minimiser [F + 1, V].
     """
 
     bias: float
     tokens_needed: float
     smoothing: float
-    residual: float
     excess: float
     weights: np.ndarray
 
@@ -86,7 +84,7 @@ def efficiency(loss: Loss, truth: Truth) -> Efficiency:
     with jax.enable_x64(True):
         compiled = _compiled(loss)
         weights, _ = _minimise(functools.partial(_expected, compiled, truth), truth.weights, 200, 1e-9)
-        weights, residual = _polish(compiled, weights, truth)
+        weights = _polish(compiled, weights, truth)
         bias, share = _bias(compiled, weights, truth)
         excess = needed = float("nan")
         if bias < CONSISTENT:
@@ -94,13 +92,13 @@ def efficiency(loss: Loss, truth: Truth) -> Efficiency:
             rank = int(np.linalg.matrix_rank(fisher, hermitian=True, tol=1e-10 * np.abs(fisher).max()))
             # The search began at the truth, and stays there too without slope, or at a maximum or saddle: it has found nothing.
             if not np.isfinite(curvature).all() or not _is_minimum(curvature, rank):
-                return Efficiency(float("nan"), needed, share, residual, excess, weights)
+                return Efficiency(float("nan"), needed, share, excess, weights)
             # Directions that change no logit difference have no curvature in most losses, and no Fisher information.
             inverse = np.linalg.pinv(curvature, rcond=1e-9)
             excess = float(np.trace(fisher @ inverse @ _covariance(compiled, weights, truth) @ inverse.T)) / 2
             needed = 2 * excess / rank
         # Rounding alone is below 0; a NaN stays one.
-        return Efficiency(float(np.maximum(bias, 0)), needed, share, residual, excess, weights)
+        return Efficiency(float(np.maximum(bias, 0)), needed, share, excess, weights)
 
 
 def simulate(
@@ -169,11 +167,8 @@ def _slopes(trials: pd.DataFrame) -> np.ndarray:
         return table.to_numpy() @ (np.linalg.pinv(columns)[0] if len(sizes) > 1 else np.ones(1))
 
 
-def _polish(compiled: Compiled, weights: np.ndarray, truth: Truth) -> tuple[np.ndarray, float]:
-    """Newton steps on the field, kept while they help: L-BFGS follows the value, which a stop_gradient sends astray.
-
-    The weights, and the field's greatest entry there.
-    """
+def _polish(compiled: Compiled, weights: np.ndarray, truth: Truth) -> np.ndarray:
+    """Newton steps on the field, kept while they help: L-BFGS follows the value, which a stop_gradient sends astray."""
     field = lambda weights: _expected(compiled, truth, weights)[1]
     here = field(weights)
     for _ in range(20):
@@ -190,7 +185,7 @@ def _polish(compiled: Compiled, weights: np.ndarray, truth: Truth) -> tuple[np.n
             break
         best = int(np.nanargmin(sizes))
         weights, here = tries[best], fields[best]
-    return weights, _size(here)
+    return weights
 
 
 def _minimise(risk: Callable, start: np.ndarray, steps: int, tolerance: float) -> tuple[np.ndarray, float]:
