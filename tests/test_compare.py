@@ -15,7 +15,7 @@ import pytest
 from xentlab import LabError
 from xentlab.cli import main
 from xentlab.cli.again import _side_by_side
-from xentlab.compare import Run, differences, read_run, settings, settings_of_records
+from xentlab.compare import Run, differences, read_run, settings
 from xentlab.runs import write_frame
 
 TRAINS = True
@@ -127,7 +127,9 @@ def test_what_was_set_differently_is_said(folder, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "arguments.batch: 16 | 8" in said
     assert "numbers that both have differ" in said
-    assert [row["what"] for row in settings(read_run(folder), read_run(tmp_path / "other"))] == ["arguments.batch"]
+    assert [row["what"] for row in settings(read_run(folder).record, read_run(tmp_path / "other").record)] == [
+        "arguments.batch"
+    ]
     both, said = ("compare", str(folder), str(tmp_path / "other")), {}
     for form, read in (("json", json.loads), ("csv", lambda text: pd.read_csv(io.StringIO(text)).to_dict("records"))):
         main([*both, "--format", form])
@@ -291,21 +293,19 @@ def test_what_no_run_has_is_not_counted_and_what_is_none_of_its_frames_not_read(
 
 
 def test_another_precision_is_said(folder):
-    one = read_run(folder)
-    record = one.record | {"numerics": one.record["numerics"] | {"jax_enable_x64": "True"}}
-    assert settings(one, dataclasses.replace(one, record=record)) == [
-        {"what": "numerics.jax_enable_x64", "first": "False", "second": "True"}
-    ]
+    one = read_run(folder).record
+    other = one | {"numerics": one["numerics"] | {"jax_enable_x64": "True"}}
+    assert settings(one, other) == [{"what": "numerics.jax_enable_x64", "first": "False", "second": "True"}]
 
 
 @pytest.mark.parametrize("what", ["commit", "device.kind", "arguments.seed"])
 def test_another_making_is_said(what):
     part, _, key = what.partition(".")
     records = [{part: {key: value} if key else value} for value in ("0", "1")]
-    assert settings_of_records(*records) == [{"what": what, "first": "0", "second": "1"}]
+    assert settings(*records) == [{"what": what, "first": "0", "second": "1"}]
 
 
 @pytest.mark.parametrize(("sha", "said"), [("a", []), ("b", ["sources.0.path", "sources.0.sha256"])])
 def test_one_text_is_one_wherever_it_lies(sha, said):
     records = [{"sources": [{"path": path, "sha256": each}]} for path, each in (("here.txt", "a"), ("/there/here.txt", sha))]
-    assert [row["what"] for row in settings_of_records(*records)] == said
+    assert [row["what"] for row in settings(*records)] == said

@@ -10,7 +10,7 @@ import pathlib
 from typing import TYPE_CHECKING, Any
 
 from xentlab.contract import LabError
-from xentlab.runs import read_json
+from xentlab.runs import UNRECORDED, read_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 # What names a row of a frame, where the frame has it; other text is no measurement either.
 KEYS = ("source", "loss", "against", "rate", "seed", "step", "rivals", "p", "bin_low", "count_low")
 FIRST = ("table", "pairs", "tests")  # what is looked at first
-# Where a run went, what it was asked to print, whether it was stopped on its way: no part of its making.
-BESIDE = ("out", "format", "verbose", "resume", "anyway", "checkpoint_every")
+# The parts of a record that say how a run was made, and the arguments that are none of it.
+MAKING = ("arguments", "losses", "functions", "sources", "versions", "commit", "numerics", "device", "resumed_with")
+BESIDE = ("out", "checkpoint_every", *UNRECORDED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,16 +60,10 @@ def read_run(folder: str | pathlib.Path, lacking: bool = False) -> Run:
     return Run(folder, record, frames)
 
 
-def settings(one: Run, other: Run) -> list[dict[str, Any]]:
-    """What the two records say differently of how the runs were made: rows of what, first, second."""
-    return settings_of_records(one.record, other.record, "resumed_with")
-
-
-def settings_of_records(one: dict[str, Any], other: dict[str, Any], *more: str) -> list[dict[str, Any]]:
-    """The same of two records, of which one may not have been written yet; more: further keys of theirs."""
+def settings(one: dict[str, Any], other: dict[str, Any]) -> list[dict[str, Any]]:
+    """What two records, written yet or not, say differently of how the runs were made: rows of what, first, second."""
     rows = []
-    keys = ("arguments", "losses", "functions", "sources", "versions", "commit", "numerics", "device", *more)
-    read = lambda record: json.loads(json.dumps({key: record.get(key) for key in keys}, default=str))
+    read = lambda record: json.loads(json.dumps({key: record.get(key) for key in MAKING}, default=str))
     first, second = _flat(read(one)), _flat(read(other))
     for what in dict.fromkeys([*first, *second]):
         file, _, part = what.rpartition(".")

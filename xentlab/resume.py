@@ -14,7 +14,7 @@ from typing import Any
 
 from xentlab import runs
 from xentlab.checkpoints import Checkpoints, is_grid_folder
-from xentlab.compare import settings_of_records
+from xentlab.compare import settings
 from xentlab.contract import LabError
 from xentlab.names import FUNCTIONS, unplaced
 from xentlab.runs import BEGUN, KEPT
@@ -45,8 +45,9 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     names = ("arguments.losses",)
     if texts[0] == texts[1] and all(texts[0]):  # the same text, wherever it lies
         names += ("arguments.text", *(f"sources.{place}.{key}" for place in range(len(texts[0])) for key in ("path", "name")))
-    apart = lambda record: record | {"losses": {}, "functions": {}, "arguments": unplaced_arguments(record)}
-    rows = settings_of_records(apart(before), apart(now))
+    beside = {"losses": {}, "functions": {}, "resumed_with": None}
+    apart = lambda record: record | beside | {"arguments": unplaced_arguments(record)}
+    rows = settings(apart(before), apart(now))
     said = _said([row for row in rows if row["what"] not in names and not _is_free(row["what"])])
     (named, own), (named_now, own_now) = losses_of(before), losses_of(now)
     if named != named_now:
@@ -60,7 +61,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def moved(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What is otherwise of that on which a race may go on: its devices, and how they share it."""
-    return _said([row for row in settings_of_records(before, now) if _is_free(row["what"])])
+    return _said([row for row in settings(before, now) if _is_free(row["what"])])
 
 
 def _is_free(what: str) -> bool:

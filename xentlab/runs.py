@@ -29,8 +29,10 @@ PACKAGES = ("jax", "jaxlib", "optax", "numpy", "equinox", "pandas", "altair", "s
 
 NUMERICS = ("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl", "jax_threefry_partitionable")
 
-# The commands whose records have always said their kind; a record that does not is a report's, a tour's or an experiment's.
-NAMED = ("race", "gradients", "budget", "scoreboard")
+# The commands that a rerun takes: all their records say their kind, an experiment's or an old report's does not.
+REPEATED = ("race", "gradients", "budget", "scoreboard")
+# What a command was asked to print, and how it came to its end: arguments that no record has, but old ones some.
+UNRECORDED = ("format", "verbose", "resume", "anyway", "hosts")
 PAGES = ("tour.html", "report.html", "index.html")
 LOCK = ".lock"  # in every folder that was ever a run's
 BEGUN, KEPT = "begun.json", "checkpoints"  # what an unfinished race began with, and how far it came
@@ -57,9 +59,9 @@ def new_folder(kind: str, out: str | pathlib.Path | None = None, replace: bool =
         raise LabError(f"{folder} holds an unfinished race, which {kind} would write into. Give another folder with --out.")
     if (folder / "run.json").exists() and not replace:
         remedy = "Give another folder with --out" + (", or replace it with --anyway." if kind == "race" else ".")
-        held = read_json(folder / "run.json", remedy).get("kind")
-        if held != kind and (held or kind in NAMED):
-            raise LabError(f"{folder} holds a run of {held or 'another kind'}, which {kind} would overwrite. {remedy}")
+        held = read_json(folder / "run.json", remedy).get("kind", "another kind" if kind in REPEATED else kind)
+        if held != kind:
+            raise LabError(f"{folder} holds a run of {held}, which {kind} would overwrite. {remedy}")
     return folder
 
 
@@ -224,15 +226,15 @@ def read_json(path: pathlib.Path, remedy: str) -> dict[str, Any]:
     return content
 
 
-def find_page(run: str | pathlib.Path | None = None, under: str | pathlib.Path = "runs") -> pathlib.Path:
-    """The page of a run: of a folder or page that is named, or of the newest run under `under`.
+def find_page(run: str | pathlib.Path | None = None) -> pathlib.Path:
+    """The page of a run: of a folder or page that is named, or of the newest run under runs/.
 
     Raises `LabError` where there is none.
     """
     if run is None:
-        pages = [page for page in pathlib.Path(under).glob("*/*.html") if page.name in PAGES]
+        pages = [page for page in pathlib.Path("runs").glob("*/*.html") if page.name in PAGES]
         if not pages:
-            raise LabError(f"no run with a page under {under}/. Make one with `xentlab report` or `xentlab tour`.")
+            raise LabError("no run with a page under runs/. Make one with `xentlab report` or `xentlab tour`.")
         return max(pages, key=lambda page: page.stat().st_mtime)
     run = pathlib.Path(run).expanduser()
     if run.is_file():

@@ -16,6 +16,7 @@ import tyro
 
 from xentlab.cache import keep_compiled
 from xentlab.cli.race import begun
+from xentlab.cli.writing import kind_of
 from xentlab.commands import COMMANDS, Race
 from xentlab.contract import LabError
 from xentlab.names import near_names
@@ -93,7 +94,7 @@ def _drop_output() -> None:
 
 def run(command: Any) -> None:
     """Does what a command says."""
-    name = next(name for name, kind in COMMANDS.items() if kind is type(command))
+    name = kind_of(command)
     place = next(place for place, names in PLACES.items() if name in names)
     getattr(importlib.import_module(f"xentlab.cli.{place}"), f"run_{name}")(command)
 

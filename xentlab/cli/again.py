@@ -42,12 +42,12 @@ def run_rerun(command: Rerun) -> None:
 def _recorded(run: Any) -> Any:
     """The command of a run, as its record has it. Raises `LabError` for a record of another kind or version."""
     from xentlab.resume import as_command
-    from xentlab.runs import NAMED
+    from xentlab.runs import REPEATED
 
     kind = run.record.get("kind")
-    if kind not in NAMED:
+    if kind not in REPEATED:
         made = f"was made by {kind}" if kind in COMMANDS else "does not say by which command it was made"
-        raise LabError(f"{run.folder} {made}; a rerun takes {', '.join(NAMED)}.")
+        raise LabError(f"{run.folder} {made}; a rerun takes {', '.join(REPEATED)}.")
     return as_command(run.record, COMMANDS[kind])
 
 
@@ -58,7 +58,7 @@ def _side_by_side(first: Any, second: Any, form: str, every: bool = False) -> in
     frame = differences(first, second)
     differ = frame[frame.difference != 0]
     shown = frame if every else differ
-    made = settings(first, second)
+    made = settings(first.record, second.record)
     if form != "table":
         rows = [{"frame": "settings", "where": row["what"], "metric": None, "difference": None} | row for row in made]
         console.print_rows([{key: row[key] for key in frame.columns} for row in [*rows, *shown.to_dict("records")]], form)

@@ -149,12 +149,9 @@ def _shared(command: Race, source: Any, folder: pathlib.Path | None) -> dict[str
 
 def _asked(command: Race) -> dict[str, Any]:
     """The arguments of `race.race` that a command holds."""
-    same = ("losses", "model", "extensions", "batch", "window", "optimizer", "schedule", "clip", "label_noise")
-    return {name: getattr(command, name) for name in same} | {
-        "learning_rates": command.learning_rates,
-        "seeds": command.seeds or tuple(range(command.seed, command.seed + 3)),
-        "steps": command.steps,
-    }
+    names = ("losses", "model", "learning_rates", "steps", "extensions", "batch", "window", "optimizer", "schedule", "clip")
+    same = {name: getattr(command, name) for name in (*names, "label_noise")}
+    return same | {"seeds": command.seeds or tuple(range(command.seed, command.seed + 3))}
 
 
 def _as_quick(command: Race) -> Race:

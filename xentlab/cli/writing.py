@@ -12,12 +12,12 @@ from xentlab import console
 from xentlab.commands import COMMANDS
 from xentlab.contract import LabError
 from xentlab.names import FUNCTIONS, file_of, is_own, own, placed
+from xentlab.runs import UNRECORDED
 
 
 def arguments_of(command: Any) -> dict[str, Any]:
     """A command's arguments as a record has them: those that tell how to do it again; what is read, from any folder."""
-    beside = ("format", "resume", "anyway", "verbose", "hosts")
-    found = {key: value for key, value in dataclasses.asdict(command).items() if key not in beside}
+    found = {key: value for key, value in dataclasses.asdict(command).items() if key not in UNRECORDED}
     read = [key for key, value in found.items() if isinstance(value, pathlib.Path) and key != "out"]
     found |= {"losses": tuple(map(placed, found["losses"]))} if "losses" in found else {}
     found |= {what: placed(found[what]) for what in FUNCTIONS if what in found}
