@@ -77,7 +77,7 @@ def staged():
 
 def test_a_budget_is_of_held_out_tokens(staged):
     scores, targets = _held_out_logits(staged, 5)
-    held_out = windows(staged.source.split("validation"), Recipe().window, Recipe().validation_tokens)
+    held_out = windows(staged.stage.source.split("validation"), Recipe().window, Recipe().validation_tokens)
     np.testing.assert_array_equal(targets, held_out[:, 1:])
     assert scores.shape == (*targets.shape, 4)
 

@@ -148,7 +148,7 @@ def test_a_commit_tells_of_files_that_git_does_not_know_yet(tmp_path, monkeypatc
 
 def test_runs_are_kept_as_of_all_that_makes_them():
     scaled = lambda by: lambda logits, targets: by * LOSSES["nll"](logits, targets)
-    usual = {"loss": scaled(1.0), "seeds": [0, 1], "source": MarkovSource(vocab=8), "model": "bigram", "plan": Recipe()}
+    usual = {"loss": scaled(1.0), "seeds": [0, 1], "source": MarkovSource(vocab=8), "model": "bigram", "recipe": Recipe()}
     others = {
         "loss": [scaled(2.0)],
         "seeds": [[0, 2]],
@@ -157,7 +157,7 @@ def test_runs_are_kept_as_of_all_that_makes_them():
             MarkovSource(vocab=9),
         ],
         "model": ["mlp"],
-        "plan": [
+        "recipe": [
             *(Recipe(**{name: 3}) for name in ("steps", "batch", "window", "blocks", "validation_tokens")),
             *(
                 Recipe(optimizer="sgd"),
@@ -181,6 +181,6 @@ def test_functions_are_known_by_what_they_compute():
         model = lambda by: lambda vocab, key: jax.tree.map(lambda leaf: by * leaf, resolve_model("bigram")(vocab, key))
         sgd = lambda momentum: lambda rate: optax.sgd(rate, momentum=momentum)
         usual = {"loss": LOSSES["nll"], "seeds": [0], "source": MarkovSource(vocab=8)}
-        made = lambda by, momentum: _made(**usual, model=model(by), plan=Recipe(optimizer=sgd(momentum)))
+        made = lambda by, momentum: _made(**usual, model=model(by), recipe=Recipe(optimizer=sgd(momentum)))
         assert made(1.0, 0.5) == made(1.0, 0.5)
         assert made(2.0, 0.5) != made(1.0, 0.5) != made(1.0, 0.25)
