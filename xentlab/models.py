@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, Key
 
 from xentlab.contract import FAILURES, LabError
-from xentlab.names import is_own, near_names, own, parse_call, with_settings
+from xentlab.names import from_table, parse_call, with_settings
 from xentlab.products import turned
 
 Tokens = Integer[Array, "*batch time"]
@@ -229,18 +229,13 @@ def resolve_model(model: str | ModelMaker) -> ModelMaker:
         raise LabError(
             f"a model is a name, one of {', '.join(MODELS)}, or a function (vocab, key) -> model; got {type(model).__name__}."
         )
-    if is_own(model):
-        make, options = own(model, "model")
-        return _keyed(with_settings(make, options, _given(make), "option"))
-    name, options = parse_call(model, "model")
-    if name not in MODELS:
-        raise LabError(f"no model named {name!r}; {near_names(name, MODELS)} One of your own: ./file.py:function.")
-    make = with_settings(MODELS[name], options, _given(MODELS[name]), "option")
-    for key, value in options.items():
+    make, options = from_table(model, "model", MODELS)
+    whole = with_settings(make, options, _given(make), "option")
+    for key, value in options.items() if make in MODELS.values() else ():
         least = 0 if key == "layers" else 1
-        if (type(value) is not int or value < least) and value is not inspect.signature(MODELS[name]).parameters[key].default:
-            raise LabError(f"{name}'s {key} is a whole number from {least} on; got {value!r}.")
-    return _keyed(make)
+        if (type(value) is not int or value < least) and value is not inspect.signature(make).parameters[key].default:
+            raise LabError(f"{parse_call(model)[0]}'s {key} is a whole number from {least} on; got {value!r}.")
+    return _keyed(whole)
 
 
 def _given(make: Callable) -> list[str]:

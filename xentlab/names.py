@@ -111,6 +111,19 @@ def own(name: str, what: str) -> tuple[Callable, dict[str, Any]]:
     return _member(module, function, where, what), settings
 
 
+def from_table(name: str, what: str, table: Mapping[str, Callable]) -> tuple[Callable, dict[str, Any]]:
+    """The function that a name stands for, of one's own or in a table, and the settings that it gives; what: of `TAKES`.
+
+    Raises `LabError` as `own` does, and for a name that the table does not have.
+    """
+    if is_own(name):
+        return own(name, what)
+    called, settings = parse_call(name, what)
+    if called not in table:
+        raise LabError(f"no {what} named {called!r}; {near_names(called, table)} One of your own: ./file.py:function.")
+    return table[called], settings
+
+
 def placed(name: str) -> str:
     """A name as any folder knows it: of one's own in a file by the file's whole path.
 

@@ -12,7 +12,7 @@ import optax
 from xentlab import defaults
 from xentlab.adam import adam, adamw
 from xentlab.contract import LabError, name_of
-from xentlab.names import is_own, near_names, own, parse_call, with_settings
+from xentlab.names import from_table, is_own, with_settings
 
 MOST_STEPS = 1000  # of a block: only between blocks is anything kept, and stopped
 
@@ -175,9 +175,4 @@ def _told(what: str, text: str, remedy: str) -> Iterator[None]:
 
 
 def _named(text: str, what: str, table: dict[str, Callable]) -> Callable:
-    if is_own(text):
-        return with_settings(*own(text, what), 1, "option")
-    name, options = parse_call(text, what)
-    if name not in table:
-        raise LabError(f"no {what} named {name!r}; {near_names(name, table)} One of your own: ./file.py:function.")
-    return with_settings(table[name], options, 1, "option")
+    return with_settings(*from_table(text, what, table), 1, "option")
