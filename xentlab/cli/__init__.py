@@ -15,7 +15,7 @@ from typing import Any
 import tyro
 
 from xentlab.cache import keep_compiled
-from xentlab.cli.race import begun
+from xentlab.cli.race import as_begun
 from xentlab.cli.writing import kind_of
 from xentlab.commands import COMMANDS, Race
 from xentlab.contract import LabError
@@ -115,7 +115,7 @@ def _parse(arguments: list[str]) -> Any:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            if arguments[:1] == ["race"] and (default := begun(arguments)):
+            if arguments[:1] == ["race"] and (default := as_begun(arguments)):
                 # What is not given is as it was begun; what is given otherwise is then seen.
                 return tyro.cli(Race, default=default, prog="xentlab race", args=arguments[1:])
             if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:

@@ -21,7 +21,7 @@ validation mixed in. at T: test NLL after one temperature, in brackets. ⇥: the
 
 def run_race(command: Race) -> None:
     """A race, begun or resumed, alone or with other processes."""
-    from xentlab import hosts, reading, resume, runs
+    from xentlab import hosts, resume, runs
     from xentlab.mesh import AXES, make_mesh, parse_mesh
     from xentlab.race import planned, race
 
@@ -29,6 +29,38 @@ def run_race(command: Race) -> None:
     mesh = make_mesh(axes, processes) or _all_devices()
     begun = time.perf_counter()
     command = _as_quick(command)
+    _refuse_contradictions(command)
+    source = _source(command)
+    command = dataclasses.replace(command, out=command.resume or command.out)
+    asked = _asked(command) | {"source": source, "mesh": mesh}
+    planned(**asked)  # a mistake must not leave a race begun
+    said: set[str] = set()
+
+    def laid_out(layout):
+        if command.verbose and layout.why not in said:
+            said.add(layout.why)
+            print(f"{layout.width} runs a call, {layout.at_a_time} calls at a time: {layout.why}.", file=sys.stderr)
+
+    taken = _taken(command, source, processes)
+    with _in_a_line(processes), taken as (folder, checkpoints, record), _told_how_to_go_on(folder):
+        with resume.stopping(checkpoints), console.progress() as tell:
+            result = race(**asked, progress=tell, checkpoints=checkpoints, laid_out=laid_out)
+        if folder and hosts.first():
+            # As it began: a loss's file that was edited meanwhile is not what was raced.
+            kept = {key: value for key, value in record.items() if key in ("losses", "functions", "resumed_with")}
+            try:
+                write(command, result.frames(), begun, [source.describe()], **kept)
+            except LabError as error:
+                raise LabError(
+                    f"{error} All runs are done and kept: once it can be written, `xentlab race --resume "
+                    f"{runs.quoted(folder)}` does so at once."
+                ) from error
+            resume.finish(folder)  # before anything is printed, for what reads it may be gone
+    if hosts.first():
+        _tell(command, result)
+
+
+def _refuse_contradictions(command: Race) -> None:
     if command.markov is not None and command.text is not None:
         raise LabError("--text and --markov exclude each other: a race has one source.")
     if command.checkpoint_every < 0:
@@ -39,20 +71,18 @@ def run_race(command: Race) -> None:
         raise LabError(
             f"--resume {command.resume} goes on in that folder; --out {command.out} would be left empty. Leave it out."
         )
-    source, folder = _source(command), command.resume or command.out
-    command = dataclasses.replace(command, out=folder)
-    asked = _asked(command) | {"source": source, "mesh": mesh}
-    planned(**asked)  # a mistake must not leave a race begun
-    said: set[str] = set()
 
-    def laid_out(layout):
-        if command.verbose and layout.why not in said:
-            said.add(layout.why)
-            print(f"{layout.width} runs a call, {layout.at_a_time} calls at a time: {layout.why}.", file=sys.stderr)
 
+@contextlib.contextmanager
+def _taken(command: Race, source: Any, processes: int) -> Iterator[tuple[pathlib.Path | None, Any, dict[str, Any]]]:
+    """The race's folder, if it has one, held by the first process; its checkpoints; and its record, which that one has.
+
+    Raises `LabError` in every process where one of them cannot begin, or is another command's.
+    """
+    from xentlab import hosts, resume, runs
+
+    folder, checkpoints, record, refusal = command.out, None, {}, None
     with contextlib.ExitStack() as held:
-        held.enter_context(_in_a_line(processes))
-        checkpoints = refusal = None
         if folder and hosts.first():
             try:
                 folder = held.enter_context(runs.using(folder_of(command)))
@@ -70,29 +100,22 @@ def run_race(command: Race) -> None:
                 f"the processes were started unlike: {', '.join(differ)} differ. Start each by the same command but for its "
                 "INDEX in --hosts, with the same text, losses and versions, and an --out that all of them see."
             )
-        held.enter_context(_told_how_to_go_on(folder))
-        with resume.stopping(checkpoints), console.progress() as tell:
-            result = race(**asked, progress=tell, checkpoints=checkpoints, laid_out=laid_out)
-        if folder and hosts.first():
-            # As it began: a loss's file that was edited meanwhile is not what was raced.
-            kept = {key: value for key, value in record.items() if key in ("losses", "functions", "resumed_with")}
-            try:
-                write(command, result.frames(), begun, [source.describe()], **kept)
-            except LabError as error:
-                raise LabError(
-                    f"{error} All runs are done and kept: once it can be written, `xentlab race --resume "
-                    f"{runs.quoted(folder)}` does so at once."
-                ) from error
-            resume.finish(folder)  # before anything is printed, for what reads it may be gone
-    if hosts.first():
-        show(command, result.table, console.summary(result.table))
-    if command.format == "table" and hosts.first():
-        print(LEGEND)
-        said = [*reading.races(result.table, result.curves), *reading.pairs(result.pairs)]
-        for sentence in [*said, *reading.temperatures(result.table), *reading.rarity(result.frequency)]:
-            print(f"- {sentence}")
-        if command.quick:
-            print("- A quick race shows that all works; of the losses it says nothing.")
+        yield folder, checkpoints, record
+
+
+def _tell(command: Race, result: Any) -> None:
+    """Prints a race's table, as it is asked for, and what there is to read in it."""
+    from xentlab import reading
+
+    show(command, result.table, console.summary(result.table))
+    if command.format != "table":
+        return
+    print(LEGEND)
+    said = [*reading.races(result.table, result.curves), *reading.pairs(result.pairs)]
+    for sentence in [*said, *reading.temperatures(result.table), *reading.rarity(result.frequency)]:
+        print(f"- {sentence}")
+    if command.quick:
+        print("- A quick race shows that all works; of the losses it says nothing.")
 
 
 @contextlib.contextmanager
@@ -188,7 +211,7 @@ def _all_devices() -> Any:
     return None if alone else make_mesh({"runs": jax.device_count()}, jax.process_count())
 
 
-def begun(arguments: list[str]) -> Race | None:
+def as_begun(arguments: list[str]) -> Race | None:
     """The race that `--resume FOLDER` goes on with, as it was begun, on whatever devices it is given now."""
     from xentlab.resume import as_command, started
 
