@@ -42,14 +42,17 @@ PROFILE_VOCAB = 16
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a report found, as tidy frames, and where it wrote them. raced: the frames of `results.Race`, of all sources."""
+    """What a report found, as tidy frames, and where it wrote them.
+
+    raced: the frames of `results.Race`, of all sources. said: sentences, by the figure that they stand at.
+    """
 
     folder: pathlib.Path
     profiles: pd.DataFrame
     budgets: pd.DataFrame
     raced: dict[str, pd.DataFrame]
     board: Scoreboard
-    reading: dict[str, list[str]]
+    said: dict[str, list[str]]
 
     @property
     def table(self) -> pd.DataFrame:
@@ -74,20 +77,18 @@ def make_report(
     """
     import pandas as pd
 
-    from xentlab import reading
-
     begun = time.perf_counter()
     found = resolve_all(losses)
     files = own_files(found.values())  # now: they may be edited while it runs
     text = text or Text()
-    plan = standard_stages(text, seed, quick)
+    stages = standard_stages(text, seed, quick)
     folder = runs.new_folder("report", out)
 
     progress("profiles", 0, 1)
     profiles = gradient_profile(found.values(), profile_points(), PROFILE_VOCAB, "both")
     progress("profiles", 1, 1)
     budgets, races = [], []
-    for stage in plan:
+    for stage in stages:
         name = stage.source.name
         races.append(run_stage(stage, found.values(), seed, quick, progress))
         progress(f"{name}: budget", 0, 1)
@@ -97,28 +98,23 @@ def make_report(
     raced = {
         part: pd.concat([each.race.frames()[part] for each in races], ignore_index=True) for part in races[0].race.frames()
     }
-    table = raced["table"]
     budgets = pd.concat(budgets, ignore_index=True)
     board = scoreboard(found.values(), races, seed, replicates=0 if quick else REPLICATES, folder=folder, progress=progress)
 
     progress("pages and pictures", 0, 1)
-    for name, frame in {"profiles": profiles, "budgets": budgets, **raced}.items():
+    frames = {"profiles": profiles, "budgets": budgets, **raced, "scoreboard": board.table, "codes": board.codes}
+    for name, frame in frames.items():
         runs.write_frame(folder, name, frame)
-    runs.write_frame(folder, "scoreboard", board.table)
-    runs.write_frame(folder, "codes", board.codes)
     runs.write_bytes(folder / "audits.json", json.dumps(as_json(list(board.audits.values())), indent=1).encode())
-    said = {"headline": reading.gradients(profiles), "budgets": reading.budgets(budgets)}
-    said["curves"] = [*reading.races(table, raced["curves"]), *reading.pairs(raced["pairs"])]
-    said |= {"reliability": reading.temperatures(table), "rarity": reading.rarity(raced["frequency"])}
-    said["scoreboard"] = sentences(board.table, board.codes)
+    said = _said(profiles, budgets, raced, board)
     arguments = {"losses": list(found), "seed": seed, "quick": quick}
     made = runs.record(
         arguments,
-        [stage.source.describe() for stage in plan],
+        [stage.source.describe() for stage in stages],
         time.perf_counter() - begun,
         kind="report",
         losses=files,
-        races=[{"source": s.source.name, "model": s.model, "rates": s.learning_rates, "steps": s.steps} for s in plan],
+        races=[{"source": s.source.name, "model": s.model, "rates": s.learning_rates, "steps": s.steps} for s in stages],
         reading=said,
     )
     report = Report(folder, profiles, budgets, raced, board, said)
@@ -128,6 +124,23 @@ def make_report(
     runs.write_record(folder, made)
     progress("pages and pictures", 1, 1)
     return report
+
+
+def _said(
+    profiles: pd.DataFrame, budgets: pd.DataFrame, raced: dict[str, pd.DataFrame], board: Scoreboard
+) -> dict[str, list[str]]:
+    """What there is to read in a report's frames, by figure."""
+    from xentlab import reading
+
+    table = raced["table"]
+    return {
+        "headline": reading.gradients(profiles),
+        "budgets": reading.budgets(budgets),
+        "curves": [*reading.races(table, raced["curves"]), *reading.pairs(raced["pairs"])],
+        "reliability": reading.temperatures(table),
+        "rarity": reading.rarity(raced["frequency"]),
+        "scoreboard": sentences(board.table, board.codes),
+    }
 
 
 def _held_out_logits(finished: StagedRace, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -156,9 +169,9 @@ def figures(report: Report, losses: list[str], legend: bool = False) -> dict[str
         ],
         "curves": [charts.curves(curves, table, losses, source, legend) for source in sources],
         "reliability": [
-            charts.reliability(report.raced["reliability"], losses, source, reading, legend)
+            charts.reliability(report.raced["reliability"], losses, source, each, legend)
             for source in sources
-            for reading in READINGS
+            for each in READINGS
         ],
         "rarity": [charts.rarity(report.raced["frequency"], losses, source, legend) for source in sources],
         "sweep": [charts.sweep(curves[curves.source == source], losses, source, legend) for source in sources],
@@ -227,7 +240,7 @@ def page(report: Report, losses: dict[str, Loss], made: dict) -> str:
             slots.append(f'<figure class="chart" id="{key}" aria-label="{html.escape(title)}, panel {i + 1}"></figure>')
         sections.append(
             f'<section id="{figure}"><h2>{html.escape(title)}</h2><p>{html.escape(caption)}</p>'
-            f"{sentences_list(report.reading.get(figure, []))}"
+            f"{sentences_list(report.said.get(figure, []))}"
             f'<div class="panels">{"".join(slots)}</div>{_download(report.folder, data)}</section>'
         )
     looks = {name: {"hue": hue, "dash": dash} for name, (hue, dash) in charts.look(names).items()}
@@ -243,7 +256,7 @@ def page(report: Report, losses: dict[str, Loss], made: dict) -> str:
         + _download(report.folder, "table")
         + _download(report.folder, "pairs"),
         scoreboard=scoreboard_tables(report.board.table, report.board.codes)
-        + sentences_list(report.reading.get("scoreboard", []))
+        + sentences_list(report.said.get("scoreboard", []))
         + _download(report.folder, "scoreboard"),
         audit=audit_table(report.board.audits),
         formulas="".join(_formula(name, loss) for name, loss in losses.items()),

@@ -52,7 +52,7 @@ def run_report(command: Report) -> None:
         console.print_rows(report.table.to_dict("records"), command.format)
     else:
         console.print_table(console.summary(report.table))
-        for sentence in itertools.chain(*report.reading.values()):
+        for sentence in itertools.chain(*report.said.values()):
             print(f"- {sentence}")
     print(f"Open {report.folder / 'report.html'} in a browser.", file=sys.stderr)
 

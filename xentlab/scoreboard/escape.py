@@ -8,6 +8,7 @@ found squared error stuck at bad starts), each loss at its own best rate, on a c
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -86,39 +87,8 @@ def wrong_start(loss: Loss, bias: float = BIAS, steps: int = STEPS) -> Escape:
     Logits are a table's row for the context plus an output bias; both begin at 0 but for `bias` on the frequent tokens.
     Every rate of a grid is tried, and the grid extends itself while its best lies at an end.
     """
-    law, share = jnp.asarray(CHAIN.table, jnp.float32), jnp.asarray(CHAIN.stationary, jnp.float32)
-    vocab = CHAIN.vocab
-    frequent = np.argsort(-(CHAIN.stationary @ CHAIN.table))[:FREQUENT]
-    start = jnp.zeros(vocab, jnp.float32).at[frequent].set(bias)
+    runs = _descents(loss, bias, steps)
     best_possible = float(CHAIN.stationary @ CHAIN.table.max(axis=1))
-    targets = jnp.broadcast_to(jnp.arange(vocab, dtype=jnp.int32), (vocab, vocab))
-    link = link_of(loss)
-
-    def risk(parameters):
-        table, offset = parameters
-        z = jnp.broadcast_to((table + offset)[:, None, :], (vocab, vocab, vocab))
-        each = jnp.where(law > 0, law * loss(z, targets), 0)
-        return share @ jnp.sum(each, axis=-1)
-
-    def accuracy(parameters):
-        table, offset = parameters
-        scores = link(table + offset)
-        best = scores == jnp.max(scores, axis=-1, keepdims=True)
-        # What ties is a guess among the tied.
-        return share @ (jnp.sum(law * best, axis=-1) / jnp.sum(best, axis=-1))
-
-    @jax.jit
-    def runs(rates):
-        def one(rate):
-            def step(parameters, _):
-                gradient = jax.grad(risk)(parameters)
-                parameters = jax.tree.map(lambda p, g: p - rate * g, parameters, gradient)
-                return parameters, accuracy(parameters)
-
-            return jax.lax.scan(step, (jnp.zeros((vocab, vocab)), start[None, :]), length=steps)[1]
-
-        return jax.vmap(one)(rates)
-
     found: dict[float, float] = {}
 
     def try_rates(exponents):
@@ -142,3 +112,37 @@ def wrong_start(loss: Loss, bias: float = BIAS, steps: int = STEPS) -> Escape:
             low -= width
         else:
             return Escape(found[best], float("nan") if none else best, min(rates), max(rates))
+
+
+def _descents(loss: Loss, bias: float, steps: int) -> Callable:
+    """A compiled function of rates [R] -> the accuracy after each step of gradient descent at each of them, [R, steps]."""
+    law, share = jnp.asarray(CHAIN.table, jnp.float32), jnp.asarray(CHAIN.stationary, jnp.float32)
+    vocab = CHAIN.vocab
+    frequent = np.argsort(-(CHAIN.stationary @ CHAIN.table))[:FREQUENT]
+    start = jnp.zeros(vocab, jnp.float32).at[frequent].set(bias)
+    targets = jnp.broadcast_to(jnp.arange(vocab, dtype=jnp.int32), (vocab, vocab))
+    link = link_of(loss)
+
+    def risk(parameters):
+        table, offset = parameters
+        z = jnp.broadcast_to((table + offset)[:, None, :], (vocab, vocab, vocab))
+        each = jnp.where(law > 0, law * loss(z, targets), 0)
+        return share @ jnp.sum(each, axis=-1)
+
+    def accuracy(parameters):
+        table, offset = parameters
+        scores = link(table + offset)
+        best = scores == jnp.max(scores, axis=-1, keepdims=True)
+        # What ties is a guess among the tied.
+        return share @ (jnp.sum(law * best, axis=-1) / jnp.sum(best, axis=-1))
+
+    def step(rate, parameters):
+        gradient = jax.grad(risk)(parameters)
+        parameters = jax.tree.map(lambda p, g: p - rate * g, parameters, gradient)
+        return parameters, accuracy(parameters)
+
+    def run(rate):
+        first = jnp.zeros((vocab, vocab)), start[None, :]
+        return jax.lax.scan(lambda parameters, _: step(rate, parameters), first, length=steps)[1]
+
+    return jax.jit(jax.vmap(run))
