@@ -194,9 +194,8 @@ def test_a_dict_names_its_losses():
     assert float(found["heavy"](jnp.zeros(5), jnp.int32(0))) == pytest.approx(2 * np.log(5))
     assert found["nll"] is LOSSES["nll"]
     assert name_of(functools.partial(found["mild"], gamma=2)) == "mild(gamma=2)"
-    for name in ("", "a/b"):
-        with pytest.raises(LabError, match="a loss's name is a text without a slash"):
-            resolve_all({name: "nll"})
+    with pytest.raises(LabError, match="a loss's name is a text; got ''"):
+        resolve_all({"": "nll"})
 
 
 def test_an_object_of_arrays_has_a_hash_and_its_own_name(mine):

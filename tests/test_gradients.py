@@ -2,6 +2,7 @@
 
 import decimal
 
+import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
@@ -356,3 +357,9 @@ def test_a_gradient_that_is_infinite_leaves_no_shares():
     assert budget.share_of_gradient.isna().all()
     assert budget.gradient[1] == np.inf
     assert budget.gradient[0] > 0
+
+
+def test_a_loss_that_takes_no_float64_is_named():
+    narrow = lambda logits, targets: jax.lax.sub(LOSSES["nll"](logits, targets), jnp.zeros(targets.shape, jnp.float32))
+    with pytest.raises(LabError, match=r"<lambda> fails on float64 logits \[1, 4\]: TypeError: .* has theirs, logits\.dtype"):
+        gradient_profile([narrow], [0.1], vocab=4)

@@ -3,8 +3,11 @@
 import dataclasses
 import json
 
+import equinox
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from xentlab import LabError
@@ -12,7 +15,7 @@ from xentlab.cli import main
 from xentlab.cli.race import run_race
 from xentlab.cli.writing import record_of
 from xentlab.commands import Race
-from xentlab.models import resolve_model
+from xentlab.models import checked_model, resolve_model
 from xentlab.names import is_own, placed, unplaced
 from xentlab.race import race
 from xentlab.recipe import Recipe
@@ -79,7 +82,7 @@ def test_optimizer_and_schedule_of_ones_own_make_the_steps(mine):
         ({"optimizer": "{}:still(b=1)"}, "still has no option 'b'; its options: momentum"),
         (
             {"schedule": "{}:none"},
-            r"the schedule .*mine\.py:none makes NoneType of the number of steps, and no function of the",
+            r"the schedule .*mine\.py:none makes NoneType of the number of steps, no function of the",
         ),
         ({"schedule": "{}:halved(to=3)"}, "halved has no option 'to'; it has no options"),
     ],
@@ -122,3 +125,45 @@ def test_a_race_of_ones_own_functions_is_repeated_from_its_record(mine, tmp_path
     assert "the same to the last bit" in capsys.readouterr().out
     record = json.loads((tmp_path / "again" / "run.json").read_text())
     assert set(record["functions"]) == {"model", "optimizer", "schedule"}
+
+
+def test_a_model_that_reads_what_it_is_to_predict_is_refused():
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass
+    class Sees:
+        weight: jax.Array
+        back: int = dataclasses.field(metadata={"static": True})
+
+        def hidden(self, tokens):
+            return jax.nn.one_hot(jnp.roll(tokens, self.back, axis=-1), len(self.weight), dtype=jnp.float32)
+
+    def of(back):
+        make = lambda vocab, key: Sees(jax.random.normal(key, (vocab, vocab)), back)
+        return race(["nll"], MarkovSource(vocab=4, tokens=500), make, [0.1], [0], steps=2, batch=2, window=8)
+
+    with pytest.raises(LabError, match=r"the model reads the future: .* Position i may read tokens 0\.\.i alone"):
+        of(-1)
+    assert len(of(0).table) == 1
+
+
+def test_a_model_of_single_sequences_is_told_so():
+    class One(equinox.Module):
+        weight: jax.Array
+
+        def hidden(self, tokens):
+            (time,) = tokens.shape
+            return jnp.zeros((time, 2))
+
+    with pytest.raises(LabError, match=r"One's hidden fails on tokens \[2, 3\]: ValueError: too many .* jax\.vmap makes that"):
+        checked_model(One(jnp.zeros((2, 4))), 4)
+
+
+def test_a_schedule_is_a_function_too():
+    recipe = Recipe(optimizer="sgd", schedule=lambda steps: optax.linear_schedule(1, 0, steps), steps=10)
+    optimizer = recipe.transformation(0.1)
+    state = optimizer.init(np.float32(0))
+    steps = []
+    for _ in range(3):
+        step, state = optimizer.update(np.float32(1), state)
+        steps.append(float(step))
+    np.testing.assert_allclose(steps, [-0.1, -0.09, -0.08], rtol=1e-6)

@@ -77,7 +77,7 @@ def test_a_temperature_helps_where_less_is_left_costs_where_more_is_and_else_cha
 # A board of which only what a test gives says anything.
 BLANK = {"read_through": "softmax(z)", "proper_through": "softmax", "tokens_needed": NAN, "bias": 0.0, "simulated": NAN}
 BLANK |= {"finite_float32": True, "finite_float16": True, "low_p_even": 1.0, "low_p_one": 1.0, "escape_steps": 10.0}
-BLANK |= dict.fromkeys(("lipschitz", "convex", "strictly_proper", "local"), False)
+BLANK |= dict.fromkeys(("lipschitz", "convex", "strictly_proper", "local"), False) | {"calibrated": True}
 
 
 def board(losses, codes=None, **columns):
@@ -123,6 +123,27 @@ def test_a_pull_is_gone_only_where_it_is_gone_on_both_paths():
     assert "alone keeps its pull" not in said
     assert "Steps out of a confidently wrong start, each at its best rate: nll 10, mae 20 and grow 30." in said
     assert "At no rate that was tried did brier get out." in said
+    said = " ".join(board(["brier", "weighed"], escape_steps=INF, calibrated=[True, False]))
+    assert "At no rate that was tried did brier get out." in said
+    assert "did weighed come to 95% of the best accuracy and stay. Not calibrated, such a loss may have its own optimum" in said
+
+
+def test_a_conclusion_is_of_losses_that_are_settled_and_of_more_than_one():
+    all_of_it = dict.fromkeys(("lipschitz", "convex", "strictly_proper", "local"), True)
+    concludes = lambda said: any("on this board" in each.lower() for each in said)
+    assert not concludes(board(["nll"], **all_of_it))
+    cast = board(["nll", "cast"], lipschitz=[True, "undecided"], convex=True, strictly_proper=[True, "undecided"], local=True)
+    assert not concludes(cast)
+    three = board(["nll", "cast", "none"], **all_of_it | {"lipschitz": [True, "undecided", False]})
+    assert three[-1].startswith("What cross entropy alone on this board combines")
+    neither = "No loss on this board has all of this: that it does not vanish at low p, has a bounded gradient, "
+    assert board(["nll", "brier"])[-1].startswith(neither)
+
+
+def test_of_a_loss_that_is_not_settled_tokens_are_not_known_either():
+    said = board(["nll", "cast"], tokens_needed=[1.0, NAN], bias=[0.0, NAN], strictly_proper=[True, "undecided"])
+    assert "Nothing is known of tokens for cast: `xentlab audit` says why." in said
+    assert not any("minimiser" in each for each in said)
 
 
 def test_what_else_keeps_its_pull_is_named():

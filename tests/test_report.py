@@ -32,9 +32,9 @@ def report(tmp_path_factory):
         "import jax.numpy as jnp\n"
         "def odd(logits, targets):\n"
         "    return jnp.abs(logits).sum(-1) - 2 * jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]\n"
-        "odd.__name__ = '</script><b>odd'\n"
     )
-    return make_report([*LOSSES, f"{folder}/mine.py:odd"], out=folder / "made", quick=True)
+    losses = {name: name for name in LOSSES} | {"</script><b>odd": f"{folder}/mine.py:odd"}
+    return make_report(losses, out=folder / "made", quick=True)
 
 
 def test_the_folder_holds_everything(report):

@@ -237,7 +237,7 @@ def test_a_loss_that_was_edited_meanwhile_is_no_part_of_the_race(tmp_path, capsy
     assert (was["file"], was["sha256"]) == ("own.py", hashlib.sha256(file.read_bytes()).hexdigest())
     file.write_text(OWN.format(2))
     told = refused(["race", "--resume", folder], capsys)
-    assert "began otherwise: own.py:own was edited since, and computes something else now." in told
+    assert "began otherwise: own.py:own computes something else now: it was edited since." in told
     # And one that is edited after it was read is not what the race says that it was.
     file.write_text(OWN.format(1))
     kept = checkpoints(folder)[-1]
@@ -266,7 +266,12 @@ def test_a_loss_is_known_by_what_it_computes_wherever_that_stands(tmp_path, monk
         name = placed(f"{tmp_path}/{folder}/mine.py:own")
         records[folder] = {"arguments": {"losses": ["nll", name]}, "losses": own_files(["nll", name])}
     assert differences(records["a"], records["b"]) == []
-    assert differences(records["a"], records["c"]) == ["mine.py:own was edited since, and computes something else now"]
+    assert differences(records["a"], records["c"]) == ["mine.py:own computes something else now: it was edited since"]
+    (beside,) = records["a"]["losses"].values()
+    elsewhere = {"losses": {name: beside | {"program": "other"} for name in records["a"]["losses"]}}
+    assert differences(records["a"], records["a"] | elsewhere) == [
+        "mine.py:own computes something else now: what it reads or imports has changed, for its file is the same"
+    ]
 
 
 def test_a_race_that_cannot_print_is_finished(whole, tmp_path):

@@ -20,7 +20,8 @@ from xentlab.scoreboard import Scoreboard, code_lengths, scoreboard
 from xentlab.scoreboard.efficiency import CONSISTENT, efficiency, make_truth, simulate, tokens_needed
 from xentlab.scoreboard.escape import BIAS, CHAIN, FREQUENT, escape_time, wrong_start
 from xentlab.scoreboard.reading import sentences
-from xentlab.sources import MarkovSource
+from xentlab.sources import MarkovSource, Text
+from xentlab.stages import standard_stages
 
 TRAINS = True
 COMPILED_WELL = True
@@ -318,6 +319,11 @@ def test_a_text_that_does_not_come_back_is_an_error(monkeypatch):
     monkeypatch.setattr("xentlab.scoreboard.decode", lambda predict, file: np.zeros(200, np.int32))
     with pytest.raises(LabError, match="did not come back"):
         code_lengths({"uniform": uniform}, source)
+
+
+def test_two_sources_have_two_names(tmp_path):
+    (tmp_path / "markov").write_text("some text or other " * 100)
+    assert [stage.source.name for stage in standard_stages(Text(tmp_path / "markov"), quick=True)] == ["markov", "markov chain"]
 
 
 def test_the_reading_follows_the_table(board):

@@ -290,7 +290,7 @@ def test_recipes_refuse_what_is_of_another_kind():
     assert made.startswith(
         "an optimizer is a name, or what makes one of a schedule: optimizer=optax.adam, not optax.adam(0.001)"
     )
-    assert schedule.startswith("a schedule is a name, one of constant, linear, cosine; got function. One of your own goes")
+    assert schedule.startswith("the schedule <lambda> makes float of the number of steps, no function of the step: lambda")
     nothing = "the optimizer <lambda> makes NoneType of a schedule, and no optax transformation. Does it return one?"
     assert unchecked(f"{recipe}(optimizer=lambda rate: None)") == [nothing]
     assert clip == "clip is a positive length, or none; got '1'."

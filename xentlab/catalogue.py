@@ -119,8 +119,8 @@ def resolve_all(losses: Iterable[str | Loss], vocab: int = 5) -> dict[str, Loss]
     ['mild', 'nll']
     """
     if isinstance(losses, Mapping):
-        if wrong := [name for name in losses if not isinstance(name, str) or not name or "/" in name]:
-            raise LabError(f"a loss's name is a text without a slash, for files are called by it; got {wrong[0]!r}.")
+        if wrong := [name for name in losses if not isinstance(name, str) or not name]:
+            raise LabError(f"a loss's name is a text; got {wrong[0]!r}.")
         known = {name: resolve(loss, check=False) for name, loss in losses.items()}
         losses = [loss if name_of(loss) == name else named(loss, name) for name, loss in known.items()]
     if isinstance(losses, str) or callable(losses):

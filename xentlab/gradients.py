@@ -12,7 +12,7 @@ import numpy as np
 
 from xentlab import defaults
 from xentlab.catalogue import resolve_all
-from xentlab.contract import LabError, Loss, value_and_gradient, whole
+from xentlab.contract import FAILURES, LabError, Loss, name_of, value_and_gradient, whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,11 +124,22 @@ def _values_and_gradients(losses: Iterable[Loss], logits: np.ndarray) -> list[tu
 
     @jax.jit  # all in one program: XLA takes half the time that it takes for one a loss
     def of_all(z):
-        targets = jnp.zeros(z.shape[:-1], jnp.int32)
-        return [value_and_gradient(loss, z, targets) for loss in losses]
+        return [_told(loss, z, jnp.zeros(z.shape[:-1], jnp.int32)) for loss in losses]
 
     with jax.enable_x64(True):
         return [tuple(np.asarray(each, np.float64) for each in found) for found in of_all(jnp.asarray(logits, jnp.float64))]
+
+
+def _told(loss: Loss, logits: Batch, targets: Batch) -> tuple[jax.Array, jax.Array]:
+    """A loss's value and gradient. Raises `LabError`, with the loss's name, where it does not take these logits."""
+    try:
+        return value_and_gradient(loss, logits, targets)
+    except FAILURES as error:
+        first = str(error).strip().split("\n")[0].rstrip(".")
+        raise LabError(
+            f"{name_of(loss)} fails on {logits.dtype} logits {list(logits.shape)}: {type(error).__name__}: {first}. A loss "
+            "takes logits [..., V] of any floating type; what it makes itself has theirs, logits.dtype."
+        ) from error
 
 
 def gradient_budget(

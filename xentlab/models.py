@@ -279,10 +279,29 @@ def checked_model(model: Any, vocab: int) -> Any:
             "by jax.tree_util.register_dataclass."
         )
     read = lambda model, tokens: (model.hidden(tokens), model.weight)
-    hidden, weight = eqx.filter_eval_shape(read, model, jax.ShapeDtypeStruct((2, 3), jnp.int32))
+    try:
+        hidden, weight = eqx.filter_eval_shape(read, model, jax.ShapeDtypeStruct((2, 3), jnp.int32))
+    except FAILURES as error:
+        first = str(error).strip().split("\n")[0].rstrip(".")
+        raise LabError(
+            f"{type(model).__name__}'s hidden fails on tokens [2, 3]: {type(error).__name__}: {first}. It takes sequences in "
+            "batches of any shape, [..., T]; jax.vmap makes that of one that takes a single sequence."
+        ) from error
     if hidden.ndim != 3 or weight.shape != (hidden.shape[-1], vocab) or hidden.shape[:2] != (2, 3):
         raise LabError(
             f"{type(model).__name__}: tokens [2, 3] gave hidden {list(hidden.shape)} beside a weight "
             f"{list(weight.shape)}; they should be [2, 3, D] and [D, {vocab}]."
         )
     return model
+
+
+def check_causal(make: ModelMaker, vocab: int) -> None:
+    """Raises `LabError` for a model whose hidden states depend on tokens that come later, which are those to be predicted."""
+    ends = jnp.zeros((2, 6), jnp.int32).at[1, -1].set(vocab - 1)
+    hidden = eqx.filter_jit(lambda key: make(vocab, key).hidden(ends))(jax.random.key(0))
+    one, other = np.asarray(hidden[:, :-1], np.float64)
+    if not np.allclose(one, other, rtol=1e-3, atol=1e-5):
+        raise LabError(
+            "the model reads the future: its hidden states before the last token change with that token. Position i may read "
+            "tokens 0..i alone, for it predicts token i + 1."
+        )

@@ -17,6 +17,7 @@ from xentlab.contract import LabError, Loss, check_link, link_of, name_of
 from xentlab.examine import Predictor, examiner
 from xentlab.layout import Layout
 from xentlab.metrics import SMOOTHING
+from xentlab.models import check_causal, resolve_model
 from xentlab.names import FUNCTIONS, is_own, unplaced
 from xentlab.program import program, windows
 from xentlab.recipe import Recipe
@@ -112,9 +113,10 @@ def planned(
             raise LabError(f"the {what} repeat: {list(values)}. Each counts once.")
     if extensions < 0:
         raise LabError(f"a grid grows by some rates or by none; got extensions={extensions}.")
-    program(
-        next(iter(found.values())), source, model, whole_recipe, mesh
-    )  # does the model fit, do windows, do devices share a batch?
+    # Does the model fit, do windows, do devices share a batch?
+    program(next(iter(found.values())), source, model, whole_recipe, mesh)
+    if callable(model) or is_own(model):
+        check_causal(resolve_model(model), source.vocab)
     windows(source.split("test"), whole_recipe.window)
     return found, whole_recipe
 

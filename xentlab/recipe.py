@@ -61,18 +61,18 @@ class Recipe:
 
     steps; batch: windows a step; window: predicted tokens a window; optimizer: one of `OPTIMIZERS` with its options,
     "adamw(weight_decay=0.1)", or a function, or the name of one, "./mine.py:function", that makes an optax transformation of a
-    schedule (step -> rate), which optax takes for a learning rate; schedule: one of `SCHEDULES` with its options, or the name
-    of a function that makes one of the number of steps, scaled by the rate; clip: greatest length of the whole gradient, or
-    None; blocks: how often it is measured, at least once in `MOST_STEPS` steps; label_noise: the share of training targets that
-    are another token, drawn once; what a model reads, and what it is tested on, stays clean; head: the loss by `linear_loss`,
-    or of a batch's whole logits, to compare with (experiments/bench_training.py).
+    schedule (step -> rate), which optax takes for a learning rate; schedule: one of `SCHEDULES` with its options, or a
+    function, or the name of one, that makes a schedule of the number of steps, to be scaled by the rate; clip: greatest length
+    of the whole gradient, or None; blocks: how often it is measured, at least once in `MOST_STEPS` steps; label_noise: the
+    share of training targets that are another token, drawn once; what a model reads, and what it is tested on, stays clean;
+    head: the loss by `linear_loss`, or of a batch's whole logits, to compare with (experiments/bench_training.py).
     """
 
     steps: int = defaults.STEPS
     batch: int = defaults.BATCH
     window: int = defaults.WINDOW
     optimizer: str | Callable[[Any], optax.GradientTransformation] = defaults.OPTIMIZER
-    schedule: str = defaults.SCHEDULE
+    schedule: str | Callable[[int], optax.Schedule] = defaults.SCHEDULE
     clip: float | None = None
     blocks: int = 20
     validation_tokens: int = 4096
@@ -90,32 +90,32 @@ class Recipe:
             raise LabError(f"label_noise is a share of the targets, from 0 to 1; got {self.label_noise!r}.")
         if self.head not in ("linear_loss", "naive"):
             raise LabError(f"a head is linear_loss or naive; got {self.head!r}.")
-        if not isinstance(self.schedule, str):
+        if not callable(self.schedule) and not isinstance(self.schedule, str):
             raise LabError(
-                f"a schedule is a name, one of {', '.join(SCHEDULES)}; got {type(self.schedule).__name__}. One of your own "
-                "goes into the optimizer: optimizer=lambda rate: optax.adam(schedule)."
+                f"a schedule is a name, one of {', '.join(SCHEDULES)}, or what makes one of the number of steps; got "
+                f"{type(self.schedule).__name__}."
             )
         if not callable(self.optimizer) and not isinstance(self.optimizer, str):
             raise LabError(
                 f"an optimizer is a name, or what makes one of a schedule: optimizer=optax.adam, not optax.adam(0.001); got "
                 f"{type(self.optimizer).__name__}."
             )
-        with _told("schedule", self.schedule, "Has each option a value of its kind?"):
+        with _told("schedule", _shown(self.schedule), "Has each option a value of its kind?"):
             if not callable(shape := self._shape):
                 raise LabError(
-                    f"the schedule {self.schedule} makes {type(shape).__name__} of the number of steps, and no function of the "
-                    "step. Does it return one?"
+                    f"the schedule {_shown(self.schedule)} makes {type(shape).__name__} of the number of steps, no function of "
+                    "the step: lambda steps: optax.linear_schedule(1, 0, steps) does."
                 )
             jax.eval_shape(shape, jax.ShapeDtypeStruct((), jnp.int32))
         if not self.has_own_optimizer:  # which may want other parameters than these
             with _told("optimizer", self.optimizer, "Has each option a value of its kind?"):
                 jax.eval_shape(self._first_step, jax.ShapeDtypeStruct((2, 2), jnp.float32))
         else:
-            with _told("optimizer", self._optimizers_name, "It is given a schedule, a function of the step, and no number."):
+            with _told("optimizer", _shown(self.optimizer), "It is given a schedule, a function of the step, and no number."):
                 made = self.transformation(0.1)
             if not (hasattr(made, "init") and hasattr(made, "update")):
                 raise LabError(
-                    f"the optimizer {self._optimizers_name} makes {type(made).__name__} of a schedule, and no optax "
+                    f"the optimizer {_shown(self.optimizer)} makes {type(made).__name__} of a schedule, and no optax "
                     "transformation. Does it return one?"
                 )
 
@@ -132,8 +132,7 @@ class Recipe:
     def transformation(self, rate: Any) -> optax.GradientTransformation:
         """The optax transformation at one learning rate, which may be traced."""
         shape = self._shape
-        make = self.optimizer if callable(self.optimizer) else _named(self.optimizer, "optimizer", OPTIMIZERS)
-        optimizer = make(lambda step: rate * shape(step))
+        optimizer = _named(self.optimizer, "optimizer", OPTIMIZERS)(lambda step: rate * shape(step))
         return optimizer if self.clip is None else optax.chain(optax.clip_by_global_norm(self.clip), optimizer)
 
     @property
@@ -145,14 +144,10 @@ class Recipe:
         """Whether the optimizer is a function of the user's own, by itself or by name."""
         return callable(self.optimizer) or is_own(self.optimizer)
 
-    @property
-    def _optimizers_name(self) -> str:
-        return self.optimizer if isinstance(self.optimizer, str) else name_of(self.optimizer)
-
     def check_optimizer(self, parameters: Any) -> None:
         """Raises `LabError` for an optimizer that makes no step of these parameters, given as shapes."""
         remedy = "A step gives it (gradient, state, parameters) alone: neither the loss's value nor its function."
-        with _told("optimizer", self._optimizers_name, remedy):
+        with _told("optimizer", _shown(self.optimizer), remedy):
             jax.eval_shape(self._first_step, parameters)
 
     def _first_step(self, parameters: Any) -> Any:
@@ -174,5 +169,9 @@ def _told(what: str, text: str, remedy: str) -> Iterator[None]:
         raise LabError(f"the {what} {text} fails: {type(error).__name__}: {first}. {remedy}") from error
 
 
-def _named(text: str, what: str, table: dict[str, Callable]) -> Callable:
-    return with_settings(*from_table(text, what, table), 1, "option")
+def _named(function: str | Callable, what: str, table: dict[str, Callable]) -> Callable:
+    return function if callable(function) else with_settings(*from_table(function, what, table), 1, "option")
+
+
+def _shown(function: str | Callable) -> str:
+    return function if isinstance(function, str) else name_of(function)

@@ -126,6 +126,18 @@ def make_report(
     return report
 
 
+def _of_one_class(board: Scoreboard) -> list[str]:
+    """Whose profiles are not those of any class."""
+    uneven = [name for name, found in board.audits.items() if found.verdicts["permutation_equivariant"].value is False]
+    if not uneven:
+        return []
+    from xentlab.reading import words
+
+    return [
+        f"The right token is class 0 here, which to {words(uneven)} is not as any other: of another class the pull differs."
+    ]
+
+
 def _said(
     profiles: pd.DataFrame, budgets: pd.DataFrame, raced: dict[str, pd.DataFrame], board: Scoreboard
 ) -> dict[str, list[str]]:
@@ -134,7 +146,7 @@ def _said(
 
     table = raced["table"]
     return {
-        "headline": reading.gradients(profiles),
+        "headline": [*reading.gradients(profiles), *_of_one_class(board)],
         "budgets": reading.budgets(budgets),
         "curves": [*reading.races(table, raced["curves"]), *reading.pairs(raced["pairs"])],
         "reliability": reading.temperatures(table),

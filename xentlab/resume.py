@@ -53,7 +53,11 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     if named != named_now:
         said.insert(0, f"losses: {', '.join(named)} there, {', '.join(named_now)} now")
     changed = [name for name in own_now if name in own and own[name] != own_now[name]]
-    said += [f"{name} was edited since, and computes something else now" for name in changed]
+    of_files = lambda record: {unplaced(name): each.get("sha256") for name, each in record["losses"].items()}
+    for name in changed:
+        same = of_files(before).get(name) == of_files(now)[name] is not None
+        why = "what it reads or imports has changed, for its file is the same" if same else "it was edited since"
+        said.append(f"{name} computes something else now: {why}")
     files, files_now = (record.get("functions", {}) for record in (before, now))
     edited = [what for what in files_now if what in files and files[what] != files_now[what]]
     return [*said, *(f"{files_now[what]['file']}, which the {what} stands in, was edited since" for what in edited)]

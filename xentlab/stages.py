@@ -32,7 +32,8 @@ class StagedRace:
 
 def standard_stages(text: Text, seed: int = 0, quick: bool = False) -> list[Stage]:
     """The report's two races: real text, and a chain whose law is known. quick: tiny ones, to see that all works."""
-    markov = MarkovSource(seed=seed, tokens=20_000 if quick else 200_000)
+    name = "markov chain" if text.name == "markov" else "markov"  # two sources, two names
+    markov = MarkovSource(seed=seed, tokens=20_000 if quick else 200_000, name=name)
     if quick:
         return [
             Stage(text, "mlp(context=2, width=8, inner=16, features=16)", (0.01,), 12),

@@ -33,6 +33,8 @@ def run_list(command: List) -> None:
         print("More on one of them: xentlab show LOSS. A loss of your own: ./file.py:function, wherever a name may stand.")
         for name, value in others.items():
             print(f"installed: {name} ({value})")
+        for name in sorted(installed_losses().keys() & LOSSES.keys()):
+            print(f"installed, and hidden by the catalogue's own: {name} ({installed_losses()[name].value})")
     else:
         console.print_rows([*rows, *({"loss": name, "family": value} for name, value in others.items())], command.format)
 

@@ -133,7 +133,8 @@ def _from_audit(found: Audit) -> dict[str, Any]:
     as_float = lambda value: math.nan if value is None or value == "undecided" else float(value)
     row |= {"low_p_even": as_float(limits["even"]), "low_p_one": as_float(limits["one"])}
     row |= {"low_p_order": as_float(verdicts["low_p_order"])}
-    return row | {key: verdicts[key] for key in ("strictly_proper", "proper_through", "convex", "lipschitz", "local")}
+    kept = ("strictly_proper", "proper_through", "calibrated", "convex", "lipschitz", "local")
+    return row | {key: verdicts[key] for key in kept}
 
 
 def code_lengths(predictors: Mapping[str, Callable], source: Source, folder: pathlib.Path | None = None) -> pd.DataFrame:

@@ -39,8 +39,13 @@ def _probability(table: pd.DataFrame) -> list[str]:
     if len(biased):
         off = [f"{row.loss} {number(row.bias)}" for row in biased.sort_values("bias").itertuples()]
         said.append(f"With endless tokens these still end away from the truth, by so many nats: {words(off)}.")
-    if nowhere := list(table.loss[table.tokens_needed.isna() & table.bias.isna()]):
-        said.append(f"No single minimiser was found for {words(nowhere)}, so nothing is known of tokens.")
+    nowhere = table[table.tokens_needed.isna() & table.bias.isna()]
+    unsettled = nowhere.strictly_proper == "undecided"
+    if unsettled.any():
+        said.append(f"Nothing is known of tokens for {words(list(nowhere.loss[unsettled]))}: `xentlab audit` says why.")
+    if not unsettled.all():
+        missing = words(list(nowhere.loss[~unsettled]))
+        said.append(f"No single minimiser was found for {missing}, so nothing is known of tokens.")
     return said
 
 
@@ -96,13 +101,23 @@ def _optimisation(table: pd.DataFrame) -> list[str]:
     if len(out):
         steps = [f"{row.loss} {row.escape_steps:.0f}" for row in out.itertuples()]
         said.append(f"Steps out of a confidently wrong start, each at its best rate: {words(steps)}.")
-    stuck = list(table.loss[table.escape_steps == math.inf])
-    if stuck:
-        said.append(f"At no rate that was tried did {words(stuck)} get out.")
+    stuck = table[table.escape_steps == math.inf]
+    astray = stuck.calibrated.map(lambda x: x is not True)
+    if not astray.all():
+        said.append(f"At no rate that was tried did {words(list(stuck.loss[~astray]))} get out.")
+    if astray.any():
+        said.append(
+            f"At no rate that was tried did {words(list(stuck.loss[astray]))} come to 95% of the best accuracy and stay. Not "
+            "calibrated, such a loss may have its own optimum below that, and may have got out."
+        )
     return said
 
 
 def _combination(table: pd.DataFrame) -> list[str]:
+    settled = table[["lipschitz", "convex", "strictly_proper", "local"]].map(lambda x: x != "undecided").all(axis=1)
+    table = table[settled & table.low_p_even.notna() & table.low_p_one.notna()]
+    if len(table) < 2:  # nothing to compare
+        return []
     alive = (table.low_p_even > 0) & (table.low_p_one > 0)
     true = lambda column: table[column].map(lambda x: x is True)
     has = {
@@ -121,5 +136,5 @@ def _combination(table: pd.DataFrame) -> list[str]:
             shared += "; the rest it shares with others"
         return [f"What cross entropy alone on this board combines: it {together}. {shared}."]
     if not whole:
-        return [f"No loss on this board {together} at once."]
+        return [f"No loss on this board has all of this: that it {together}."]
     return [f"On this board {words(whole)} {'has' if len(whole) == 1 else 'have'} all of this: {together}."]
