@@ -93,6 +93,24 @@ def test_classes_that_a_bias_forbids(plan, name):
     np.testing.assert_allclose(slope, exact, atol=1e-6)
 
 
+@both
+@pytest.mark.parametrize("level", [1e3, 1e4, -1e3])
+def test_a_common_level_costs_no_gradient_its_digits(plan, level):
+    """Of a loss that asks for the level, z_loss; and the shares of rivals for one that is not known to be free of it."""
+    run = lambda loss: jax.jit(jax.grad(lambda w: linear_loss(jnp.ones((1, 1)), w, jnp.array([3]), loss=loss, plan=plan)))
+    weight, at_3 = jnp.full((1, 11), level), np.arange(11) == 3
+    pinned = (1 + 2e-4 * (level + np.log(11))) / 11 - at_3  # p (1 + 2 c lse) - e
+    np.testing.assert_allclose(run(LOSSES["z_loss"])(weight)[0], pinned, rtol=1e-6)
+    rivals = loss(stream=lambda rivals: rivals)(lambda z, y: jax.nn.logsumexp(off_target(z, y, -jnp.inf), axis=-1))
+    np.testing.assert_allclose(run(rivals)(weight)[0], np.where(at_3, 0, 0.1), rtol=1e-6)
+
+
+def test_a_form_that_asks_for_the_level_asks_for_nothing_that_has_one():
+    made = loss(stream=lambda level, top: level + top)(lambda z, y: 2 * jnp.max(off_target(z, y, -jnp.inf), axis=-1))
+    with pytest.raises(LabError, match="beside level its stream form may ask for target, rivals"):
+        linear_loss(*batch(), loss=made)
+
+
 def test_log_probs_of_a_target_that_a_bias_forbids():
     bias = jnp.array([-jnp.inf, 0.0, 0.0])
     log_p, entropy = jax.jit(linear_log_probs)(jnp.ones((1, 2)), jnp.ones((2, 3)), jnp.array([0]), bias=bias)

@@ -10,6 +10,7 @@ at certainty, where 1 - p is the rivals' share and lse - z_y would be a differen
 - `softplus`: the sum of log(1 + e^z) over the rivals.
 - `hinges`, `hinges_2`: the sum of max(0, 1 + z_j - z_y) over the rivals j, of its square.
 - `entropy`: of the rivals' own shares, softmax over them alone, in nats.
+- `level`: the greatest rival, as a constant. A form that asks for it has `target`, `rivals`, `rivals_...` and `total` less it.
 
 A loss of which it is said that no common shift of the logits changes it (`Facts.shift`) may be given all of them less the
 greatest rival's: far from 0 they keep their digits so.
@@ -31,7 +32,7 @@ from jax import lax
 from xentlab.contract import LabError, Loss, facts_of, is_known, layers, name_of, settings_of
 from xentlab.targets import nan_outside, or_nan
 
-LEVELLESS = ("target", "rivals", "total", "entropy", "vocab")
+LEVELLESS = ("target", "rivals", "total", "entropy", "vocab", "level")
 LOWEST = float(np.finfo(np.float32).min)  # the running maximum of nothing: finite, so that no -inf - -inf arises
 
 
@@ -144,8 +145,11 @@ def _logsumexp(multiple: float, level: bool = True) -> Reduction:
         start=_zeros,
         add=lambda mass, tile: shrunk(mass, tile.fallen) + jnp.sum(raised(tile.below, jnp.exp(tile.below)), axis=-1),
         merge=lambda mass, fallen, axis: lax.psum(shrunk(mass, fallen), axis),
-        finish=lambda mass, shift: (_log_mass(base(shift), mass), None),
-        slope=lambda value, aside, z, row: multiple * _scale(base(row.shift), value) * raised(z - row.shift, row.share),
+        # What a level of thousands has left of log(mass) is no number for a slope, which asks for shares alone.
+        finish=lambda mass, shift: (_log_mass(base(shift), mass), _log_mass(0, mass) if level else None),
+        slope=lambda value, log_mass, z, row: (
+            multiple * _scale(jnp.zeros_like(row.shift), log_mass if level else value) * raised(z - row.shift, row.share)
+        ),
         level=level,
     )
 
@@ -157,6 +161,18 @@ def _scale(shift: Any, log_mass: jax.Array) -> jax.Array:
 
 def _log_mass(shift: Any, mass: jax.Array) -> jax.Array:
     return jnp.where(mass == 0, -jnp.inf, shift + jnp.log(jnp.where(mass == 0, 1, mass)))
+
+
+def _level() -> Reduction:
+    """The greatest rival. Its slope is 0: whatever it is, the sum of it and of what is less it is the same."""
+    return Reduction(
+        start=lambda tokens, dtype: (),
+        add=lambda state, tile: state,
+        merge=lambda state, fallen, axis: state,
+        finish=lambda state, shift: (jnp.where(shift > LOWEST, shift, 0), None),
+        slope=lambda value, aside, z, row: jnp.zeros_like(z),
+        level=False,
+    )
 
 
 def _total_below() -> Reduction:
@@ -242,6 +258,7 @@ def _top() -> Reduction:
 
 REDUCTIONS: dict[str, Reduction] = {
     "entropy": _entropy(),
+    "level": _level(),
     "top": _top(),
     "total": _summed(lambda z: z, jnp.ones_like),
     "squares": _summed(jnp.square, lambda z: 2 * z),
@@ -349,6 +366,11 @@ def stream_of(loss: Loss) -> Stream | None:
             f"{name_of(loss)}: its stream form takes no {ignored[0]}, and would be another loss. Give the form a keyword of "
             "that name, or the head a function around the loss."
         )
-    # Of a loss that no common shift changes. What else it asks for has a level in any case, or none.
-    level = facts_of(loss).shift is not True or any(name.partition("_")[0] not in LEVELLESS for name in names)
+    # Of a loss that no common shift changes, or that asks for the level. What else it asks for has one in any case, or none.
+    level = any(name.partition("_")[0] not in LEVELLESS for name in names)
+    if level and "level" in names:
+        raise LabError(
+            f"{name_of(loss)}: beside level its stream form may ask for {', '.join(LEVELLESS[:-1])} and rivals_... alone."
+        )
+    level = level or not (facts_of(loss).shift is True or "level" in names)
     return Stream(reductions_of(names, settings, level), names, functools.partial(form, **bound))

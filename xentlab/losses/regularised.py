@@ -19,8 +19,8 @@ def _smoothed_stream(rivals, target, total, vocab, *, epsilon):
     return -(1 - epsilon) * log_p_target(rivals, target) - _share(epsilon, mean_log_p)
 
 
-def _z_stream(rivals, target, *, coefficient):
-    return coefficient * jnp.logaddexp(rivals, target) ** 2 - log_p_target(rivals, target)
+def _z_stream(rivals, target, level, *, coefficient):
+    return coefficient * (level + jnp.logaddexp(rivals, target)) ** 2 - log_p_target(rivals, target)
 
 
 def _penalty_stream(rivals, target, entropy, *, beta):
