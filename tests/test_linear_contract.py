@@ -5,12 +5,14 @@ import functools
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from naive_heads import NLL, batch
 
 from xentlab import LOSSES, LabError, facts_of, loss
 from xentlab.linear import explain_plan, linear_log_probs, linear_loss
+from xentlab.linear.costs import head_costs
 from xentlab.linear.reductions import stream_of
 
 HIDDEN, WEIGHT, TARGETS = batch(23, 5, 97)
@@ -120,6 +122,42 @@ def test_sizes_are_counts(sizes):
         explain_plan(*sizes, NLL)
     with pytest.raises(LabError, match="layout"):
         explain_plan(5, 3, 4, NLL, layout=(0, 1))
+
+
+def test_sizes_of_numpy_are_counted_without_bounds(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # a user's run has no such checks
+    plan = explain_plan(np.int32(30_000), np.int32(256), np.int32(32_768), NLL, layout=(np.int32(1), np.int64(1)))
+    assert plan == explain_plan(30_000, 256, 32_768, NLL)
+    assert plan.naive_bytes == 2 * 30_000 * 32_768 * 4
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        *({"features": 0}, {"vocab": 0}, {"vocab": 3.0}, {"layout": 2}, {"layout": (2,)}, {"layout": (2, 2, 2)}),
+        *({"dtype": "int8"}, {"dtype": jnp.int32}, {"dtype": "flt"}, {"dtype": jnp.float8_e4m3fn}),
+    ],
+)
+def test_a_plan_of_no_head_is_refused(monkeypatch, mistake):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(
+        LabError, match="one of float32, .*; got" if "dtype" in mistake else "sizes are whole numbers.*layout is two"
+    ):
+        explain_plan(**{"tokens": 1, "features": 3, "vocab": 4} | mistake)
+
+
+@pytest.mark.parametrize(("tokens", "vocab"), [(2**31, 16), (4, 3 * 10**9)])
+def test_more_than_int32_counts_is_refused(tokens, vocab):
+    shapes = ((tokens, 8), jnp.float32), ((8, vocab), jnp.float32), ((tokens,), jnp.int32)
+    shaped = [jax.ShapeDtypeStruct(*each) for each in shapes]
+    for call in (
+        lambda: jax.eval_shape(linear_loss, *shaped),
+        lambda: jax.eval_shape(linear_log_probs, *shaped),
+        lambda: explain_plan(tokens, 8, vocab),
+        lambda: head_costs(tokens, 8, vocab),
+    ):
+        with pytest.raises(LabError, match="counted in int32, up to 2,147,483,647 of each"):
+            call()
 
 
 def test_a_chunk_more_than_fits_is_shared_out():

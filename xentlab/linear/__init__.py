@@ -16,7 +16,7 @@ from xentlab.catalogue import is_catalogued
 from xentlab.contract import AnyArray, LabError, Loss, checked, name_of
 from xentlab.information import divisor, weighted_mean, weighted_sum
 from xentlab.linear.logits import Head, together, varies
-from xentlab.linear.plan import Plan, explain_plan
+from xentlab.linear.plan import Plan, counted, explain_plan, floating
 from xentlab.linear.reductions import Stream, or_nan_outside, reductions_of, stream_of
 from xentlab.linear.scored import scored
 from xentlab.linear.stream import reduce, streamed
@@ -28,7 +28,6 @@ from xentlab.targets import as_index
 
 __all__ = ["Plan", "explain_plan", "linear_log_probs", "linear_loss"]
 
-DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16, jnp.float64)
 MOST_TRIED = 1024  # classes, with which a stream form is tried beside its function
 MASKED = -1e37  # below this a bias is a mask: no softmax gives such a class a share
 
@@ -179,9 +178,7 @@ def _checked(hidden, weight, targets, bias, softcap, vocab_first, spread):
     targets = targets if isinstance(targets, jax.Array) else np.asarray(targets)
     if not hidden.ndim or weight.ndim != 2:
         raise LabError(f"hidden is [..., D] and a weight [D, V] or [V, D]; got {list(hidden.shape)} and {list(weight.shape)}.")
-    if hidden.dtype not in DTYPES:
-        known = ", ".join(str(jnp.dtype(each)) for each in DTYPES)
-        raise LabError(f"hidden is one of {known}; got {hidden.dtype}. Cast it, as hidden.astype(jnp.float32).")
+    floating(hidden.dtype)
     if not jnp.issubdtype(targets.dtype, jnp.integer):
         raise LabError(f"targets are class indices, integers; got {targets.dtype}. Of one-hot ones take the argmax.")
     head = Head(_softcap(softcap), vocab_first, *_axes(*spread))
@@ -200,6 +197,7 @@ def _checked(hidden, weight, targets, bias, softcap, vocab_first, spread):
         raise LabError(f"a bias is one number a class, [{vocab}]; got {list(np.shape(bias))}.")
     if vocab == 0:
         raise LabError("the vocabulary is empty.")
+    counted(targets.size, vocab)
     if vocab % head.count(head.classes):
         raise LabError(
             f"{head.count(head.classes)} devices cannot share {vocab} classes evenly, and JAX shards no other way. Give "

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from xentlab.contract import LabError, Loss, checked
 from xentlab.linear import linear_loss
-from xentlab.linear.plan import explain_plan
+from xentlab.linear.plan import counted, explain_plan
 from xentlab.linear.reductions import stream_of
 from xentlab.losses.likelihood import nll
 
@@ -57,6 +57,7 @@ def head_costs(
     """
     if min(tokens, features, vocab) < 1:
         raise LabError(f"tokens, features and vocabulary are counts of at least 1; got {tokens}, {features} and {vocab}.")
+    counted(tokens, vocab)
     checked(loss, vocab)
     layout = tuple(mesh.shape.get(axis, 1) if mesh else 1 for axis in ("data", "model"))
     check_evenly(tokens, vocab, layout)

@@ -19,6 +19,7 @@ from xentlab.memory import machine_memory
 from xentlab.products import accumulator, moved_whole, on_cpu
 
 PLANS = ("auto", "stream", "tokens")
+DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16, jnp.float64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ CPU = Sizes(chunk=512, chunk_bytes=None, tokens_tile=4096, tile=512, tile_bytes=
 # stream's tiles those of 256 MB are 3% faster, and hold twice as much. Chunks of 512 tokens take a slower kernel, of 2048
 # save 3% for half as much again.
 CHIP = Sizes(chunk=1024, chunk_bytes=2**30, tokens_tile=None, tile=None, tile_bytes=96 * 2**20, lanes=128, held_bytes=2**32)
-COUNTED = 2**31 - 1  # logits of a chunk, at most: by more than int32 they would be read where others are
+COUNTED = 2**31 - 1  # tokens, classes, logits of a chunk, at most: by more than int32 they would be read where others are
 SHARE = 16  # of a device's memory the part that a plan may take to be faster
 ROWS_BYTES = 2 * 2**20  # of logits, for a loss that sees whole rows: some ten passes over them then stay in a CPU's cache
 
@@ -86,7 +87,7 @@ def explain_plan(
     auto takes "tokens" where that holds no more than "stream" does, or little of this device's memory, so its answer differs
     from machine to machine; among several processes, which must agree, memory is not asked.
 
-    Raises `LabError` for an unknown plan, and for "stream" with a loss that has no stream form.
+    Raises `LabError` for an unknown plan, for "stream" with a loss that has no stream form, and for sizes and types of no head.
 
     >>> from xentlab import resolve
     >>> explain_plan(8192, 2304, 256_000, resolve("entmax15")).why
@@ -99,13 +100,8 @@ def explain_plan(
     if not callable(loss):
         raise LabError(f"a loss is a function of logits and targets; got {loss!r}. Of a name xentlab.resolve makes one.")
     tiles = None if tiles is None else _counts(tiles)
-    if not all(isinstance(each, (int, np.integer)) and each >= 0 for each in (tokens, features, vocab, *layout)) or not min(
-        layout
-    ):
-        shown = lambda each: each if np.size(each) < 3 else f"of shape {list(np.shape(each))}"
-        sizes = {"tokens": tokens, "features": features, "vocab": vocab, "layout": layout}
-        got = ", ".join(f"{name} {shown(each)}" for name, each in sizes.items())
-        raise LabError(f"sizes are whole numbers, as explain_plan(*hidden.shape, vocab, loss) has them; got {got}.")
+    tokens, features, vocab, *layout = _sizes(tokens, features, vocab, layout)
+    dtype = floating(dtype)
     streams, wide = stream_of(loss) is not None, accumulator(dtype).itemsize
     if plan == "stream" and not streams:
         raise LabError(
@@ -133,6 +129,47 @@ def explain_plan(
     products = 4 if name == "stream" or per_token else 3
     flops = products * 2 * per_device[0] * features * per_device[1]
     return Plan(name, why, tiles, products, flops, temporary, naive)
+
+
+def _sizes(tokens, features, vocab, layout):
+    """Sizes and layout as Python's numbers, of which a product does not overflow, one after the other; or a `LabError`."""
+    shown = lambda each: each if np.size(each) < 3 else f"of shape {list(np.shape(each))}"
+    named = {"tokens": tokens, "features": features, "vocab": vocab, "layout": layout}
+    got = ", ".join(f"{name} {shown(each)}" for name, each in named.items())
+    try:
+        tokens, features, vocab, data, model = map(operator.index, (tokens, features, vocab, *layout))
+    except (TypeError, ValueError):
+        tokens = features = vocab = data = model = -1
+    if tokens < 0 or min(features, vocab, data, model) < 1:
+        raise LabError(
+            "sizes are whole numbers, as explain_plan(*hidden.shape, vocab, loss) has them, and all but tokens at least 1; a "
+            f"layout is two, devices for tokens and for the vocabulary; got {got}."
+        )
+    counted(tokens, vocab)
+    return tokens, features, vocab, data, model
+
+
+def counted(tokens: int, vocab: int) -> None:
+    """Raises `LabError` for more tokens or classes than int32 counts."""
+    if max(tokens, vocab) > COUNTED:
+        raise LabError(
+            f"tokens and classes are counted in int32, up to {COUNTED:,} of each; got {tokens:,} and {vocab:,}. Take the "
+            "tokens in several calls; more classes no head takes."
+        )
+
+
+def floating(dtype: Any) -> Any:
+    """The type of hidden states and a weight, or a `LabError`."""
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found not in DTYPES:
+        known = ", ".join(str(jnp.dtype(each)) for each in DTYPES)
+        raise LabError(
+            f"hidden is one of {known}; got {dtype if found is None else found}. Cast it, as hidden.astype(jnp.float32)."
+        )
+    return found
 
 
 def _counts(tiles):
