@@ -267,3 +267,16 @@ def test_meshes_that_do_not_fit_are_told():
         head(jax.sharding.Mesh(devices, ("data",)), token_axis="rows")
     with pytest.raises(LabError, match="split over two axes; both are 'data'"):
         head(jax.sharding.Mesh(devices, ("data",)), vocab_axis="data")
+
+
+@pytest.mark.parametrize("which", range(5))
+def test_an_array_that_lies_on_an_explicit_mesh_is_told(which):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    arrays = [jnp.ones((2, 3)), jnp.ones((3, 5)), jnp.array([0, 1]), jnp.ones(5), jnp.ones(2)]
+    arrays[which] = jax.device_put(arrays[which], place)
+    loss = lambda h, w, y, b, t: linear_loss(h, w, y, bias=b, token_weights=t)
+    log_probs = lambda h, w, y, b, t: linear_log_probs(h, w, y, bias=b)
+    for run in (loss, jax.jit(loss), *([] if which == 4 else [log_probs])):
+        with pytest.raises(LabError, match=r"has explicit axes.*AxisType.Auto,\) \* 1"):
+            run(*arrays)

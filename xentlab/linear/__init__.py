@@ -79,6 +79,7 @@ def linear_loss(
     hidden, weight, targets, bias, head, vocab = _checked(hidden, weight, targets, bias, softcap, vocab_first, spread)
     if reduction not in ("mean", "sum", "none"):
         raise LabError(f"a reduction is mean, sum or none; got {reduction!r}.")
+    _refuse_explicit(token_weights)
     shape, wide = targets.shape, accumulator(hidden.dtype)
     weights = jnp.ones(shape, wide) if token_weights is None else jnp.asarray(token_weights).astype(wide)
     if weights.shape != shape:
@@ -174,6 +175,7 @@ def _level(head, hidden, targets, weights):
 
 def _checked(hidden, weight, targets, bias, softcap, vocab_first, spread):
     """The arguments as arrays that fit, the head and V, or a `LabError`."""
+    _refuse_explicit(hidden, weight, targets, bias)
     hidden, weight = jnp.asarray(hidden), jnp.asarray(weight)
     targets = targets if isinstance(targets, jax.Array) else np.asarray(targets)
     if not hidden.ndim or weight.ndim != 2:
@@ -235,11 +237,7 @@ def _axes(mesh, token_axis, vocab_axis):
     if not (mesh is None or isinstance(mesh, Mesh)):
         raise LabError(f'mesh is a jax.sharding.Mesh; got {mesh!r}. Of "data=2,model=4" xentlab.mesh makes one.')
     if AxisType.Explicit in (*around.axis_types, *(mesh.axis_types if mesh else ())):
-        count = len(around.axis_names if mesh is None else mesh.axis_names)
-        raise LabError(
-            "the mesh has explicit axes, by which JAX wants every array's place told; make it, for jax.set_mesh too, with "
-            f"axis_types=(jax.sharding.AxisType.Auto,) * {count}."
-        )
+        raise _explicit(around if mesh is None else mesh)
     if mesh is None:
         return None, None, None
     if around.manual_axes:
@@ -259,6 +257,20 @@ def _axes(mesh, token_axis, vocab_axis):
             f"tokens and vocabulary are split over two axes; both are {token_axis!r}. Give vocab_axis=None to leave it whole."
         )
     return mesh, *axes
+
+
+def _explicit(mesh):
+    return LabError(
+        "the mesh has explicit axes, by which JAX wants every array's place told; make it, for jax.set_mesh too, with "
+        f"axis_types=(jax.sharding.AxisType.Auto,) * {len(mesh.axis_names)}."
+    )
+
+
+def _refuse_explicit(*arrays) -> None:
+    """Raises `LabError` for an array that lies on a mesh with explicit axes, be it whole."""
+    for array in arrays:
+        if isinstance(array, jax.Array) and AxisType.Explicit in (on := jax.typeof(array).sharding.mesh).axis_types:
+            raise _explicit(on)
 
 
 def _refuse_bad_targets(targets, weights, vocab, more="") -> None:
