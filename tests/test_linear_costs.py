@@ -67,6 +67,29 @@ def test_what_explain_plan_reckons_is_about_what_xla_holds(plan, name, tokens, f
     assert 0.7 < head.memory_analysis().temp_size_in_bytes / reckoned < 1.05
 
 
+@cpus_alone
+@pytest.mark.parametrize(
+    ("plan", "name", "shape", "dtype"),
+    [
+        *(("tokens", "nll", shape, jnp.float32) for shape in ((600, 1024, 700), (600, 1024, 4096), (300, 2048, 1000))),
+        *(("stream", "nll", shape, jnp.float16) for shape in ((5000, 16, 1000), (1000, 64, 5003), (20_000, 256, 700))),
+        *(("tokens", "entmax15", shape, jnp.float32) for shape in ((20_000, 256, 700), (5000, 16, 1000))),
+        ("tokens", "entmax15", (127, 512, 50_257), jnp.float16),
+    ],
+)
+def test_few_classes_wide_states_and_narrow_types_are_reckoned(plan, name, shape, dtype):
+    tokens, features, vocab = shape
+    shapes = (((tokens, features), dtype), ((features, vocab), dtype), ((tokens,), jnp.int32))
+    head = compiled(jax.value_and_grad(functools.partial(linear_loss, loss=LOSSES[name], plan=plan), (0, 1)), *shapes)
+    reckoned = explain_plan(*shape, LOSSES[name], dtype, plan).temporary_bytes
+    assert 1 / 1.35 < head.memory_analysis().temp_size_in_bytes / reckoned < 1.3
+
+
+def test_auto_takes_tokens_where_that_is_the_smaller(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    assert "holds no more than that" in explain_plan(600, 1024, 700).why
+
+
 def test_the_sum_of_the_devices_gradients_is_reckoned():
     plan = explain_plan(64, 256, 65_536, LOSSES["nll"], plan="tokens", layout=(8, 1))
     assert plan.temporary_bytes >= 256 * 65_536 * 4
@@ -82,6 +105,15 @@ def test_large_heads_are_told_in_megabytes_too(monkeypatch, capsys):
     monkeypatch.setattr("xentlab.linear.costs.head_costs", lambda *_: costs)
     _, out, _ = in_process(capsys, "plan", "--tokens", 64, "--features", 8, "--vocab", 64)
     assert re.search(r"^naive +2,000 +1 +3 +5 *$", out, re.MULTILINE)
+
+
+def test_an_estimate_that_the_compiler_contradicts_is_told(monkeypatch, capsys):
+    for stream, tokens in ((2, 1), (1, 2)):
+        held = {"stream": stream * 10**9, "tokens": tokens * 10**9, "naive": 3 * 10**9}
+        costs = [Cost(head, False, each, 10**6, 3, 10**9, {}) for head, each in held.items()]
+        monkeypatch.setattr("xentlab.linear.costs.head_costs", lambda *_, costs=costs: costs)
+        _, out, _ = in_process(capsys, "plan", "--tokens", 8192, "--features", 8, "--vocab", 65_536)
+        assert ("MB for tokens; as compiled, above, it is the other way round." in out) == (stream > tokens)
 
 
 @pytest.mark.parametrize("plan", ["tokens", "stream"])

@@ -151,6 +151,11 @@ def run_plan(command: Plan) -> None:
     taken = explain_plan(*shape, loss, command.dtype, layout=layout)
     print(f"auto takes {taken.name}: {taken.why}; {taken.tiles[0]} tokens a chunk, {taken.tiles[1]} classes a tile.")
     held = {cost.head: cost.temporary_bytes for cost in costs}
+    plans = [plan for plan in ("stream", "tokens") if plan in held]
+    reckoned = {plan: explain_plan(*shape, loss, command.dtype, plan, layout=layout).temporary_bytes for plan in plans}
+    if sorted(plans, key=held.get) != sorted(plans, key=reckoned.get):
+        guessed = " and ".join(f"{megabytes(reckoned[plan])} MB for {plan}" for plan in plans)
+        print(f"It goes by an estimate, {guessed}; as compiled, above, it is the other way round.")
     if held["naive"] < held[taken.name]:
         print("The naive head holds less here: of so few logits a device, a loop's own arrays are more.")
     import jax
