@@ -233,6 +233,10 @@ def test_mistakes_are_told(monkeypatch):
         (lambda: head(targets, loss="nll"), "xentlab.resolve makes one"),
         (lambda: head(targets, softcap=float("inf")), "softcap is a positive number"),
         (lambda: head(targets, softcap=float("nan")), "softcap is a positive number"),
+        (lambda: head(targets, softcap=True), "softcap is a positive number or None; got True"),
+        (lambda: head(targets, bias=np.full(VOCAB, 1j)), "a bias: real numbers are wanted; got complex128"),
+        (lambda: head(targets, token_weights=jnp.full(TOKENS, 1j)), "token_weights: real numbers are wanted; got complex64"),
+        (lambda: head(targets, token_weights=np.full(TOKENS, "1")), "token_weights: real numbers are wanted; got <U1"),
         (lambda: head(targets, tiles=3), "tiles are two counts"),
         (lambda: head(targets, tiles=(3.0, 4)), "tiles are two counts"),
         (lambda: linear_loss(hidden, weight[0], targets), "hidden is .*, D. and a weight"),
@@ -246,6 +250,21 @@ def test_mistakes_are_told(monkeypatch):
     assert explain_plan(8, 8, VOCAB, BRIER, plan="tokens", tiles=(np.int64(3), np.int64(4))).tiles == (3, 4)
     close(head(targets, softcap=np.float64(3.0)), np.asarray(head(targets, softcap=3.0)))
     close(head(targets, loss=lambda z, y: at_target(z, y)), reference(lambda z, y: at_target(z, y), targets, hidden, weight)[0])
+
+
+@both
+def test_integers_are_cast_and_no_targets_have_any_type(monkeypatch, plan):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    hidden, weight, targets = batch()
+    head = functools.partial(linear_loss, plan=plan)
+    bias, weights = np.arange(VOCAB) % 3, np.arange(TOKENS) % 2
+    found = head(hidden, weight, targets, bias=bias, token_weights=weights)
+    close(found, head(hidden, weight, targets, bias=bias.astype(np.float32), token_weights=weights.astype(np.float32)))
+    slope = jax.grad(lambda w: head(hidden, w, targets, bias=bias))(weight)
+    close(slope, jax.grad(lambda w: head(hidden, w, targets, bias=bias.astype(np.float32)))(weight))
+    assert head(hidden[:0], weight, []) == 0
+    with pytest.raises(LabError, match="goes with targets"):
+        head(hidden, weight, [])
 
 
 @pytest.mark.parametrize(

@@ -66,10 +66,11 @@ def linear_loss(
     is learned. That may be traced, and has its gradient; but under plan "tokens" it may not lie on the mesh, and within a
     `jax.shard_map` of your own it has one only with check_vma=False. What a loss draws at random may be alike in many tokens.
     Sums and reductions are held in float32 whatever the input (float64 for float64), and the result is; devices' shares of the
-    weight's gradient are added in its own type. Differentiable by hidden, weight, bias and token_weights, and a second time,
-    forward over reverse (jax.jvp of jax.grad). To be called under jax.jit: an eager call compiles its loops anew each time. Bad
-    targets raise `LabError` in eager calls; under jit such a loss is NaN, and so are gradients to which it counts. Also raises
-    it for shapes and types that do not fit, a loss that is not one value a token, and a stream form that is another loss.
+    weight's gradient are added in its own type; a bias or token_weights of integers are cast. Differentiable by hidden, weight,
+    bias and token_weights, and a second time, forward over reverse (jax.jvp of jax.grad). To be called under jax.jit: an eager
+    call compiles its loops anew each time. Bad targets raise `LabError` in eager calls; under jit such a loss is NaN, and so
+    are gradients to which it counts. Also raises it for shapes and types that do not fit, a loss that is not one value a token,
+    and a stream form that is another loss.
 
     >>> hidden, weight = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 0.0, 0.0], [5.0, 5.0, 5.0]])
     >>> linear_loss(hidden, weight, jnp.array([2]))  # logits 0: log 3
@@ -81,7 +82,7 @@ def linear_loss(
         raise LabError(f"a reduction is mean, sum or none; got {reduction!r}.")
     _refuse_explicit(token_weights)
     shape, wide = targets.shape, accumulator(hidden.dtype)
-    weights = jnp.ones(shape, wide) if token_weights is None else jnp.asarray(token_weights).astype(wide)
+    weights = jnp.ones(shape, wide) if token_weights is None else _real("token_weights", token_weights, wide).astype(wide)
     if weights.shape != shape:
         raise LabError(f"token_weights are one a token: targets are {list(shape)}, they are {list(weights.shape)}.")
     _refuse_bad_targets(targets, weights, vocab, " Tokens to leave out have a weight of 0 in token_weights.")
@@ -181,6 +182,8 @@ def _checked(hidden, weight, targets, bias, softcap, vocab_first, spread):
     if not hidden.ndim or weight.ndim != 2:
         raise LabError(f"hidden is [..., D] and a weight [D, V] or [V, D]; got {list(hidden.shape)} and {list(weight.shape)}.")
     floating(hidden.dtype)
+    if not targets.size and jnp.issubdtype(targets.dtype, jnp.floating):  # as NumPy types an empty list
+        targets = targets.astype(np.int32)
     if not jnp.issubdtype(targets.dtype, jnp.integer):
         raise LabError(f"targets are class indices, integers; got {targets.dtype}. Of one-hot ones take the argmax.")
     head = Head(_softcap(softcap), vocab_first, *_axes(*spread))
@@ -210,10 +213,20 @@ def _checked(hidden, weight, targets, bias, softcap, vocab_first, spread):
         raise LabError(
             f"hidden is {hidden.dtype} and the weight {weight.dtype}; cast one of them, so that no one is surprised."
         )
-    bias = None if bias is None else jnp.asarray(bias)
-    if bias is not None and jnp.issubdtype(bias.dtype, jnp.floating) and float(jnp.finfo(bias.dtype).min) < MASKED:
+    bias = None if bias is None else _real("a bias", bias, accumulator(hidden.dtype))
+    if bias is not None and float(jnp.finfo(bias.dtype).min) < MASKED:
         bias = jnp.where(bias < MASKED, -jnp.inf, bias)  # a mask of finfo.min, say: what is added to that would overflow
     return hidden, weight, targets, bias, head, vocab
+
+
+def _real(what, array, dtype):
+    """An array of real numbers, or a `LabError`; dtype: what integers and truth values are cast to."""
+    array = array if isinstance(array, jax.Array) else np.asarray(array)
+    if jnp.issubdtype(array.dtype, jnp.floating):
+        return jnp.asarray(array)
+    if not (jnp.issubdtype(array.dtype, jnp.integer) or array.dtype == bool):
+        raise LabError(f"{what}: real numbers are wanted; got {array.dtype}. Of complex ones give the part that is meant.")
+    return jnp.asarray(array).astype(dtype)
 
 
 def _softcap(softcap):
@@ -223,7 +236,7 @@ def _softcap(softcap):
             "in jax.jit's static_argnames."
         )
     try:
-        whole = softcap is None or 0 < float(softcap) < math.inf
+        whole = softcap is None or (not isinstance(softcap, (bool, np.bool_)) and 0 < float(softcap) < math.inf)
     except (TypeError, ValueError):
         whole = False
     if not whole:
