@@ -317,8 +317,14 @@ def _chunked(streams, tokens, vocab, features, chunk, tile, dtype):
     if once:
         return summed + held + states
     # What the products take of the gradient by the logits; float16's widen it anew, and all of the weight.
-    taken = [logits] * half + [chunk * vocab * narrow] * cast + [part] * (not cast)
-    return summed + max(held, _beside(free, logits, *taken) + (summed if half else columns)) + 2 * states
+    taken = chunk * vocab * narrow
+    if half:
+        taken = _beside(free, logits, logits, taken) + summed
+    elif cast:
+        taken = logits + taken - max((size for size in (logits, taken) if size <= free), default=0) + columns
+    else:
+        taken = logits + part + columns
+    return summed + max(held, taken) + 2 * states
 
 
 def _beside(free, *sizes):
