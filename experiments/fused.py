@@ -51,20 +51,21 @@ def stations() -> list[Station]:
         f"The naive form has its logarithm, and is lost from a gap of {lost:g} on. The remedy is the fused log-softmax: the "
         "largest logit is subtracted before anything is exponentiated, and log and exp cancel on paper, not in float32."
     )
-    rows = frame[np.isfinite(frame.value)]
-    lines = alt.Chart(rows, title="loss").mark_line()
-    x, color = alt.X("gap:Q", title="gap between the rival's logit and the target's"), alt.Color("form:N", title=None)
-    # The naive form as a broad band, which the fused one's line leaves where it ends.
-    broad = alt.StrokeWidth("form:N").scale(domain=["naive", "fused"], range=[9, 2.5]).legend(None)
-    pale = alt.StrokeOpacity("form:N").scale(domain=["naive", "fused"], range=[0.45, 1]).legend(None)
-    value = lines.encode(x, alt.Y("value:Q", title="nats"), color, broad, pale)
-    slope = alt.Chart(frame[np.isfinite(frame.at_target)], title="gradient at the target").mark_line()
-    slope = slope.encode(x, alt.Y("at_target:Q", title=None), color, broad, pale)
+    value = drawn(frame[np.isfinite(frame.value)], alt.Y("value:Q", title="nats"), "loss")
+    slope = drawn(frame[np.isfinite(frame.at_target)], alt.Y("at_target:Q", title=None), "gradient at the target")
     told = "Working with logs makes training numerically stable."
     figure = Figure(
         (value, slope), f"Both forms rise together; the naive one ends at a gap of {lost:g}, the fused one goes on."
     )
     return [Station(5, "Fused, not only logarithmic", told, found, loose, checks, (figure,), {"fused": frame})]
+
+
+def drawn(rows: pd.DataFrame, y: alt.Y, title: str) -> alt.LayerChart:
+    """The naive form as a broad band, which the fused one's line leaves where it ends."""
+    x, color = alt.X("gap:Q", title="gap between the rival's logit and the target's"), alt.Color("form:N", title=None)
+    forms = (("naive", 9, 0.45), ("fused", 2.5, 1))
+    lines = lambda form, width, opacity: alt.Chart(rows[rows.form == form]).mark_line(strokeWidth=width, opacity=opacity)
+    return alt.layer(*(lines(*each).encode(x, y, color) for each in forms), title=title)
 
 
 if __name__ == "__main__":

@@ -58,14 +58,13 @@ def stations(steps: int = 400) -> list[Station]:
         Check("KL(new || old) against KL(old || new), bits apart", abs(there.kl - there.kl_back), 0.02, relation="at least"),
     )
     found = f"Where the map was drawn it costs {here.cross_entropy:.3f} bits a token, {here.kl:.3f} of it divergence; in the "
-    found += f"rebuilt city {there.cross_entropy:.3f}, of which {there.kl:.3f}. The city's own entropy went from "
-    found += f"{here.entropy:.3f} to {there.entropy:.3f}."
-    share = (there.entropy - here.entropy) / (there.cross_entropy - here.cross_entropy)
-    loose = (
-        f"The extra way is KL, not cross entropy: a perfect map of the new city would cost {there.entropy:.3f}. Of the rise in "
-        f"loss {share:.0%} is the city's here, not the map's. And the extra is not symmetric: a map of the new city would cost "
-        f"{there.kl_back:.3f} bits extra in the old one."
+    found += (
+        f"rebuilt city {there.cross_entropy:.3f} and {there.kl:.3f}. Entropy: {here.entropy:.3f}, then {there.entropy:.3f}."
     )
+    share = (there.entropy - here.entropy) / (there.cross_entropy - here.cross_entropy)
+    loose = f"The extra way is KL, not cross entropy: a perfect map of the new city would cost {there.entropy:.3f}. Of the "
+    loose += f"rise in loss {share:.0%} is the city's, not the map's. And the extra is not symmetric: a map of the new city "
+    loose += f"would cost {there.kl_back:.3f} bits extra in the old one."
     lines = frame.melt("share", ["cross_entropy", "entropy", "kl", "kl_back"], "what", "bits")
     about = "dots: drawn tokens, the large one where the page's slider is; kl_back: the new city's map in the old one"
     chart = alt.Chart(lines, title=alt.Title("the city moves, the map stays", subtitle=about)).mark_line(strokeWidth=2.5)

@@ -47,7 +47,7 @@ def test_what_is_nobody_s_run_is_not_written_over(tmp_path, capsys, name):
     place.mkdir() if name == "checkpoints" else place.write_text("mine")
     code, _, said = in_process(capsys, *RACE, "--out", tmp_path / "project")
     assert (code, said.count("\n")) == (2, 1)
-    assert f"holds {name}, which race may write over. Give another folder with --out." in said
+    assert f"holds {name}, which race may write over. Move that away, or give another --out." in said
     assert [each.name for each in place.parent.iterdir()] == [name]
 
 

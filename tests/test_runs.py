@@ -8,6 +8,7 @@ from importlib import metadata
 
 import jax
 import optax
+import pandas as pd
 import pytest
 from scripts import in_process
 
@@ -63,6 +64,15 @@ def test_a_run_that_ended_before_it_made_anything_leaves_no_folder(tmp_path, mad
     with pytest.raises(KeyboardInterrupt):
         stopped()
     assert (tmp_path / "run").exists() == left
+
+
+def test_what_writes_into_its_folder_may_do_so_again(tmp_path):
+    """An experiment's has no record."""
+    for _ in range(2):
+        runs.write_frame(runs.new_folder("experiment", tmp_path / "run"), "found", pd.DataFrame({"x": [1]}))
+    (tmp_path / "run" / ".lock").unlink()
+    with pytest.raises(LabError, match=r"found\.csv, which experiment may write over\. Move that away, or give another"):
+        runs.new_folder("experiment", tmp_path / "run")
 
 
 @pytest.mark.parametrize("command", ["race", "report", "scoreboard"])

@@ -56,7 +56,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     of_files = lambda record: {unplaced(name): each.get("sha256") for name, each in record["losses"].items()}
     for name in changed:
         same = of_files(before).get(name) == of_files(now)[name] is not None
-        why = "what it reads or imports has changed, for its file is the same" if same else "it was edited since"
+        why = "its file is the same, so what it holds, reads or imports is not" if same else "it was edited since"
         said.append(f"{name} computes something else now: {why}")
     files, files_now = (record.get("functions", {}) for record in (before, now))
     edited = [what for what in files_now if what in files and files[what] != files_now[what]]

@@ -54,7 +54,9 @@ def new_folder(kind: str, out: str | pathlib.Path | None = None, replace: bool =
     if not os.access(folder, os.W_OK):
         raise LabError(f"cannot write into {folder}. Give another folder with --out.")
     if not any((folder / ours).exists() for ours in (LOCK, BEGUN, "run.json")) and (others := _in_the_way(folder)):
-        raise LabError(f"{folder} holds {', '.join(others)}, which {kind} may write over. Give another folder with --out.")
+        raise LabError(
+            f"{folder} holds {', '.join(others)}, which {kind} may write over. Move that away, or give another --out."
+        )
     if (folder / BEGUN).exists() and kind != "race":
         raise LabError(f"{folder} holds an unfinished race, which {kind} would write into. Give another folder with --out.")
     if (folder / "run.json").exists() and not replace:
@@ -62,6 +64,7 @@ def new_folder(kind: str, out: str | pathlib.Path | None = None, replace: bool =
         held = read_json(folder / "run.json", remedy).get("kind", "another kind" if kind in REPEATED else kind)
         if held != kind:
             raise LabError(f"{folder} holds a run of {held}, which {kind} would overwrite. {remedy}")
+    (folder / LOCK).touch()  # a run's from now on, whatever comes of it
     return folder
 
 
