@@ -58,9 +58,7 @@ def stations(steps: int = 400) -> list[Station]:
         Check("KL(new || old) against KL(old || new), bits apart", abs(there.kl - there.kl_back), 0.02, relation="at least"),
     )
     found = f"Where the map was drawn it costs {here.cross_entropy:.3f} bits a token, {here.kl:.3f} of it divergence; in the "
-    found += (
-        f"rebuilt city {there.cross_entropy:.3f} and {there.kl:.3f}. Entropy: {here.entropy:.3f}, then {there.entropy:.3f}."
-    )
+    found += f"rebuilt city {there.cross_entropy:.3f} and {there.kl:.3f}. Entropy: {here.entropy:.3f}, {there.entropy:.3f}."
     share = (there.entropy - here.entropy) / (there.cross_entropy - here.cross_entropy)
     loose = f"The extra way is KL, not cross entropy: a perfect map of the new city would cost {there.entropy:.3f}. Of the "
     loose += f"rise in loss {share:.0%} is the city's, not the map's. And the extra is not symmetric: a map of the new city "
