@@ -106,8 +106,8 @@ def _elementwise(probe: Probe) -> Verdict:
     if jnp.issubdtype(wide, jnp.floating) and jnp.finfo(wide).bits < 64:
         return Verdict(
             UNDECIDED,
-            f"of float64 logits it makes {wide}, which has too few digits to be judged by. Leave out the cast: where logits "
-            "are narrow, linear_loss and the races sum wide",
+            f"of float64 logits it makes {wide}, which has too few digits to be judged by. Let the cast only "
+            "widen: logits.astype(jnp.promote_types(logits.dtype, jnp.float32))",
         )
     return autodiff.elementwise(probe)
 
