@@ -406,7 +406,7 @@ def test_names():
 
 
 def test_where_one_search_came_to_no_end_the_others_still_speak():
-    probe, found = make_probe(LOSSES["nll"]), decisions.laws(0)
+    probe, found = make_probe(LOSSES["nll"]), decisions.laws(0, 4)
     ends = [decisions.Minimiser(law, np.log(law)[None], 0.0, place != 5, False) for place, law in enumerate(found)]
     reads_back = functools.partial(decisions._reads_back, decisions.potential(probe, True), True, found=ends)
     said = reads_back(jax.nn.softmax)

@@ -75,7 +75,10 @@ def test_an_audit_of_what_needs_more_classes_says_so(tmp_path, capsys):
         "import jax\ndef top(logits, targets):\n    return -jax.lax.top_k(logits, 5)[0].sum(axis=-1) + 0 * targets\n"
     )
     _, out, _ = in_process(capsys, "audit", "nll", "top.py:top")
-    assert re.search(r"top: the question failed: .*All is asked at V = 4, where it has to work", out)
+    assert re.search(
+        r"top: the question failed: .*All is asked at V = 4: has the loss a vocabulary of its own\? Ask there, with --vocab",
+        out,
+    )
     assert "What is claimed of nll is what was found." in out
     assert re.search(r"^finite +float32 yes, bfloat16 yes, float16 yes", out, re.MULTILINE)
 

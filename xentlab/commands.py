@@ -117,6 +117,8 @@ class Audit:
     """names of the list, with settings if need be, or ./mine.py:my_loss"""
     all: bool = False
     """every loss of the catalogue"""
+    vocab: int = 4
+    """size of the vocabulary that all is asked at, 2 to 32: a loss may know its own"""
     seed: int = 0
     format: Format = "table"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from xentlab.audit.probe import UNDECIDED, VOCAB, YES, Probe, Verdict, central_differences, no
+from xentlab.audit.probe import UNDECIDED, YES, Probe, Verdict, central_differences, no
 
 
 def elementwise(probe: Probe) -> Verdict:
@@ -85,8 +85,8 @@ def conservative(probe: Probe) -> Verdict:
 
 def rejects_bad_targets(probe: Probe) -> Verdict:
     """A target outside [0, V) raises, or gives NaN for its token; it never scores another class."""
-    z = np.array([[0.3, -1.0, 0.8, 0.1]] * 5)
-    targets = np.array([-1, VOCAB, VOCAB + 7, -VOCAB, 2**31 - 1], np.int32)
+    z = np.tile(np.resize([0.3, -1.0, 0.8, 0.1], probe.vocab), (5, 1))
+    targets = np.array([-1, probe.vocab, probe.vocab + 7, -probe.vocab, 2**31 - 1], np.int32)
     value = probe.value(z, targets)
     scored = ~np.isnan(value)
     if scored.any():
@@ -96,4 +96,4 @@ def rejects_bad_targets(probe: Probe) -> Verdict:
             return Verdict(YES, f"raises {type(error).__name__}")
         place = int(np.flatnonzero(scored)[0])
         return no("a target outside the vocabulary gets a value", logits=z[place], target=targets[place], value=value[place])
-    return Verdict(YES, f"NaN at the targets {targets.tolist()} of a vocabulary of {VOCAB}")
+    return Verdict(YES, f"NaN at the targets {targets.tolist()} of a vocabulary of {probe.vocab}")

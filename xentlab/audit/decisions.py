@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xentlab.audit.probe import NO, UNDECIDED, VOCAB, YES, Probe, Verdict, no, plain
+from xentlab.audit.probe import NO, UNDECIDED, YES, Probe, Verdict, no, plain
 from xentlab.contract import facts_of, link_of, softmax_link
 from xentlab.losses.sparse import entmax15_link, sparsemax_link
 
@@ -56,17 +56,33 @@ class Minimiser:
         return not self.settled and not self.at_infinity
 
 
-def laws(seed: int) -> np.ndarray:
+def laws(seed: int, vocab: int) -> np.ndarray:
     """The distributions that every loss is asked about, [12, V]: eight fixed, four drawn."""
-    drawn = np.random.default_rng((seed, 40)).dirichlet(np.ones(VOCAB), LAWS - len(FIXED))
-    drawn = 0.9 * drawn + 0.1 / VOCAB + 1e-3 * np.arange(VOCAB)  # no exact tie
-    return np.concatenate([FIXED, drawn / drawn.sum(axis=1, keepdims=True)])
+    drawn = np.random.default_rng((seed, 40)).dirichlet(np.ones(vocab), LAWS - len(FIXED))
+    drawn = 0.9 * drawn + 0.1 / vocab + 1e-3 * (4 / vocab) * np.arange(vocab)  # no exact tie
+    return np.concatenate([_fixed(vocab), drawn / drawn.sum(axis=1, keepdims=True)])
+
+
+def _fixed(vocab: int) -> np.ndarray:
+    """`FIXED`, of whose four classes fewer are left, or which stand apart among others that share a tenth by Zipf's law."""
+    if vocab == 4:
+        return FIXED
+    if vocab < 4:
+        few = FIXED[:, [0, 1, 3][:vocab]]
+        return few / few.sum(axis=1, keepdims=True)
+    apart = np.linspace(0, vocab - 1, 4).astype(int)
+    others = np.setdiff1d(np.arange(vocab), apart)
+    tail = 1 / np.arange(1, len(others) + 1)
+    found = np.zeros((len(FIXED), vocab))
+    found[:, apart], found[:, others] = 0.9 * FIXED, 0.1 * tail / tail.sum()
+    return found
 
 
 def expected(probe: Probe, z: np.ndarray, law: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Expected value [K] and field [K, V] at logits [K, V] under laws [K, V]."""
-    value, field = probe.both(np.repeat(z, VOCAB, axis=0), np.tile(np.arange(VOCAB), len(z)))
-    value, field = value.reshape(-1, VOCAB), field.reshape(-1, VOCAB, VOCAB)
+    vocab = probe.vocab
+    value, field = probe.both(np.repeat(z, vocab, axis=0), np.tile(np.arange(vocab), len(z)))
+    value, field = value.reshape(-1, vocab), field.reshape(-1, vocab, vocab)
     return np.einsum("kv,kv->k", law, value), np.einsum("kv,kvj->kj", law, field)
 
 
@@ -78,7 +94,7 @@ def potential(probe: Probe, honest: bool) -> Callable[[np.ndarray, np.ndarray], 
     nodes, weights = (nodes + 1) / 2, weights / 2
 
     def integral(z, law):
-        along = (nodes[:, None, None] * z).reshape(-1, VOCAB)
+        along = (nodes[:, None, None] * z).reshape(-1, probe.vocab)
         field = expected(probe, along, np.tile(law, (len(nodes), 1)))[1].reshape(len(nodes), *z.shape)
         return np.einsum("n,nkv,kv->k", weights, field, z)
 
@@ -87,7 +103,7 @@ def potential(probe: Probe, honest: bool) -> Callable[[np.ndarray, np.ndarray], 
 
 def minimise(probe: Probe, honest: bool) -> list[Minimiser]:
     """Where the expected loss is least for each of `laws`, by linear programs for polyhedral losses and Newton else."""
-    asked = laws(probe.seed)
+    asked = laws(probe.seed, probe.vocab)
     return _by_programs(probe, asked) if is_polyhedral(probe) else _by_newton(probe, asked, potential(probe, honest))
 
 
@@ -119,7 +135,7 @@ def _by_newton(probe: Probe, asked: np.ndarray, merit: Callable, sweeps: int = 1
         field = expected(probe, z[rows], law[rows])[1]
         step = _newton_step(probe, z[rows], law[rows], field)
         tried = z[rows] + lengths[:, None, None] * step
-        reached = merit(tried.reshape(-1, VOCAB), np.tile(law[rows], (len(lengths), 1))).reshape(len(lengths), -1)
+        reached = merit(tried.reshape(-1, probe.vocab), np.tile(law[rows], (len(lengths), 1))).reshape(len(lengths), -1)
         reached = np.where(np.isfinite(reached), reached, np.inf)
         best = np.argmin(reached, axis=0)
         lower = reached[best, np.arange(len(rows))] < now[rows]
@@ -144,8 +160,8 @@ def _by_newton(probe: Probe, asked: np.ndarray, merit: Callable, sweeps: int = 1
 
 
 def _newton_step(probe: Probe, z: np.ndarray, law: np.ndarray, field: np.ndarray) -> np.ndarray:
-    each = probe.jacobian(np.repeat(z, VOCAB, axis=0), np.tile(np.arange(VOCAB), len(z)))
-    jacobian = np.einsum("kv,kvij->kij", law, each.reshape(len(z), VOCAB, VOCAB, VOCAB))
+    each = probe.jacobian(np.repeat(z, probe.vocab, axis=0), np.tile(np.arange(probe.vocab), len(z)))
+    jacobian = np.einsum("kv,kvij->kij", law, each.reshape(*law.shape, *each.shape[1:]))
     values, vectors = np.linalg.eigh((jacobian + np.swapaxes(jacobian, 1, 2)) / 2)
     along = np.einsum("kij,ki->kj", vectors, field)
     floor = 1e-9 + 1e-8 * np.abs(values).max(axis=1, keepdims=True)
@@ -162,36 +178,45 @@ def _by_programs(probe: Probe, asked: np.ndarray) -> list[Minimiser]:
     """
     found = []
     for law in asked:
-        top = int(np.argmax(law))
+        top, cuts = int(np.argmax(law)), None
         for box, wider in itertools.pairwise(BOXES):
-            least, z, settled = _program(probe, law, None, box)
-            if lies_inside := least <= _program(probe, law, None, wider)[0] + 1e-8 * (1 + abs(least)):
+            least, z, settled, cuts = _program(probe, law, None, box, cuts)
+            slack = 1e-8 * (1 + abs(least))
+            inside = settled and least <= _program(probe, law, None, wider, cuts)[0] + slack
+            if inside or not settled:
                 break
-        optima, settled = [z], settled and lies_inside
-        for rival in range(VOCAB):
-            if rival != top:
-                value, other, ended = _program(probe, law, (top, rival), box)
-                settled &= ended
-                if value <= least + 1e-8 * (1 + abs(least)):
+        optima = [z]
+        for rival in range(probe.vocab):
+            if rival != top and inside:
+                value, other, inside, _ = _program(probe, law, (top, rival), box, cuts, least + slack)
+                if value <= least + slack:
                     optima.append(other)
-        found.append(Minimiser(law, np.array(optima), least, settled, False))
+        found.append(Minimiser(law, np.array(optima), least, inside, False))
     return found
 
 
 def _program(
-    probe: Probe, law: np.ndarray, order: tuple[int, int] | None, box: float = BOXES[0]
-) -> tuple[float, np.ndarray, bool]:
-    """Least expected loss on |z| <= box, where order = (a, b) demands z_a <= z_b; where it is; and whether that is all."""
+    probe: Probe,
+    law: np.ndarray,
+    order: tuple[int, int] | None,
+    box: float = BOXES[0],
+    cuts: tuple[np.ndarray, np.ndarray] | None = None,
+    most: float = np.inf,
+) -> tuple[float, np.ndarray, bool, tuple[np.ndarray, np.ndarray]]:
+    """Least expected loss on |z| <= box, where order = (a, b) demands z_a <= z_b; where it is; whether that is all; the cuts.
+
+    It starts from cuts of the same law, and ends once the least is known to be above `most`.
+    """
     from scipy.optimize import linprog
 
-    rng = np.random.default_rng((probe.seed, 43))
-    cuts_at = np.concatenate([np.zeros((1, VOCAB)), np.eye(VOCAB), rng.normal(size=(20, VOCAB))])
-    rows, bounds = np.zeros((0, VOCAB + 1)), np.zeros(0)
+    rng, vocab = np.random.default_rng((probe.seed, 43)), probe.vocab
+    cuts_at = np.concatenate([np.zeros((1, vocab)), np.eye(vocab), rng.normal(size=(20, vocab))])
+    rows, bounds = cuts or (np.zeros((0, vocab + 1)), np.zeros(0))
     if order:
-        rows, bounds = np.zeros((1, VOCAB + 1)), np.zeros(1)
+        rows, bounds = np.concatenate([np.zeros((1, vocab + 1)), rows]), np.concatenate([np.zeros(1), bounds])
         rows[0, order[0]], rows[0, order[1]] = 1, -1
-    best, where, settled = np.inf, np.zeros(VOCAB), False
-    for _ in range(60):
+    best, where, settled = np.inf, np.zeros(vocab), False
+    for _ in range(15 * vocab):  # Weston & Watkins' hinge needs about 10 a class at 16
         value, field = expected(probe, cuts_at, np.tile(law, (len(cuts_at), 1)))
         allowed = cuts_at[:, order[0]] <= cuts_at[:, order[1]] + 1e-12 if order else np.ones(len(cuts_at), bool)
         if allowed.any() and value[allowed].min() < best:
@@ -200,12 +225,12 @@ def _program(
         # value + field . (z - at) <= t
         rows = np.concatenate([rows, np.concatenate([field, -np.ones((len(field), 1))], axis=1)])
         bounds = np.concatenate([bounds, np.einsum("kv,kv->k", field, cuts_at) - value])
-        solved = linprog([*np.zeros(VOCAB), 1.0], rows, bounds, bounds=[(-box, box)] * VOCAB + [(None, None)], method="highs")
-        if solved.x is None or solved.fun >= best - 1e-10 * (1 + abs(best)):
+        solved = linprog([*np.zeros(vocab), 1.0], rows, bounds, bounds=[(-box, box)] * vocab + [(None, None)], method="highs")
+        if solved.x is None or solved.fun > most or solved.fun >= best - 1e-10 * (1 + abs(best)):
             settled = solved.x is not None
             break
-        cuts_at = solved.x[None, :VOCAB]
-    return best, where, settled
+        cuts_at = solved.x[None, :vocab]
+    return best, where, settled, (rows, bounds)
 
 
 def links(probe: Probe) -> dict[str, Callable]:
@@ -240,10 +265,8 @@ def decide(probe: Probe, honest: bool, conservative: bool | str) -> dict[str, Ve
         reason = Verdict(UNDECIDED, "the field is no function's gradient: it has no minimum to speak of")
         return dict.fromkeys(("strictly_proper", "proper_through", "calibrated"), reason)
     found = minimise(probe, honest)
-    through, how = (
-        None,
-        f"{len(found)} distributions over {VOCAB} classes, {STARTS} starts, {'value' if honest else 'potential'} in float64",
-    )
+    what = "value" if honest else "potential"
+    through, how = None, f"{len(found)} distributions over {probe.vocab} classes, {STARTS} starts, {what} in float64"
     misses: dict[str, Verdict] = {}
     for name, link in (links(probe) | _scaled_softmax(found[0])).items():
         misses[name] = _reads_back(potential(probe, honest), honest, link, found)
@@ -266,7 +289,7 @@ def _reads_back(merit: Callable, honest: bool, link: Callable, found: list[Minim
     every = np.concatenate([each.logits for each in found])
     with jax.enable_x64(True):
         # In one shape, so that every audit's links are compiled once.
-        reads = np.asarray(link(jnp.asarray(np.resize(every, (STARTS * LAWS, VOCAB)))))[: len(every)]
+        reads = np.asarray(link(jnp.asarray(np.resize(every, (STARTS * LAWS, every.shape[1])))))[: len(every)]
     for each, read in zip(found, np.split(reads, np.cumsum([len(each.logits) for each in found])[:-1]), strict=True):
         if each.unknown:
             continue

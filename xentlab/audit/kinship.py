@@ -15,15 +15,15 @@ from xentlab.contract import facts_of, name_of, unwrapped, value_and_gradient
 from xentlab.names import with_settings
 from xentlab.products import quickly
 
-POINTS = 24
+POINTS = 6  # a class: the target leads in six, whatever their number
 SCALES = (0.5, 2.0, 6.0, 20.0)  # of their logits: what clips a small p is another loss only there
 _ONCE = threading.Lock()  # audits may run side by side; the table is made once
 
 
 @functools.cache
-def _catalogue_fields(seed: int) -> dict[str, np.ndarray]:
-    """The gradient [POINTS, V] of every loss of the catalogue at every setting, but a prior's: made for another vocabulary."""
-    z, y = _batch(seed)
+def _catalogue_fields(seed: int, vocab: int) -> dict[str, np.ndarray]:
+    """The gradient [N, V] of every loss of the catalogue at every setting, but a prior's: made for another vocabulary."""
+    z, y = _batch(seed, vocab)
     settings = ((loss, each) for loss in LOSSES.values() for each in facts_of(loss).settings)
     found = [with_settings(loss, each) for loss, each in settings if "prior" not in each]
 
@@ -36,23 +36,24 @@ def _catalogue_fields(seed: int) -> dict[str, np.ndarray]:
         return jax.device_get(fields(jnp.asarray(z)))
 
 
-def _batch(seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _batch(seed: int, vocab: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng((seed, 30))
-    scale = np.resize(SCALES, POINTS)[:, None]
-    return scale * rng.normal(size=(POINTS, 4)), rng.integers(0, 4, POINTS).astype(np.int32)
+    points = POINTS * vocab
+    scale = np.resize(SCALES, points)[:, None]
+    return scale * rng.normal(size=(points, vocab)), rng.integers(0, vocab, points).astype(np.int32)
 
 
 def same_gradient_as(probe: Probe) -> Verdict:
     """A catalogue loss of which this one's gradient is a multiple, as {"loss": .., "factor": ..}, or None."""
-    field = probe.field(*_batch(probe.seed))
+    field = probe.field(*_batch(probe.seed, probe.vocab))
     me = unwrapped(probe.loss)[0]
     with _ONCE:
-        catalogue = _catalogue_fields(probe.seed)
+        catalogue = _catalogue_fields(probe.seed, probe.vocab)
     for name, theirs in catalogue.items():
         if LOSSES[name.partition("(")[0]] is me and name == name_of(probe.loss):
             continue
         norm = float(np.sum(theirs * theirs))
         factor = float(np.sum(field * theirs)) / norm if norm else 0.0
         if factor > 0 and np.allclose(field, factor * theirs, rtol=1e-8, atol=1e-10):
-            return Verdict({"loss": name, "factor": round(factor, 9)}, f"equal at {POINTS} points to 1e-8")
-    return Verdict(None, f"differs from all {len(catalogue)} losses and settings at {POINTS} points")
+            return Verdict({"loss": name, "factor": round(factor, 9)}, f"equal at {len(field)} points to 1e-8")
+    return Verdict(None, f"differs from all {len(catalogue)} losses and settings at {len(field)} points")

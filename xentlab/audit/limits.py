@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from xentlab.audit.probe import UNDECIDED, VOCAB, Probe, Verdict
+from xentlab.audit.probe import UNDECIDED, Probe, Verdict
 from xentlab.gradients import PATHS, path_logits
 
 LOW = np.logspace(-6, -14, 17)  # where the order is read
@@ -15,11 +15,12 @@ GROWS = 0.1  # a power of log(1/p), at least
 
 def _pulls(probe: Probe, rivals: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """|dL/dz_y| at the probabilities LOW; and -log p further down, and the pull there, as far as it is a number."""
-    z, _ = path_logits(LOW, VOCAB, rivals)
+    vocab = probe.vocab
+    z, _ = path_logits(LOW, vocab, rivals)
     x = np.concatenate([FAR, FARTHEST])
-    far = np.zeros((len(x), VOCAB))
+    far = np.zeros((len(x), vocab))
     if rivals == "even":
-        far[:, 0] = np.log(VOCAB - 1) - x
+        far[:, 0] = np.log(vocab - 1) - x
     else:
         far[:, 1] = x
     pull = np.abs(probe.field(np.concatenate([z, far]), np.zeros(len(z) + len(x), int))[:, 0])

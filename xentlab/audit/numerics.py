@@ -8,21 +8,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xentlab.audit.probe import VOCAB, Probe, Verdict, plain
+from xentlab.audit.probe import Probe, Verdict, plain
 from xentlab.contract import value_and_gradient
 
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def batches(seed: int) -> dict[str, np.ndarray]:
+def batches(seed: int, vocab: int) -> dict[str, np.ndarray]:
     """Logits [128, V] by name: ordinary (scales 1 to 10), extreme (+-1e4), and ordinary with a rival at -inf. Target 0."""
     rng = np.random.default_rng((seed, 20))
-    ordinary = rng.normal(size=(128, VOCAB)) * np.repeat([1, 3, 5, 10], 32)[:, None]
-    signs = np.array(list(itertools.product((-1e4, 0.0, 1e4), repeat=VOCAB)))
-    extreme = signs[rng.permutation(len(signs))]
-    extreme = np.concatenate([extreme, extreme])[:128]
+    ordinary = rng.normal(size=(128, vocab)) * np.repeat([1, 3, 5, 10], 32)[:, None]
+    signs = np.array(list(itertools.product((-1e4, 0.0, 1e4), repeat=min(vocab, 4))))
+    extreme = np.resize(signs[rng.permutation(len(signs))], (128, signs.shape[1]))
+    if vocab > 4:  # each further rival at one of the three rivals' logits: of draws the target would hardly ever lead
+        others = np.take_along_axis(extreme, rng.integers(1, 4, (128, vocab - 4)), axis=1)
+        extreme = np.concatenate([extreme, others], axis=1)
     masked = ordinary.copy()
-    masked[np.arange(128), 1 + np.arange(128) % (VOCAB - 1)] = -np.inf
+    masked[np.arange(128), 1 + np.arange(128) % (vocab - 1)] = -np.inf
     return {"ordinary": ordinary, "extreme": extreme, "masked": masked}
 
 
@@ -37,7 +39,7 @@ def numerics(probe: Probe) -> dict[str, Verdict]:
     def both(z):
         return value_and_gradient(probe.loss, z, jnp.zeros(z.shape[0], jnp.int32))
 
-    found = batches(probe.seed)
+    found = batches(probe.seed, probe.vocab)
     finite, errors, broken = {}, {}, {}
     for dtype in DTYPES:
         finite[dtype], worst = True, [0.0, 0.0]
@@ -63,5 +65,5 @@ def numerics(probe: Probe) -> dict[str, Verdict]:
                 error = np.where(np.isfinite(true), np.where(np.isnan(error), np.inf, error), 0.0)
                 worst[i] = max(worst[i], float(error.max()))
         errors[dtype] = {"value": plain(float(f"{worst[0]:.3g}")), "gradient": plain(float(f"{worst[1]:.3g}"))}
-    evidence = f"{', '.join(found)} logits, 128 each, V = {VOCAB}, against float64 at the same rounded logits"
+    evidence = f"{', '.join(found)} logits, 128 each, V = {probe.vocab}, against float64 at the same rounded logits"
     return {"finite": Verdict(finite, evidence, broken or None), "max_error": Verdict(errors, evidence)}

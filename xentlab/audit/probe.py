@@ -13,9 +13,8 @@ import numpy as np
 
 from xentlab.contract import Loss, value_and_gradient
 
-VOCAB = 4
-# The points of one call. One shape, so that one compilation serves every question.
-CHUNK = 256
+VOCAB = 4  # where all is asked that nobody asks elsewhere
+CHUNK = 64  # points of one call, a class. One shape, so that one compilation serves every question.
 STEP = 1e-5  # of the central differences
 Both = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
@@ -36,11 +35,12 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """A loss under study: `both(z [N, V], y [N]) -> value [N], gradient [N, V]`, and a seed for all that is drawn."""
+    """A loss under study: `both(z [N, V], y [N]) -> value [N], gradient [N, V]`, a seed for all that is drawn, and V."""
 
     loss: Loss
     both: Both
     seed: int
+    vocab: int
 
     def value(self, z: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Values [N] at logits [N, V] and targets [N]."""
@@ -55,30 +55,30 @@ class Probe:
         return np.swapaxes(central_differences(self.field, z, y, step), 1, 2)
 
     def points(self, scales=(0.3, 1.0, 3.0, 8.0, 20.0), each: int = 40, salt: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Random logits at several scales, and random targets."""
-        rng = np.random.default_rng((self.seed, salt))
-        z = np.concatenate([scale * rng.uniform(-1, 1, (each, VOCAB)) for scale in scales])
-        return z, rng.integers(0, VOCAB, len(z))
+        """Random logits at several scales, and random targets; `each` of a scale, and more where there are more classes."""
+        rng, each = np.random.default_rng((self.seed, salt)), each * max(1, self.vocab // 4)  # as many whose target leads
+        z = np.concatenate([scale * rng.uniform(-1, 1, (each, self.vocab)) for scale in scales])
+        return z, rng.integers(0, self.vocab, len(z))
 
 
-def make_probe(loss: Loss, seed: int = 0) -> Probe:
+def make_probe(loss: Loss, seed: int = 0, vocab: int = VOCAB) -> Probe:
     """A probe of a loss; compiles on first use."""
 
-    compiled = jax.jit(functools.partial(value_and_gradient, loss))
+    compiled, chunk = jax.jit(functools.partial(value_and_gradient, loss)), CHUNK * vocab
 
     def both(z, y):
         values, gradients = [], []
         with jax.enable_x64(True):
-            for start in range(0, len(z), CHUNK):
-                part, targets = z[start : start + CHUNK], y[start : start + CHUNK]
-                missing = CHUNK - len(part)
+            for start in range(0, len(z), chunk):
+                part, targets = z[start : start + chunk], y[start : start + chunk]
+                missing = chunk - len(part)
                 padded = np.pad(np.asarray(part, np.float64), ((0, missing), (0, 0)))
                 value, gradient = compiled(jnp.asarray(padded), jnp.asarray(np.pad(targets, (0, missing)), jnp.int32))
-                values.append(np.asarray(value, np.float64)[: CHUNK - missing])
-                gradients.append(np.asarray(gradient, np.float64)[: CHUNK - missing])
+                values.append(np.asarray(value, np.float64)[: chunk - missing])
+                gradients.append(np.asarray(gradient, np.float64)[: chunk - missing])
         return np.concatenate(values), np.concatenate(gradients)
 
-    return Probe(loss, both, seed)
+    return Probe(loss, both, seed, vocab)
 
 
 def central_differences(of: Callable, z: np.ndarray, y: np.ndarray, step: float) -> np.ndarray:

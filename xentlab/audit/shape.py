@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from xentlab.audit.probe import UNDECIDED, VOCAB, YES, Probe, Verdict, no
+from xentlab.audit.probe import UNDECIDED, YES, Probe, Verdict, no
 
 CLOSE = {"rtol": 1e-8, "atol": 1e-10}
 ROUNDING = 1e-9  # of a value, relative
@@ -56,7 +56,7 @@ def permutation_equivariant(probe: Probe) -> Verdict:
     """Renaming the classes, targets too, changes nothing."""
     z, y = probe.points(scales=(1.0, 4.0), each=40, salt=5)
     rng = np.random.default_rng(probe.seed)
-    order = np.stack([rng.permutation(VOCAB) for _ in z])
+    order = np.stack([rng.permutation(probe.vocab) for _ in z])
     renamed = np.take_along_axis(z, order, axis=1)
     targets = np.argmax(order == y[:, None], axis=1)
     return _same(probe, renamed, targets, z, y, "renaming the classes changes the value", "renaming changes nothing")
@@ -65,18 +65,18 @@ def permutation_equivariant(probe: Probe) -> Verdict:
 def local(probe: Probe) -> Verdict:
     """The value depends on the logits through the softmax probability of the target alone."""
     z, y = probe.points(scales=(1.0, 4.0), each=40, salt=6)
-    off = np.arange(VOCAB) != y[:, None]
+    off = np.arange(probe.vocab) != y[:, None]
     rest = np.logaddexp.reduce(np.where(off, z, -np.inf), axis=1, keepdims=True)
-    even = np.where(off, rest - np.log(VOCAB - 1), z) + 0.9
+    even = np.where(off, rest - np.log(probe.vocab - 1), z) + 0.9
     what = "two points of equal p_y have two values"
     return _same(probe, even, y, z, y, what, "the value stays the same while p_y does")
 
 
 def zero_at_certainty(probe: Probe) -> Verdict:
     """L tends to 0 as p_y tends to 1, on each of three paths, z_y up, the rivals down, and both, for every target."""
-    y = np.arange(VOCAB)
+    y = np.arange(probe.vocab)
     for name, up, down in (("z_y up", 1, 0), ("rivals down", 0, 1), ("both", 1, 1)):
-        z = LEAD * np.where(np.eye(VOCAB, dtype=bool), up, -down)
+        z = LEAD * np.where(np.eye(probe.vocab, dtype=bool), up, -down)
         value = probe.value(z, y)
         off = ~(np.abs(value) < ROUNDING)
         if off.any():
@@ -88,7 +88,7 @@ def zero_at_certainty(probe: Probe) -> Verdict:
 def monotone(probe: Probe, honest: bool = True) -> Verdict:
     """The loss never rises as z_y rises. honest: whether the gradient is the value's, so that the value may be asked too."""
     z, y = probe.points(each=50, salt=7)
-    far = np.zeros((40, VOCAB))
+    far = np.zeros((40, probe.vocab))
     far[:, 0] = np.linspace(1, 20, 40)
     z, y = np.concatenate([z, far]), np.concatenate([y, np.zeros(40, int)])
     field = probe.field(z, y)
@@ -98,7 +98,8 @@ def monotone(probe: Probe, honest: bool = True) -> Verdict:
     if slope[worst] > 1e-6 and field[worst, y[worst]] > 1e-14 * _scale(field):
         return no("dL/dz_y > 0", logits=z[worst], target=y[worst], dL_dlogit=field[worst, y[worst]])
     if honest:  # across a jump no gradient sees it
-        higher = z + np.random.default_rng((probe.seed, 15)).uniform(0, 6, len(z))[:, None] * (np.arange(VOCAB) == y[:, None])
+        rise = np.random.default_rng((probe.seed, 15)).uniform(0, 6, len(z))
+        higher = z + rise[:, None] * (np.arange(probe.vocab) == y[:, None])
         before, after = probe.value(z, y), probe.value(higher, y)
         rise = after - before - ROUNDING * (1 + np.abs(before) + np.abs(after))
         worst = _greatest(rise)
@@ -131,11 +132,11 @@ def _growth(probe: Probe, size: Callable, what: str, name: str) -> Verdict:
 
     To the greatest of all rays, or takes from the least: by what is added, so that a constant in a loss changes nothing.
     """
-    rng = np.random.default_rng((probe.seed, 8))
+    rng, vocab = np.random.default_rng((probe.seed, 8)), probe.vocab
     rays = np.concatenate(
-        [np.eye(VOCAB), -np.eye(VOCAB), np.ones((1, VOCAB)), -np.ones((1, VOCAB)), rng.normal(size=(30, VOCAB))]
+        [np.eye(vocab), -np.eye(vocab), np.ones((1, vocab)), -np.ones((1, vocab)), rng.normal(size=(30, vocab))]
     )
-    rays, y = np.repeat(rays, VOCAB, axis=0), np.tile(np.arange(VOCAB), len(rays))
+    rays, y = np.repeat(rays, vocab, axis=0), np.tile(np.arange(vocab), len(rays))
     with np.errstate(all="ignore"):
         sizes = np.stack([size(distance * rays, y) for distance in DISTANCES])
     nan, slow = np.isnan(sizes), []
@@ -217,7 +218,10 @@ def convex(probe: Probe, honest: bool = True, domain: float = 20.0) -> Verdict:
                 value_b=ends[1][worst],
                 value_middle=middle[worst],
             )
-    z, y, curvature, vector = _least_curvature(probe, domain)
+    for step in (1e-4, 1e-5):  # what is within the first one's error the next one settles
+        z, y, curvature, vector = _least_curvature(probe, domain, step)
+        if curvature < -1e-6 or curvature >= 0:
+            break
     if curvature < -1e-6:
         return no(
             f"a direction of negative curvature {domain_words}; relative to the Hessian's size",
@@ -231,19 +235,19 @@ def convex(probe: Probe, honest: bool = True, domain: float = 20.0) -> Verdict:
     return Verdict(YES, f"{len(a)} chords and a climb over Hessians found none that turns down, {domain_words}")
 
 
-def _least_curvature(probe: Probe, domain: float) -> tuple[np.ndarray, int, float, np.ndarray]:
+def _least_curvature(probe: Probe, domain: float, step: float) -> tuple[np.ndarray, int, float, np.ndarray]:
     """The smallest eigenvalue, relative to the Hessian's size, of random starts that climb towards smaller ones."""
     rng = np.random.default_rng((probe.seed, 11))
     z, y = probe.points((1.0, 5.0, 12.0, domain), each=12, salt=12)
     # And near 0, and where all logits are about alike: uniform draws are not.
     level = np.array([0, -0.95, -0.5, -0.15, -0.05, 0.05, 0.15, 0.5, 0.95]) * domain
-    alike = np.concatenate([scale * rng.normal(size=(len(level), VOCAB)) + level[:, None] for scale in (0.05, 0.3)])
-    z, y = np.concatenate([z, np.clip(alike, -domain, domain)]), np.concatenate([y, rng.integers(0, VOCAB, len(alike))])
-    best, vectors = _relative_curvature(probe, z, y)
+    alike = np.concatenate([scale * rng.normal(size=(len(level), probe.vocab)) + level[:, None] for scale in (0.05, 0.3)])
+    z, y = np.concatenate([z, np.clip(alike, -domain, domain)]), np.concatenate([y, rng.integers(0, probe.vocab, len(alike))])
+    best, vectors = _relative_curvature(probe, z, y, step)
     reach = domain / 3
     for _ in range(12):
         tried = np.clip(z + reach * rng.normal(size=z.shape), -domain, domain)
-        found, directions = _relative_curvature(probe, tried, y)
+        found, directions = _relative_curvature(probe, tried, y, step)
         better = found < best
         z, best = np.where(better[:, None], tried, z), np.where(better, found, best)
         vectors = np.where(better[:, None], directions, vectors)
@@ -252,14 +256,14 @@ def _least_curvature(probe: Probe, domain: float) -> tuple[np.ndarray, int, floa
     return z[place], int(y[place]), float(best[place]), vectors[place]
 
 
-def _relative_curvature(probe: Probe, z: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    jacobian, finer = probe.jacobian(z, y, 1e-4), probe.jacobian(z, y, 0.5e-4)
+def _relative_curvature(probe: Probe, z: np.ndarray, y: np.ndarray, step: float) -> tuple[np.ndarray, np.ndarray]:
+    jacobian, finer = probe.jacobian(z, y, step), probe.jacobian(z, y, step / 2)
     size, scale = np.abs(jacobian).max(axis=(1, 2)), _scale(probe.field(z, y))
     symmetric = (jacobian + np.swapaxes(jacobian, 1, 2)) / 2
     # Where two steps disagree there is a kink inside one of them: chords have judged those.
     sound = (np.abs(jacobian - finer).max(axis=(1, 2)) < 1e-3 * size) & (size > 1e-9 * scale) & np.isfinite(size)
-    values, vectors = np.linalg.eigh(np.where(sound[:, None, None], symmetric, np.eye(VOCAB)))
+    values, vectors = np.linalg.eigh(np.where(sound[:, None, None], symmetric, np.eye(probe.vocab)))
     size = np.where(sound, size, 1)
     # The differences' own error: h^2 relative to the size, and the field's rounding over h. What it could explain, it does.
-    noise = 1e-7 + 2e-11 * scale / size
+    noise = 1e-7 + 2e-15 / step * scale / size
     return np.where(sound, np.minimum(values[:, 0] / size + noise, 0), 0.0), vectors[:, :, 0]

@@ -176,7 +176,7 @@ def run_audit(command: Audit) -> None:
     with console.progress() as tell:
         for i, (name, loss) in enumerate(zip(names, losses, strict=True)):
             tell(f"audit of {name}", i, len(losses))
-            audits.append(audit(loss, command.seed))
+            audits.append(audit(loss, command.seed, command.vocab))
     if command.format == "json":
         json.dump(as_json(audits), sys.stdout, indent=1)
         print()
