@@ -43,7 +43,17 @@ def test_the_folder_holds_everything(report):
     assert len(coded) == 2 * 3
     assert names - coded == {
         *("scoreboard.csv", "codes.csv", "audits.json"),
-        *("run.json", "report.html", "profiles.csv", "budgets.csv", "curves.csv", "table.csv", "tests.csv", "pairs.csv"),
+        *(
+            ".lock",
+            "run.json",
+            "report.html",
+            "profiles.csv",
+            "budgets.csv",
+            "curves.csv",
+            "table.csv",
+            "tests.csv",
+            "pairs.csv",
+        ),
         *("reliability.csv", "frequency.csv"),
         *("headline.png", "budgets.png", "curves.png", "sweep.png", "reliability.png", "rarity.png"),
     }

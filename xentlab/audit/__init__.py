@@ -28,7 +28,7 @@ VERDICTS = (
     *("low_p_limit", "low_p_order", "finite", "max_error", "same_gradient_as"),
 )
 FAILED = "the question failed"
-MOST = 32  # classes: there a search among minimisers takes minutes, and its time grows as their number to the third
+MOST = 32  # classes: there a search among minimisers takes up to minutes and .5 GB, which grow as their number to the third
 _SINGLE: dict[str, Callable[[Probe], Verdict]] = {
     function.__name__: function
     for function in (
@@ -61,8 +61,8 @@ def audit(loss: str | Loss, seed: int = 0, vocab: int = VOCAB) -> Audit:
     loss: a name, or any callable (logits [..., V], targets [...]) -> [...]. All questions are asked in float64, about the
     loss's *gradient field*: where something in it is held constant, its value would mislead. A property that the tests
     cannot settle is "undecided", with the reason. The same seed gives the same audit. vocab: how many classes it is asked
-    at, 2 to 32, which take seconds at 4, up to half a minute at 16, minutes at 32; a loss that knows its own vocabulary
-    answers there alone.
+    at, 2 to 32, which take seconds at 4, half a minute at most at 16 and minutes at 32; a loss that knows its own
+    vocabulary answers there alone.
 
     >>> found = audit("brier").verdicts
     >>> found["strictly_proper"].value, found["convex"].value, found["low_p_order"].value
