@@ -33,6 +33,16 @@ class LabError(ValueError):
     """A mistake in what the user gave. The command line prints it as one line and exits with code 2."""
 
 
+def in_short(error: BaseException) -> str:
+    """What an error is and the first line of what it says, as a part of a sentence.
+
+    >>> in_short(ValueError("no such shape.\\nAnd much more."))
+    'ValueError: no such shape'
+    """
+    first = str(error).strip().split("\n")[0].rstrip(".")
+    return f"{type(error).__name__}: {first}"
+
+
 def softmax_link(logits: Logits) -> Logits:
     """The softmax, the link of a loss that names no other: logits [..., V] -> probabilities [..., V]."""
     return jax.nn.softmax(logits)
@@ -197,7 +207,6 @@ def checked(loss: Loss, vocab: int = 5, shape: tuple[int, ...] = (2, 3), dtype: 
             raise LabError(f"{name_of(loss)} fails on {shown}: {error} {other_way}") from error
         raise
     except FAILURES as error:
-        first = str(error).strip().split("\n")[0].rstrip(".")
         remedy = (
             "A loss takes (logits [..., V], targets [...]) and keyword settings with defaults; factors of tokens are "
             "linear_loss's token_weights."
@@ -207,7 +216,7 @@ def checked(loss: Loss, vocab: int = 5, shape: tuple[int, ...] = (2, 3), dtype: 
         elif isinstance(error, jax.errors.ConcretizationTypeError):
             remedy = "Values are not known while it is compiled: take jnp.where in place of an if, and fixed shapes."
         remedy = other_way if _takes(loss, targets, logits) else remedy
-        raise LabError(f"{name_of(loss)} fails on {shown}: {type(error).__name__}: {first}. {remedy}") from error
+        raise LabError(f"{name_of(loss)} fails on {shown}: {in_short(error)}. {remedy}") from error
     got = getattr(value, "shape", None)
     if got != shape or not jnp.issubdtype(value.dtype, jnp.floating):
         what = f"{value.dtype} of shape {list(got)}" if got is not None else type(value).__name__
@@ -229,9 +238,8 @@ def check_gradient(loss: Loss, vocab: int = 5) -> None:
     try:
         _abstract(functools.partial(value_and_gradient, loss), logits, targets)
     except FAILURES as error:
-        first = str(error).strip().split("\n")[0].rstrip(".")
         raise LabError(
-            f"{name_of(loss)} has no gradient: {type(error).__name__}: {first}. The lab trains with it: take what JAX "
+            f"{name_of(loss)} has no gradient: {in_short(error)}. The lab trains with it: take what JAX "
             "differentiates in reverse, lax.scan for a while_loop say, or give it a jax.custom_vjp."
         ) from error
 

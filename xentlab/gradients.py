@@ -12,7 +12,7 @@ import numpy as np
 
 from xentlab import defaults
 from xentlab.catalogue import resolve_all
-from xentlab.contract import FAILURES, LabError, Loss, name_of, value_and_gradient, whole
+from xentlab.contract import FAILURES, LabError, Loss, in_short, name_of, value_and_gradient, whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -135,9 +135,8 @@ def _told(loss: Loss, logits: Batch, targets: Batch) -> tuple[jax.Array, jax.Arr
     try:
         return value_and_gradient(loss, logits, targets)
     except FAILURES as error:
-        first = str(error).strip().split("\n")[0].rstrip(".")
         raise LabError(
-            f"{name_of(loss)} fails on {logits.dtype} logits {list(logits.shape)}: {type(error).__name__}: {first}. A loss "
+            f"{name_of(loss)} fails on {logits.dtype} logits {list(logits.shape)}: {in_short(error)}. A loss "
             "takes logits [..., V] of any floating type; what it makes itself has theirs, logits.dtype."
         ) from error
 

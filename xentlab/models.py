@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, Key
 
-from xentlab.contract import FAILURES, LabError
+from xentlab.contract import FAILURES, LabError, in_short
 from xentlab.names import from_table, parse_call, with_settings
 from xentlab.products import turned
 
@@ -260,9 +260,8 @@ def model_shapes(make: ModelMaker, vocab: int) -> Any:
     except LabError:
         raise
     except FAILURES as error:
-        first = str(error).strip().split("\n")[0].rstrip(".")
         raise LabError(
-            f"the model's function fails: {type(error).__name__}: {first}. It is called with (vocab, key), in this order: a "
+            f"the model's function fails: {in_short(error)}. It is called with (vocab, key), in this order: a "
             "whole number and a key of jax.random; and JAX traces it."
         ) from error
     return checked_model(model, vocab)
@@ -282,9 +281,8 @@ def checked_model(model: Any, vocab: int) -> Any:
     try:
         hidden, weight = eqx.filter_eval_shape(read, model, jax.ShapeDtypeStruct((2, 3), jnp.int32))
     except FAILURES as error:
-        first = str(error).strip().split("\n")[0].rstrip(".")
         raise LabError(
-            f"{type(model).__name__}'s hidden fails on tokens [2, 3]: {type(error).__name__}: {first}. It takes sequences in "
+            f"{type(model).__name__}'s hidden fails on tokens [2, 3]: {in_short(error)}. It takes sequences in "
             "batches of any shape, [..., T]; jax.vmap makes that of one that takes a single sequence."
         ) from error
     if hidden.ndim != 3 or weight.shape != (hidden.shape[-1], vocab) or hidden.shape[:2] != (2, 3):

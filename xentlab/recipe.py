@@ -11,7 +11,7 @@ import optax
 
 from xentlab import defaults
 from xentlab.adam import adam, adamw
-from xentlab.contract import LabError, name_of
+from xentlab.contract import LabError, in_short, name_of
 from xentlab.names import from_table, is_own, with_settings
 
 MOST_STEPS = 1000  # of a block: only between blocks is anything kept, and stopped
@@ -163,10 +163,9 @@ def _told(what: str, text: str, remedy: str) -> Iterator[None]:
     except LabError:
         raise
     except Exception as error:
-        first = str(error).strip().split("\n")[0].rstrip(".")
         if isinstance(error, jax.dtypes.TypePromotionError):
             remedy = 'Optax leaves promotion to JAX: with jax.numpy_dtype_promotion("standard"), say.'
-        raise LabError(f"the {what} {text} fails: {type(error).__name__}: {first}. {remedy}") from error
+        raise LabError(f"the {what} {text} fails: {in_short(error)}. {remedy}") from error
 
 
 def _named(function: str | Callable, what: str, table: dict[str, Callable]) -> Callable:
