@@ -19,6 +19,7 @@ from scripts import unchecked
 import xentlab.losses
 from xentlab import LOSSES, LabError, facts_of, linear_loss, link_of, name_of, resolve
 from xentlab.catalogue import resolve_all
+from xentlab.cli import main
 
 MINE = """
 import numpy as np
@@ -124,6 +125,13 @@ def test_an_installed_package_offers_a_loss(monkeypatch):
     theirs = resolve("theirs")
     assert name_of(theirs) == "theirs"
     assert facts_of(theirs) is facts_of(LOSSES["brier"])
+
+
+def test_an_installed_loss_that_the_catalogue_hides_is_told(monkeypatch, capsys):
+    point = importlib.metadata.EntryPoint("focal", "theirs:focal", "xentlab.losses")
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [point] if group == "xentlab.losses" else [])
+    main(["list"])
+    assert "installed, and hidden by the catalogue's own: focal (theirs:focal)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

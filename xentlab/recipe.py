@@ -11,7 +11,7 @@ import optax
 
 from xentlab import defaults
 from xentlab.adam import adam, adamw
-from xentlab.contract import LabError, in_short, name_of
+from xentlab.contract import LabError, in_short, name_of, whole
 from xentlab.names import from_table, is_own, with_settings
 
 MOST_STEPS = 1000  # of a block: only between blocks is anything kept, and stopped
@@ -82,8 +82,7 @@ class Recipe:
     def __post_init__(self):
         for field in ("steps", "batch", "window", "blocks", "validation_tokens"):
             value = getattr(self, field)
-            if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
-                raise LabError(f"{field} is a whole number of at least 1; got {value}.")
+            whole(value, 1, f"{field} is a whole number of at least 1; got {value}.")
         if self.clip is not None and not (hasattr(self.clip, "__float__") and self.clip > 0):
             raise LabError(f"clip is a positive length, or none; got {self.clip!r}.")
         if not (hasattr(self.label_noise, "__float__") and 0 <= self.label_noise <= 1):

@@ -23,7 +23,8 @@ def run_list(command: List) -> None:
     from xentlab.catalogue import LOSSES, installed_losses
 
     rows = [_facts(name, loss) for name, loss in LOSSES.items()]
-    others = {name: point.value for name, point in installed_losses().items() if name not in LOSSES}
+    installed = {name: point.value for name, point in installed_losses().items()}
+    others = {name: value for name, value in installed.items() if name not in LOSSES}
     if command.format == "table":
         columns = ("loss", "family", "settings", "proper", "calibrated", "convex", "bounded", "low_p_even", "low_p_one")
         console.print_table([{column: row[column] for column in columns} for row in rows])
@@ -33,8 +34,8 @@ def run_list(command: List) -> None:
         print("More on one of them: xentlab show LOSS. A loss of your own: ./file.py:function, wherever a name may stand.")
         for name, value in others.items():
             print(f"installed: {name} ({value})")
-        for name in sorted(installed_losses().keys() & LOSSES.keys()):
-            print(f"installed, and hidden by the catalogue's own: {name} ({installed_losses()[name].value})")
+        for name in sorted(installed.keys() & LOSSES.keys()):
+            print(f"installed, and hidden by the catalogue's own: {name} ({installed[name]})")
     else:
         console.print_rows([*rows, *({"loss": name, "family": value} for name, value in others.items())], command.format)
 
