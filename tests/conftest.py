@@ -71,7 +71,7 @@ def _compiled_quickly(request):
     real = compiler.get_compile_options
 
     def options(env_options_overrides=None, **others):
-        return real(env_options_overrides=careless | (env_options_overrides or {}), **others)
+        return real(env_options_overrides=(env_options_overrides or {}) | careless, **others)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiler, "get_compile_options", options)

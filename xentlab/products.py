@@ -126,10 +126,13 @@ def on_gpu() -> bool:
     return jax.default_backend() == "gpu"
 
 
-def quickly(level: int) -> dict[str, Any] | None:
-    """Compiler options for a program that runs once: on a CPU with LLVM's level of optimisation, 0 to 3; elsewhere none."""
+def quickly(level: int, once: bool = True) -> dict[str, Any] | None:
+    """Compiler options that take less of XLA's time: on a CPU LLVM's level of optimisation, 0 to 3; elsewhere none.
+
+    once: the program runs once, so that slower code is no loss.
+    """
     if not on_cpu():
         return None
-    # An older generator of code, which newer versions have no more, takes half the time.
-    older = {"xla_cpu_use_fusion_emitters": False} if jaxlib.version.__version_info__ < (0, 11) else {}
+    # An older generator of code, which newer versions have no more, takes half the time; its code takes a quarter longer.
+    older = {"xla_cpu_use_fusion_emitters": False} if once and jaxlib.version.__version_info__ < (0, 11) else {}
     return {"xla_backend_optimization_level": level} | older
