@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -141,22 +141,47 @@ def turns(nbytes: int) -> bool:
     return on_cpu() and nbytes <= TURNED_BYTES
 
 
-def over_tiles(step: Callable[[Any, Any, jax.Array | None], Any], state: Any, length: int, tile: int) -> Any:
-    """step(state, start, fresh) for tiles of an axis of `length` >= `tile`. The last one overlaps the one before it.
+class Overlap(NamedTuple):
+    """How many places at a tile's start an earlier tile has had, and the most that any tile of the axis has."""
 
-    fresh [tile]: which of its places no tile has had yet; None where all are, as always if `tile` divides `length`. Nothing is
-    padded, and every tile being of one size, the step is compiled once.
+    places: jax.Array
+    most: int
+
+
+def over_tiles(step: Callable[[Any, Any, Overlap | None], Any], state: Any, length: int, tile: int) -> Any:
+    """step(state, start, overlap) for tiles of an axis of `length` >= `tile`. The last one overlaps the one before it.
+
+    overlap: None where none of its places has been had, as always if `tile` divides `length`. Nothing is padded, and every tile
+    being of one size, the step is compiled once.
     """
     count = -(-length // tile)
     if count == 1:
         return step(state, 0, None)
+    most = count * tile - length
 
     def one(i, state):
         start = jnp.minimum(i * tile, length - tile)
-        fresh = None if length % tile == 0 else start + jnp.arange(tile) >= i * tile
-        return step(state, start, fresh)
+        return step(state, start, Overlap(i * tile - start, most) if most else None)
 
     return lax.fori_loop(0, count, one, _as_varied(one, state))
+
+
+def once(array: jax.Array, overlap: Overlap | None, instead: Any, axis: int = 0) -> jax.Array:
+    """A tile's array with `instead` at the places along an axis that an earlier tile has had: what broadcasts, or makes that.
+
+    >>> once(jnp.ones(4), Overlap(jnp.int32(1), 2), 0.0)
+    Array([0., 1., 1., 1.], dtype=float32)
+    """
+    if overlap is None:
+        return array
+
+    def masked(array):
+        had = jnp.arange(array.shape[axis], dtype=overlap.places.dtype) < overlap.places
+        had = jnp.expand_dims(had, [each for each in range(array.ndim) if each != axis])
+        return jnp.where(had, instead() if callable(instead) else instead, array)
+
+    # A CPU's mask is a pass over the tile, which only the last one needs; elsewhere it costs nothing within what is beside it.
+    return lax.cond(overlap.places > 0, masked, lambda array: array, array) if on_cpu() else masked(array)
 
 
 def _as_varied(one, state):
@@ -206,10 +231,11 @@ def write_at(z: jax.Array, places: jax.Array, values: Any) -> jax.Array:
     return jnp.where(is_at_target(z, places), values[:, None], z)
 
 
-def rivals_of(z: jax.Array, places: jax.Array, own: jax.Array) -> jax.Array:
-    """z [N, C] with -inf where the target is; own [N]: what `read_at` found there."""
+def rivals_of(z: jax.Array, places: jax.Array, own: jax.Array, overlap: Overlap | None = None) -> jax.Array:
+    """z [N, C] with -inf where the target is, and what an earlier tile has had; own [N]: what `read_at` found there."""
     # On a CPU by way of `own`, so that reading comes first, and z is written into without a copy of it.
-    return write_at(z, places, jnp.minimum(lax.stop_gradient(own), -jnp.inf) if _scatters() else -jnp.inf)
+    out = jnp.minimum(lax.stop_gradient(own), -jnp.inf) if _scatters() else jnp.full_like(own, -jnp.inf)
+    return write_at(once(z, overlap, out[:, None], 1), places, out)
 
 
 def _scatters() -> bool:

@@ -213,8 +213,8 @@ def _room(naive: int) -> int:
 def _tiles(name, tokens, vocab, wide):
     """Tokens a chunk and classes a tile, of this backend's sizes; 128 classes are always allowed.
 
-    A tile that divides the vocabulary is taken if it is nearly the widest, for an overlap costs a mask; else as few tiles as
-    there must be, evenly wide, so that the last one overlaps by little.
+    A tile that divides the vocabulary is taken if it is about the widest, as what overlaps is computed twice; else as few tiles
+    as there must be, evenly wide, so that the last one overlaps by little.
     """
     sizes = CPU if on_cpu() else CHIP
     if name == "stream":
@@ -228,7 +228,8 @@ def _tiles(name, tokens, vocab, wide):
         if widest is None:
             return chunk, vocab
     most = max(128, min(widest or vocab, sizes.tile_bytes // (wide * max(1, chunk))) // 128 * 128)
-    fitting = (tile for tile in range(most, most * 4 // 5, -sizes.lanes) if vocab % tile == 0)
+    wider = most * 9 // 8 // sizes.lanes * sizes.lanes if name == "tokens" else most  # what stream holds is its tiles
+    fitting = (tile for tile in range(wider, most * 4 // 5, -sizes.lanes) if vocab % tile == 0)
     return max(chunk, 1), next(fitting, _evenly(vocab, most, sizes.lanes))
 
 
@@ -288,12 +289,11 @@ def _streamed(tokens, vocab, features, tile, dtype):
     cast, copied = narrow < wide, turns(tokens * features * narrow)
     if tile == vocab:  # no loop
         return max(3 * part + states * (copied or cast), part + 2 * states * cast)
-    overlap = vocab % tile > 0
     if dtype == jnp.float16:  # its products widen what they are given
-        return max(2 * part, states) + states * (2 + copied) + columns + part * overlap
+        return max(2 * part, states) + states * (2 + copied) + columns
     held = max(2 * part, part + states) + columns
     if not cast:
-        return held + states * copied + columns * overlap
+        return held + states * copied
     if moved_whole(dtype):  # the weight's gradient as bits
         return held + states * (1 if copied else 2) + features * vocab * narrow
     # An XLA that widens nothing else has a kernel for the hidden states only if they are turned.

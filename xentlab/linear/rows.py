@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from xentlab.linear.logits import Head, over_tiles
+from xentlab.linear.logits import Head, once, over_tiles
 from xentlab.linear.plan import rows_at_once
 from xentlab.linear.scored import Score, added, losses_of
 from xentlab.products import sliced
@@ -36,17 +36,17 @@ def row_gradients(score: Score, head: Head, z: jax.Array, targets, weights, valu
     z, targets, weights = _rows(head, z, targets, weights)
     rows = rows_at_once(*z.shape, z.dtype.itemsize)
 
-    def step(state, start, fresh):
+    def step(state, start, overlap):
         to_logits, losses, to_values = state
         part = lambda array: lax.dynamic_slice_in_dim(array, start, rows)
         put = lambda array, part: lax.dynamic_update_slice_in_dim(array, part.astype(array.dtype), start, 0)
         block, own = sliced(to_logits, start, rows), part(targets)
         each, back = jax.vjp(lambda block, values: score(block, own, values), block, values)
-        counted = part(weights) if fresh is None else jnp.where(fresh, part(weights), 0)
+        counted = once(part(weights), overlap, 0)
         to_block, more = back(counted.astype(each.dtype))
         new = head.before_softcap(to_block, block)
-        if fresh is not None:  # of rows that an earlier block has had the gradient is there, and the logits are not
-            new, each = jnp.where(fresh[:, None], new, block), jnp.where(fresh, each, part(losses))
+        # Of rows that an earlier block has had the gradient is there, and the logits are not.
+        new, each = once(new, overlap, block), once(each, overlap, part(losses))
         # Where the logits were: nobody reads these again.
         return put(to_logits, new), put(losses, each), added(to_values, more)
 

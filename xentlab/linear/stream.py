@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from xentlab.linear.logits import Head, over_tiles, read_at, rivals_of, write_at
+from xentlab.linear.logits import Head, once, over_tiles, read_at, rivals_of, write_at
 from xentlab.linear.reductions import LOWEST, Reduction, Row, greatest, lowest, risen
 from xentlab.products import accumulator, apart, lift, moved_whole
 from xentlab.targets import is_at_target
@@ -54,19 +54,18 @@ def reduce(
         own = head.logits_at(hidden, weight, bias, jnp.clip(targets - first, 0, vocab - 1))
         ahead = head.summed(jnp.where(here, own, 0), head.classes)
 
-    def step(state, start, fresh):
+    def step(state, start, overlap):
         states, shift, target, kept = state
         z = head.logits(hidden, head.part(weight, start, tile), _part(bias, start, tile))
         if kept is not None:
             kept = lax.dynamic_update_slice_in_dim(kept, z.reshape(-1), _place(start, tile) * tokens, 0)
-        counts = ~is_at_target(z, targets - (first + start))
-        if fresh is None:
-            places, rivals = targets - (first + start), z
-        else:  # a target that an earlier tile has had is nowhere
-            places = jnp.where(targets - first >= _place(start, tile), targets - (first + start), -1)
-            counts, rivals = counts & fresh[None], jnp.where(fresh[None], z, -jnp.inf)
-        own = read_at(z, places)
-        rivals = rivals_of(rivals, places, own)
+        counts, places = ~is_at_target(z, targets - (first + start)), targets - (first + start)
+        if overlap is not None:  # a target that an earlier tile has had is nowhere
+            places = jnp.where(places >= overlap.places, places, -1)
+            counts = counts & (jnp.arange(tile, dtype=overlap.places.dtype) >= overlap.places)[None]
+        # From where they are kept, so that z is copied there before it is written into.
+        own = read_at(z if kept is None else kept_tile(kept, start, tokens, tile), places)
+        rivals = rivals_of(z, places, own, overlap)
         shift, seen_as = risen(shift, rivals, counts, ahead)
         states = {name: reduction.add(states[name], seen_as) for name, reduction in reductions.items()}
         return states, shift, target + own, kept
@@ -132,21 +131,22 @@ def _by_tiles(
     to_logits_of = tile_gradient(reductions, head, vocab, targets, found, asides, jax.tree.map(lifted, cotangents))
     across = head.across(hidden)
 
-    def step(state, start, fresh):
+    def step(state, start, overlap):
         to_hidden, to_weight, to_bias = state
         part = head.part(weight, start, tile)
         z = apart(head.logits(hidden, part, _part(bias, start, tile))) if kept is None else kept_tile(kept, start, tokens, tile)
-        to_logits = to_logits_of(z, start)
-        new = to_logits if fresh is None else jnp.where(fresh[None], to_logits, 0)
-        # What is written over may overlap; what is added to may not.
-        to_logits = to_logits if sums is None else new
+        to_logits = once(to_logits_of(z, start), overlap, 0, 1)
         if bias is not None:
             more = lowered(jnp.sum(to_logits, axis=0)) + (0 if sums is None else _part(to_bias, start, tile))
-            to_bias = lax.dynamic_update_slice_in_dim(to_bias, more.astype(to_bias.dtype), start, 0)
+            more = more.astype(to_bias.dtype)
+            more = once(more, overlap, lambda: _part(to_bias, start, tile)) if sums is None else more
+            to_bias = lax.dynamic_update_slice_in_dim(to_bias, more, start, 0)
         more = lowered(head.to_weight(hidden, across, to_logits.astype(weight.dtype)))
         more = more if sums is None else more + head.part(to_weight, start, tile).astype(more.dtype)
         more = more.astype(weight.dtype).view(to_weight.dtype) if bits else more
-        return to_hidden + head.to_hidden(new.astype(weight.dtype), part), head.put(to_weight, more, start), to_bias
+        if sums is None:
+            more = once(more.astype(to_weight.dtype), overlap, lambda: head.part(to_weight, start, tile), head.vocab_axis)
+        return to_hidden + head.to_hidden(to_logits.astype(weight.dtype), part), head.put(to_weight, more, start), to_bias
 
     to_weight, to_bias = sums or (lax.empty(weight.shape, weight.dtype), None if bias is None else jnp.zeros_like(bias))
     to_weight = to_weight.view(jnp.uint16) if bits else to_weight

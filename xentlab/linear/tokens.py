@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from xentlab.information import weighted_sum
-from xentlab.linear.logits import Head, over_tiles
+from xentlab.linear.logits import Head, once, over_tiles
 from xentlab.linear.plan import tokens_held
 from xentlab.linear.reductions import Reduction
 from xentlab.linear.rows import row_gradients, row_losses
@@ -64,7 +64,7 @@ def _losses(how, *arrays):
 def _share_of_losses(how, hidden, weight, bias, targets, values):
     """One device's way forward."""
 
-    def step(losses, start, fresh):
+    def step(losses, start, _):
         part = lambda array: part_of(array, start, how.chunk)
         if how.reductions is None:
             each = row_losses(how.score, how.head, how.head.logits(part(hidden), weight, bias), part(targets), values)
@@ -107,12 +107,12 @@ def _share_of_gradients(how, hidden, weight, bias, targets, weights, values):
         through, kept = _through_kept_gradients, None
         summed = dtype if len(hidden) > group else None  # of one group nothing is
 
-    def step(state, start, fresh):
+    def step(state, start, overlap):
         to_hidden, sums, losses, kept = state
         part = lambda array: part_of(array, start, group)
         put = lambda array, part: lax.dynamic_update_slice_in_dim(array, part.astype(array.dtype), start, 0)
         # Tokens that come a second time weigh nothing.
-        counted = part(weights) if fresh is None else jnp.where(fresh, part(weights), 0)
+        counted = once(part(weights), overlap, 0)
         shown = part(hidden), weight, bias, part(targets), counted, values
         more, sums, each, kept = through(how, *shown, sums, kept)
         return put(to_hidden, part(to_hidden).astype(more.dtype) + more), sums, put(losses, each), kept
@@ -157,9 +157,8 @@ def _through_rows(how, hidden, weight, bias, targets, weights, values, sums, kep
     to_bias = None if bias is None else to_bias + jnp.sum(to_logits, axis=0)
     to_logits, across = to_logits.astype(weight.dtype), head.across(hidden)
 
-    def add(to_weight, start, fresh):
-        columns = lax.dynamic_slice_in_dim(to_logits, start, tile, 1)
-        columns = columns if fresh is None else jnp.where(fresh[None], columns, 0)
+    def add(to_weight, start, overlap):
+        columns = once(lax.dynamic_slice_in_dim(to_logits, start, tile, 1), overlap, 0, 1)
         # Tile by tile in place: a whole [D, V] product would be a second one beside the sum.
         more = head.to_weight(hidden, across, columns)
         return head.put(to_weight, more + head.part(to_weight, start, tile).astype(more.dtype), start)
@@ -176,15 +175,15 @@ def _through_kept_gradients(how, hidden, weight, bias, targets, weights, values,
     dtype, group, head = accumulator(hidden.dtype), len(hidden), how.head
     to_weight, *others = sums
 
-    def step(state, start, fresh):
+    def step(state, start, overlap):
         to_logits, losses, to_bias, to_values = state
         part = lambda array: lax.dynamic_slice_in_dim(array, start, how.chunk)
-        twice = bool(values) and fresh is not None  # some tokens are seen a second time, by sums that would count it
-        had, counted = part(to_logits), jnp.where(fresh, part(weights), 0) if twice else part(weights)
+        twice = bool(values) and overlap is not None  # some tokens are seen a second time, by sums that would count it
+        had, counted = part(to_logits), once(part(weights), overlap, 0) if twice else part(weights)
         own = part(targets), counted, values, to_values
-        to_logits, each, more, to_values = _with_chunk(how, to_logits, start, fresh, part(hidden), weight, bias, *own)
+        to_logits, each, more, to_values = _with_chunk(how, to_logits, start, overlap, part(hidden), weight, bias, *own)
         if twice:
-            new = jnp.where(fresh[:, None], part(to_logits), had)
+            new = once(part(to_logits), overlap, had)
             to_logits = lax.dynamic_update_slice_in_dim(to_logits, new, start, 0)
         losses = lax.dynamic_update_slice_in_dim(losses, each.astype(dtype), start, 0)
         return to_logits, losses, None if bias is None else to_bias + more, to_values
@@ -198,13 +197,13 @@ def _through_kept_gradients(how, hidden, weight, bias, targets, weights, values,
     return to_hidden, (to_weight, *others), losses, kept
 
 
-def _with_chunk(how, to_logits, start, fresh, hidden, weight, bias, targets, weights, values, to_values):
-    """to_logits with a chunk's from row `start` on, its losses, the sum [V] of its fresh rows for a bias, and values' sums.
+def _with_chunk(how, to_logits, start, overlap, hidden, weight, bias, targets, weights, values, to_values):
+    """to_logits with a chunk's from row `start` on, its losses, the sum [V] of its rows for a bias (once each), values' sums.
 
     Summed before they are rounded: of a large vocabulary's float16 would keep nothing.
     """
     head, tile = how.head, how.tile
-    summed = lambda new: jnp.sum(new if fresh is None else jnp.where(fresh[:, None], new, 0), axis=0)
+    summed = lambda new: jnp.sum(once(new, overlap, 0), axis=0)
     if how.reductions is None:
         z = head.logits(hidden, weight, bias)
         each, new, to_values = row_gradients(how.score, head, z, targets, weights, values, to_values)
