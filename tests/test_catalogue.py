@@ -315,3 +315,10 @@ def test_facts_are_of_their_kinds():
     inner = marked(lambda logits, targets: ...)
     outer = marked(functools.wraps(inner)(lambda logits, targets: ...))
     assert xentlab.facts_of(outer).source == "shared"
+
+
+def test_an_installed_loss_that_is_no_function_is_named(monkeypatch):
+    point = importlib.metadata.EntryPoint(name="number", value="math:pi", group="xentlab.losses")
+    monkeypatch.setattr("xentlab.catalogue.installed_losses", lambda: {"number": point})
+    with pytest.raises(LabError, match=r"the installed loss number \(math:pi\) is no function; it is float"):
+        resolve("number")

@@ -309,3 +309,15 @@ def test_another_making_is_said(what):
 def test_one_text_is_one_wherever_it_lies(sha, said):
     records = [{"sources": [{"path": path, "sha256": each}]} for path, each in (("here.txt", "a"), ("/there/here.txt", sha))]
     assert [row["what"] for row in settings(*records)] == said
+
+
+@pytest.mark.parametrize(("vocab", "said"), [(12, ["losses.f.program"]), (16, ["sources.0.vocab"])])
+def test_a_loss_is_not_called_edited_where_it_was_compiled_for_another_vocabulary(vocab, said):
+    make = lambda vocab, program: {"sources": [{"vocab": vocab}], "losses": {"f": {"sha256": "a", "program": program}}}
+    assert [row["what"] for row in settings(make(12, "x"), make(vocab, "y"))] == said
+
+
+def test_a_race_that_is_stopped_is_told_to_go_on(tmp_path):
+    (tmp_path / "begun.json").write_text("{}")
+    with pytest.raises(LabError, match="xentlab race --resume"):
+        read_run(tmp_path)

@@ -168,3 +168,11 @@ def test_with_a_mesh_in_the_context():
             1.6
         )
     close(found, jnp.mean(LOSSES["nll"](hidden @ weight / 1.6, targets)))
+
+
+@pytest.mark.parametrize("plan", ["tokens", "stream"])
+def test_a_number_of_pythons_is_learned_too(plain_annotations, plan):
+    """As in a notebook: `jax.grad` of a float, outside of jit."""
+    hidden, weight, targets = batch()
+    of = lambda value: total(by_reductions, plan, "mean", (value,), hidden, weight, targets)
+    close(jax.grad(of)(1.6), jax.grad(of)(jnp.float32(1.6)))

@@ -102,6 +102,10 @@ def _named(loss: str) -> Loss:
             raise LabError(
                 f"the installed loss {name} ({installed[name].value}) fails to import: {type(error).__name__}: {error}"
             ) from error
+        if not callable(function):
+            raise LabError(
+                f"the installed loss {name} ({installed[name].value}) is no function; it is {type(function).__name__}."
+            )
         return with_settings(function if name_of(function) == name else named(function, name), settings)
     if name.endswith(".py"):
         raise LabError(f"{name} is a file; name the function in it that is the loss, as in {name}:FUNCTION.")

@@ -14,7 +14,10 @@ from xentlab.console import Format
 Losses = Annotated[
     tuple[str, ...], arg(help='names, with settings if need be: nll "focal(gamma=1)" ./mine.py:my_loss package.module:loss')
 ]
-Out = Annotated[pathlib.Path | None, arg(help="folder to write into; made if need be")]
+Out = Annotated[
+    pathlib.Path | None,
+    arg(help="folder to write into; made if need be, and a finished run of the same command in it is replaced (a race asks)"),
+]
 
 
 @dataclasses.dataclass(frozen=True)

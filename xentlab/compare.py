@@ -10,7 +10,7 @@ import pathlib
 from typing import TYPE_CHECKING, Any
 
 from xentlab.contract import LabError
-from xentlab.runs import UNRECORDED, read_json
+from xentlab.runs import BEGUN, UNRECORDED, quoted, read_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,6 +41,8 @@ def read_run(folder: str | pathlib.Path, lacking: bool = False) -> Run:
 
     folder = pathlib.Path(folder).expanduser()
     if not (folder / "run.json").is_file():
+        if (folder / BEGUN).is_file():
+            raise LabError(f"{folder} holds an unfinished race. Go on with: xentlab race --resume {quoted(folder)}")
         raise LabError(f"{folder} is no run: it has no run.json. A command writes one into its --out.")
     record = read_json(folder / "run.json", "Was it cut short, or edited? Its command makes it anew.")
     names, sums = record.get("frames", [path.stem for path in sorted(folder.glob("*.csv"))]), record.get("sums", {})
@@ -65,10 +67,13 @@ def settings(one: dict[str, Any], other: dict[str, Any]) -> list[dict[str, Any]]
     rows = []
     read = lambda record: json.loads(json.dumps({key: record.get(key) for key in MAKING}, default=str))
     first, second = _flat(read(one)), _flat(read(other))
+    vocabularies_differ = any(first.get(what) != second.get(what) for what in first if what.endswith(".vocab"))
     for what in dict.fromkeys([*first, *second]):
         file, _, part = what.rpartition(".")
         if part == "path" and first.get(f"{file}.sha256", "") == second.get(f"{file}.sha256"):
             continue  # one text, wherever it lies
+        if part == "program" and first.get(f"{file}.sha256", "") == second.get(f"{file}.sha256") and vocabularies_differ:
+            continue  # one file's loss, as JAX compiles it for each
         if what.removeprefix("arguments.") not in BESIDE and first.get(what) != second.get(what):
             rows.append({"what": what, "first": first.get(what), "second": second.get(what)})
     return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import dataclasses
 import difflib
@@ -30,6 +31,7 @@ PLACES = {
     "again": ("compare", "rerun"),
 }
 NO_CACHE = "--no-cache"
+PLAIN = {"–": "-", "−": "-", "∞": "inf", "±": "+-", "×": "x", "⇥": "->|", "→": "->", "≥": ">=", "≤": "<=", "²": "^2"}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -78,13 +80,18 @@ def _each_once(losses: tuple[str, ...]) -> None:
 def _open_closed() -> None:
     """Python has None for a stream that was closed before it began (`>&-`): nobody listens there.
 
-    And one that knows few characters, a pipe of another encoding, gets a question mark for the rest.
+    And one that knows few characters, a pipe of another encoding, gets plain ones for the rest: "?" alone is a verdict's.
     """
+    codecs.register_error("plainly", _plainly)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
         with contextlib.suppress(AttributeError, OSError):  # no text stream of Python's, or one whose end was exchanged
-            getattr(sys, name).reconfigure(errors="replace")
+            getattr(sys, name).reconfigure(errors="plainly")
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    return "".join(PLAIN.get(each, "?") for each in error.object[error.start : error.end]), error.end
 
 
 def _drop_output() -> None:
@@ -112,6 +119,9 @@ ABOUT = (
 
 
 def _parse(arguments: list[str]) -> Any:
+    if empty := [each for each in arguments if not each or re.fullmatch("--[a-z-]+=", each)]:
+        what = f" ({empty[0]})" if empty[0] else ""
+        raise LabError(f"an argument is empty{what}: is a shell's variable unset?")
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

@@ -99,7 +99,7 @@ def run_gradients(command: Gradients) -> None:
     begun = time.perf_counter()
     probabilities = QUICK if command.quick and command.probabilities == Gradients.probabilities else command.probabilities
     frame = gradient_profile(command.losses, probabilities, command.vocab, command.rivals)
-    finish(command, {"profiles": frame}, "profiles", begun)
+    finish(dataclasses.replace(command, probabilities=probabilities), {"profiles": frame}, "profiles", begun)
     if command.rivals != "even" and max(probabilities) >= 1 / (command.vocab - 1):
         print("nan: with one rival rising, p cannot reach 1/(V - 1).", file=sys.stderr)
     reached = frame[(frame.rivals == "even") | (frame.p < (1 - 1e-9) / (command.vocab - 1))]

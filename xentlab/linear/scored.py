@@ -45,7 +45,8 @@ def scored(
     if mesh is not None and any(_on_a_mesh(value) for value in traced.consts):
         raise LabError(
             "the loss closes over an array that lies on a mesh, which JAX lets into no device's part of it. A number that jit "
-            "is given from elsewhere may be closed over; plan 'stream' takes any, if the loss has a stream form; class weights "
+            "is given from elsewhere may be closed over, so of a step's own result jax.device_get, which lies on no mesh; plan "
+            "'stream' takes any, if the loss has a stream form; class weights "
             "are token_weights=class_weights[targets] with reduction='sum', over the number of tokens for a mean."
         )
     places = [i for i, value in enumerate(traced.consts) if isinstance(value, jax.core.Tracer)]
@@ -58,7 +59,8 @@ def scored(
             consts[i] = value
         return jaxpr_as_fun(traced.replace(consts=consts))(*jax.tree.leaves((seen, target)))[0]
 
-    return jax.vmap(of_one, (0, 0, None)), [traced.consts[i] for i in places]
+    # As arrays: what `jax.grad` is given may be a number of Python's.
+    return jax.vmap(of_one, (0, 0, None)), [jnp.asarray(traced.consts[i]) for i in places]
 
 
 def _on_a_mesh(value) -> bool:
