@@ -26,6 +26,9 @@ STEPS = 2000
 # A grid in half decades that extends itself by its own width while its best lies at an end, until it is past the limits.
 GRID = (0.1, 10.0)
 LIMITS = (1e-4, 1e6)
+# Then between the best and its neighbours, in thirds, so often: steps go with 1 / rate up to a cliff, and the best lies at it.
+# To 4% of a rate, the steps are the loss's and not the grid's: any multiple of a loss has the same.
+ROUNDS = 3
 
 
 def escape_time(loss: Loss, margins: np.ndarray | list[float]) -> np.ndarray:
@@ -85,24 +88,26 @@ def wrong_start(loss: Loss, bias: float = BIAS, steps: int = STEPS) -> Escape:
     """Steps of plain gradient descent until 95% of the chain's tokens that a perfect reader would get are got, for good.
 
     Logits are a table's row for the context plus an output bias; both begin at 0 but for `bias` on the frequent tokens.
-    Every rate of a grid is tried, and the grid extends itself while its best lies at an end.
+    Every rate of a grid is tried, the grid extends itself while its best lies at an end, and then grows finer around the best.
     """
     runs = _descents(loss, bias, steps)
     best_possible = float(CHAIN.stationary @ CHAIN.table.max(axis=1))
     found: dict[float, float] = {}
 
-    def try_rates(exponents):
-        rates = [round(float(10.0 ** (half / 2)), 12) for half in exponents]
+    def try_rates(halves):
+        rates = [round(float(10.0 ** (half / 2)), 12) for half in halves]
         reached = np.asarray(runs(jnp.asarray(rates, jnp.float32))) >= 0.95 * best_possible
         found.update(zip(rates, settled(reached).tolist(), strict=True))
+
+    def best_rate():
+        return min(found, key=lambda rate: (found[rate], rate))
 
     low, high = (round(2 * np.log10(end)) for end in GRID)
     least, most = (round(2 * np.log10(end)) for end in LIMITS)
     try_rates(range(low, high + 1))
     width = high - low + 1  # one shape of grid, compiled once
     while True:
-        rates = sorted(found)
-        best = min(rates, key=lambda rate: (found[rate], rate))
+        rates, best = sorted(found), best_rate()
         none = np.isinf(found[best])
         if (none or best == rates[-1]) and high < most:
             try_rates(range(high + 1, high + 1 + width))
@@ -111,7 +116,13 @@ def wrong_start(loss: Loss, bias: float = BIAS, steps: int = STEPS) -> Escape:
             try_rates(range(low - width, low))
             low -= width
         else:
-            return Escape(found[best], float("nan") if none else best, min(rates), max(rates))
+            break
+    if none:
+        return Escape(found[best], float("nan"), rates[0], rates[-1])
+    between = np.linspace(-1, 1, width + 2)[1:-1]  # the best itself, and two on either side
+    for finer in range(ROUNDS):
+        try_rates(2 * np.log10(best_rate()) + between / 3**finer)
+    return Escape(found[best_rate()], best_rate(), rates[0], rates[-1])
 
 
 def _descents(loss: Loss, bias: float, steps: int) -> Callable:
