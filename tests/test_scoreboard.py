@@ -15,6 +15,8 @@ import pytest
 
 from xentlab import LOSSES, LabError, at_target, console, resolve
 from xentlab.audit import Audit
+from xentlab.audit.numerics import numerics
+from xentlab.audit.probe import make_probe
 from xentlab.cli import main
 from xentlab.scoreboard import Scoreboard, code_lengths, scoreboard
 from xentlab.scoreboard.efficiency import CONSISTENT, efficiency, make_truth, simulate, tokens_needed
@@ -248,12 +250,33 @@ def test_the_wrong_start_is_confident_and_wrong():
 
 def test_of_rates_that_are_as_quick_the_least_counts(monkeypatch):
     monkeypatch.setattr("xentlab.scoreboard.escape.settled", lambda reached: np.array([9.0, 3, 3, 3, 9]))
+    monkeypatch.setattr("xentlab.scoreboard.escape.ROUNDS", 0)
     found = wrong_start(LOSSES["nll"], steps=2)
     assert (found.steps, found.rate) == (3, pytest.approx(10**-0.5))
 
 
+def test_a_multiple_of_a_loss_takes_as_many_steps():
+    """Its best rate lies elsewhere between two of the grid's: by these alone nll took 8, 18, 13 or 11."""
+    taken = [wrong_start(lambda z, y, c=c: c * LOSSES["nll"](z, y), steps=100).steps for c in (1, 1.5, 2, 2.5)]
+    assert max(taken) <= min(taken) + 1
+
+
 def test_even_logits_are_a_guess_and_no_way_out():
     assert wrong_start(lambda z, y: 0 * z.sum(axis=-1), bias=0.0, steps=20).steps == np.inf
+
+
+def test_a_multiple_of_a_loss_has_the_same_error():
+    """Relative to 1 at least, what is small would be exact. Float16's range a multiple may leave, an error of its own."""
+    multiple = lambda c: lambda z, y: c * LOSSES["nll"](z, y)
+    errors = [numerics(make_probe(multiple(c)))["max_error"].value for c in (2.0**-13, 1, 2.0**13)]
+    for dtype in ("float32", "bfloat16"):
+        for part in ("value", "gradient"):
+            assert max(each[dtype][part] for each in errors) < 3 * min(each[dtype][part] for each in errors)
+
+
+def test_a_loss_without_a_slope_has_no_error_by_a_division_of_nothing():
+    flat = numerics(make_probe(lambda z, y: jnp.ones_like(z[..., 0])))["max_error"].value
+    assert flat == {dtype: {"value": 0, "gradient": 0} for dtype in flat}
 
 
 def test_every_loss_is_a_row_and_every_door_a_number(board):

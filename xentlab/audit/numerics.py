@@ -31,8 +31,9 @@ def batches(seed: int, vocab: int) -> dict[str, np.ndarray]:
 def numerics(probe: Probe) -> dict[str, Verdict]:
     """`finite` and `max_error`, each by dtype.
 
-    finite: value and gradient are finite at logits of +-1e4 and beside a class at -inf. max_error: the worst
-    |x - exact| / max(1, |exact|) of value and of gradient against float64 at the same rounded logits, where that is finite.
+    finite: value and gradient are finite at logits of +-1e4 and beside a class at -inf. max_error: the worst relative error
+    of the value, and of the gradient relative to its own largest entry, against float64 at the same rounded logits, where that
+    is finite. What is smaller than the dtype's rounding of the loss's largest at ordinary logits counts as that large.
     """
 
     @jax.jit
@@ -41,8 +42,11 @@ def numerics(probe: Probe) -> dict[str, Verdict]:
 
     found = batches(probe.seed, probe.vocab)
     finite, errors, broken = {}, {}, {}
+    # The loss's own scale, of value and gradient: a multiple of a loss has the same relative error.
+    scales = [_largest(exact) for exact in probe.both(found["ordinary"], np.zeros(len(found["ordinary"]), int))]
     for dtype in DTYPES:
         finite[dtype], worst = True, [0.0, 0.0]
+        floors = [float(jnp.finfo(dtype).eps) * scale.max() for scale in scales]
         for name, z in found.items():
             low = jnp.asarray(z, dtype)
             try:
@@ -60,10 +64,17 @@ def numerics(probe: Probe) -> dict[str, Verdict]:
                 row = {"logits": rounded[place], "target": 0, "value": rough[0][place], "gradient": rough[1][place]}
                 broken.setdefault(dtype, {key: plain(value) for key, value in row.items()})
             for i, (x, true) in enumerate(zip(rough, exact, strict=True)):
-                with np.errstate(invalid="ignore"):
-                    error = np.abs(x - true) / np.maximum(1, np.abs(true))
+                with np.errstate(invalid="ignore", divide="ignore"):
+                    off = np.abs(x - true)
+                    error = np.where(off == 0, 0, off / np.maximum(floors[i], _largest(true)))
                 error = np.where(np.isfinite(true), np.where(np.isnan(error), np.inf, error), 0.0)
                 worst[i] = max(worst[i], float(error.max()))
         errors[dtype] = {"value": plain(float(f"{worst[0]:.3g}")), "gradient": plain(float(f"{worst[1]:.3g}"))}
     evidence = f"{', '.join(found)} logits, 128 each, V = {probe.vocab}, against float64 at the same rounded logits"
     return {"finite": Verdict(finite, evidence, broken or None), "max_error": Verdict(errors, evidence)}
+
+
+def _largest(exact: np.ndarray) -> np.ndarray:
+    """The largest finite size in each row, to be divided by: values [N] as they are, gradients [N, V] -> [N, 1]."""
+    size = np.where(np.isfinite(exact), np.abs(exact), 0)
+    return size if exact.ndim == 1 else size.max(axis=1, keepdims=True)
