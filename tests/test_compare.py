@@ -321,3 +321,11 @@ def test_a_race_that_is_stopped_is_told_to_go_on(tmp_path):
     (tmp_path / "begun.json").write_text("{}")
     with pytest.raises(LabError, match="xentlab race --resume"):
         read_run(tmp_path)
+
+
+def test_bins_of_other_edges_are_not_set_against_each_other():
+    first, second = ({"p_low": lows, "p_high": highs} for lows, highs in (([0.0, 0.2], [0.2, 1.0]), ([0.0, 0.2], [0.2, 0.5])))
+    runs = [Run(pathlib.Path(), {}, {"budgets": pd.DataFrame(bins).assign(loss="nll", share=0.5)}) for bins in (first, second)]
+    frame = differences(*runs)
+    assert len(frame) == 3
+    assert frame.difference.isna().sum() == 2

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # What names a row of a frame, where the frame has it; other text is no measurement either.
-KEYS = ("source", "loss", "against", "rate", "seed", "step", "rivals", "p", "bin_low", "count_low")
+KEYS = ("source", "loss", "against", "rate", "seed", "step", "rivals", "p", "p_low", "p_high", "bin_low", "count_low")
 FIRST = ("table", "pairs", "tests")  # what is looked at first
 # The parts of a record that say how a run was made, and the arguments that are none of it.
 MAKING = ("arguments", "losses", "functions", "sources", "versions", "commit", "numerics", "device", "resumed_with")
