@@ -11,10 +11,10 @@ from xentlab.scoreboard.reading import sentences
 INF, NAN = math.inf, math.nan
 
 
-def profiles(even, one=None):
-    """A profile frame with |dL/dz_y| at p = 1e-3 and 1e-6, the same at both; the second path as the first, unless given."""
+def profiles(even, one=None, order=0.0):
+    """A profile frame with |dL/dz_y| at 1e-6, times (p / 1e-6)**order at p = 1e-3; both paths alike, unless one is given."""
     rows = [
-        {"loss": loss, "rivals": rivals, "p": p, "dvalue_dlogit": -size, "dvalue_dp": -size / p}
+        {"loss": loss, "rivals": rivals, "p": p, "dvalue_dlogit": -size * (p / 1e-6) ** order, "dvalue_dp": -size / p}
         for rivals, sizes in (("even", even), ("one", one or even))
         for loss, size in sizes.items()
         for p in (1e-3, 1e-6)
@@ -25,6 +25,13 @@ def profiles(even, one=None):
 @pytest.mark.parametrize(("size", "said"), [(0.6, False), (0.995, True), (1.0, True)])
 def test_only_what_pulls_the_same_pulls_just_as_hard(size, said):
     assert ("other pulls just as hard." in " ".join(reading.gradients(profiles({"nll": 1, "other": size})))) == said
+
+
+@pytest.mark.parametrize(
+    ("order", "said"), [(0.0, "holds"), (0.002, "holds"), (0.05, "falls with p"), (1, "falls with p"), (-0.1, "still grows")]
+)
+def test_a_pull_that_goes_to_0_slowly_does_not_hold(order, said):
+    assert f"{said} for nll (0.5)" in reading.gradients(profiles({"nll": 0.5}, order=order))[0]
 
 
 def test_how_p_became_small_matters_only_where_the_paths_differ():

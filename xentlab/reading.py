@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 LOW = 1e-6  # where "at low probability" is read off
 HIGHER = 1e-3  # and where a limit is told from a trend
+SLIGHT = 0.01  # a power of p that is none: what has a greater one goes to 0, however slowly
 ENOUGH = 30  # test tokens that a mean over them is quoted of
 
 
@@ -42,22 +43,29 @@ def _at(profiles: pd.DataFrame, rivals: str, p: float, column: str) -> dict[str,
     return dict(zip(rows.loss, rows[column].abs(), strict=True))
 
 
+def _order(low: float, higher: float) -> float:
+    """The power of p that a pull goes with between `HIGHER` and `LOW`: 0 where it holds."""
+    if not low or math.isinf(low) or not higher:
+        return -math.inf if low else math.inf
+    return math.log(low / higher) / math.log(LOW / HIGHER)
+
+
 def gradients(profiles: pd.DataFrame) -> list[str]:
     """Which losses still teach at low probability, in the logit and in the probability."""
     low, higher = (_at(profiles, "even", p, "dvalue_dlogit") for p in (LOW, HIGHER))
-    kinds: dict[str, list[str]] = {"gone": [], "grows": [], "holds": []}
+    kinds: dict[str, list[str]] = {"falls": [], "grows": [], "holds": []}
     no_number = [name for name, size in low.items() if math.isnan(size)]
     for name, size in low.items():
         if name in no_number:
             continue
-        trend = size / higher[name] if higher[name] else 0.0
-        kind = "gone" if trend < 0.5 else "grows" if trend > 1.2 else "holds"
+        order = _order(size, higher[name])
+        kind = "falls" if order > SLIGHT else "grows" if order < -SLIGHT else "holds"
         kinds[kind].append(f"{name} ({number(size)})")
     said = []
     if kinds["holds"]:
         said.append(f"it holds for {words(kinds['holds'])}")
-    if kinds["gone"]:
-        said.append(f"has all but vanished for {words(kinds['gone'])}")
+    if kinds["falls"]:
+        said.append(f"falls with p for {words(kinds['falls'])}")
     if kinds["grows"]:
         said.append(f"still grows for {words(kinds['grows'])}")
     if no_number:
