@@ -56,9 +56,11 @@ def _information(codes: pd.DataFrame) -> list[str]:
         cost = 100 * (rows.bits / rows.model_bits - 1).abs().max()
         floor = rows.floor_bits_per_token.iloc[0]
         known = "" if floor != floor else f" (the chain's own entropy: {floor:.4f})"
+        equal = list(rows.loss[rows.bits == best.bits])
+        who = f"{words(equal)} wrote" + " the least," * (len(equal) < len(rows))
         most = f", {worst.loss} the most, {worst.bits_per_token:.4f}" if worst.bits > best.bits else ""
         said.append(
-            f"On {source} every file decoded to the same {rows.tokens.iloc[0]} tokens; {best.loss} wrote the least, "
+            f"On {source} every file decoded to the same {rows.tokens.iloc[0]} tokens; {who} "
             f"{best.bits_per_token:.4f} bits a token{known}{most}. Coded size and "
             f"cross entropy differ by at most {cost:.2g}%: a cross entropy is a file size."
         )
@@ -102,13 +104,20 @@ def _optimisation(table: pd.DataFrame) -> list[str]:
         steps = [f"{row.loss} {row.escape_steps:.0f}" for row in out.itertuples()]
         said.append(f"Steps out of a confidently wrong start, each at its best rate: {words(steps)}.")
     stuck = table[table.escape_steps == math.inf]
-    astray = stuck.calibrated.map(lambda x: x is not True)
-    if not astray.all():
-        said.append(f"At no rate that was tried did {words(list(stuck.loss[~astray]))} get out.")
+    astray = stuck.calibrated.map(lambda x: x is False)
+    unsettled = stuck.calibrated.map(lambda x: x not in (True, False))
+    inside = stuck.loss[~astray & ~unsettled]
+    if len(inside):
+        said.append(f"At no rate that was tried did {words(list(inside))} get out.")
     if astray.any():
         said.append(
             f"At no rate that was tried did {words(list(stuck.loss[astray]))} come to 95% of the best accuracy and stay. Not "
             "calibrated, such a loss may have its own optimum below that, and may have got out."
+        )
+    if unsettled.any():
+        said.append(
+            f"At no rate that was tried did {words(list(stuck.loss[unsettled]))} come to 95% of the best accuracy and stay. "
+            "Whether it is calibrated is not settled: `xentlab audit` says why."
         )
     return said
 
