@@ -28,7 +28,8 @@ def test_only_what_pulls_the_same_pulls_just_as_hard(size, said):
 
 
 @pytest.mark.parametrize(
-    ("order", "said"), [(0.0, "holds"), (0.002, "holds"), (0.05, "falls with p"), (1, "falls with p"), (-0.1, "still grows")]
+    ("order", "said"),
+    [(0.0, "holds"), (0.002, "holds"), (0.05, "goes to 0 with p"), (1, "goes to 0 with p"), (-0.1, "still grows")],
 )
 def test_a_pull_that_goes_to_0_slowly_does_not_hold(order, said):
     assert f"{said} for nll (0.5)" in reading.gradients(profiles({"nll": 0.5}, order=order))[0]
@@ -57,6 +58,28 @@ def test_the_least_is_told_in_nats_and_in_bits_and_the_most_is_another_s():
     assert reading.races(rows.assign(**rest)) == [
         "On s the least test NLL is nll's, 1.000 nats a token (1.44 bits a byte). The most is mae's, 3.000."
     ]
+
+
+@pytest.mark.parametrize(
+    ("nll", "said"),
+    [
+        ({"brier": 2.0}, "test NLL of brier is 2.000 nats a token."),
+        ({"nll": 2.0, "twin": 2.0}, "test NLL of nll and twin is 2.000 nats a token."),
+        (
+            {"twin": 2.0, "nll": 2.0 + 1e-7, "mae": 3.0},
+            "least test NLL is twin's and nll's, 2.000 nats a token. The most is mae's, 3.000.",
+        ),
+        (
+            {"nll": 2.0, "mae": 3.0, "twin": 3.0},
+            "least test NLL is nll's, 2.000 nats a token. The most is mae's and twin's, 3.000.",
+        ),
+        ({"mae": 2.0, "nll": 3.0}, "least test NLL is mae's, 2.000 nats a token; nll itself is 1.000 behind."),
+    ],
+)
+def test_what_is_equal_shares_its_place_and_one_alone_has_none(nll, said):
+    rest = {"source": "s", "uniform_nll": 5.5, "best_rate": 0.1, "rate_at_edge": False, "diverged": 0, "smoothing": 0.0}
+    rows = pd.DataFrame({"loss": list(nll), "test_nll": list(nll.values())}).assign(bits_per_byte=NAN, **rest)
+    assert reading.races(rows) == [f"On s the {said}"]
 
 
 def test_less_is_ahead_and_more_is_behind():
@@ -113,6 +136,7 @@ def test_a_coded_file_is_compared_with_its_cross_entropy_in_per_cent():
     said = " ".join(board(["nll", "mae"], codes))
     assert "nll wrote the least, 2.0000 bits a token, mae the most, 3.0000." in said
     assert "cross entropy differ by at most 2%" in said
+    assert "tokens; nll wrote 2.0000 bits a token. Coded" in " ".join(board(["nll"], codes[:1]))
 
 
 def test_what_is_not_settled_is_not_called_finite():
@@ -130,7 +154,8 @@ def test_a_pull_is_gone_only_where_it_is_gone_on_both_paths():
     assert "alone keeps its pull" not in said
     assert "Steps out of a confidently wrong start, each at its best rate: nll 10, mae 20 and grow 30." in said
     assert "At no rate that was tried did brier get out." in said
-    said = " ".join(board(["brier", "weighed"], escape_steps=INF, calibrated=[True, False]))
+    said = " ".join(board(["brier", "weighed", "open"], escape_steps=INF, calibrated=[True, False, "undecided"]))
+    assert "did open come to 95% of the best accuracy and stay. Whether it is calibrated is not settled" in said
     assert "At no rate that was tried did brier get out." in said
     assert "did weighed come to 95% of the best accuracy and stay. Not calibrated, such a loss may have its own optimum" in said
 

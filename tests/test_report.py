@@ -111,13 +111,13 @@ def profiles(**sizes):
 def test_the_reading_follows_the_numbers():
     """The same function says opposite things of opposite numbers: no sentence is canned."""
     said = " ".join(reading.gradients(profiles(nll=(1, 1), brier=(2e-3, 2e-6), mse_logits=(10, 24))))
-    assert re.search(r"holds for nll \(1\).*vanished for brier \(2e-06\).*grows for mse_logits \(24\)", said)
+    assert re.search(r"holds for nll \(1\).*0 with p for brier \(2e-06\).*grows for mse_logits \(24\)", said)
     assert "mse_logits pulls harder" in said
     said = " ".join(reading.gradients(profiles(nll=(2e-3, 2e-6), brier=(1, 1))))
-    assert re.search(r"holds for brier.*vanished for nll", said)
+    assert re.search(r"holds for brier.*0 with p for nll", said)
     assert "brier pulls harder" in said
     assert "not true" not in " ".join(reading.gradients(profiles(nll=(1, 1), mae=(1e-3, 1e-6))))
-    assert "vanished for clipped (0)" in " ".join(reading.gradients(profiles(nll=(1, 1), clipped=(0, 0))))
+    assert "goes to 0 with p for clipped (0)" in " ".join(reading.gradients(profiles(nll=(1, 1), clipped=(0, 0))))
     bins = {"source": "s", "loss": "nll", "p_low": [0.0, 0.05], "p_high": [0.05, 1.0], "tokens": [3, 7]}
     budget = pd.DataFrame(bins | {"share_of_tokens": [0.3, 0.7], "share_of_gradient": [0.6, 0.4]})
     assert "30% of the tokens had p below 0.05. They get 60%" in reading.budgets(budget)[0]
@@ -153,7 +153,7 @@ def test_the_winner_is_told_and_what_pairs_tell_is_left_to_them():
 
 def test_what_learned_nothing_is_told():
     said = " ".join(reading.races(table(nll=(2.0, 0.1), lazy=(5.499, 0.1)).assign(rate_at_edge=True)))
-    assert "lazy ended no better than a uniform guess, 5.500 nats" in said
+    assert "lazy (5.499) ended hardly better than a uniform guess, 5.500 nats" in said
     assert "the end of the grid (⇥) for nll:" in said
 
 
@@ -168,7 +168,7 @@ def test_what_learned_nothing_for_want_of_a_rate_or_of_anything_to_learn_is_not_
     assert said[2] == "On s one rate was tried, 0.2, so no loss is tuned: compare them at several."
     assert reading.races(table(nll=(5.5, 0.1), lazy=(5.5, 0.1)), two)[0] == (
         "On s nll and lazy ended no better than a uniform guess, 5.500 nats: with nll among them the race was too short, its "
-        "rates do not suit, or nothing can be learnt from that source."
+        "rates do not suit, its targets are noise, or nothing can be learnt from that source."
     )
 
 
@@ -189,7 +189,7 @@ def test_what_diverged_at_every_rate_is_told_and_what_the_mark_of_the_grids_end_
     rows = table(nll=(1.0, 0.1), brier=(nan, 0.1), mae=(nan, 0.1)).assign(diverged=[0, 6, 6], rate_at_edge=[True, False, False])
     assert reading.races(rows) == [
         f"On s brier and mae {gone}",
-        "On s the least test NLL is nll's, 1.000 nats a token.",
+        "On s the test NLL of nll is 1.000 nats a token.",
         "On s the best rate tried lies at the end of the grid (⇥) for nll: "
         "a better one may lie outside, so read their numbers as upper bounds.",
         "Runs that diverged on s: brier (6) and mae (6).",

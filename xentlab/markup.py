@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from xentlab.audit.numerics import DTYPES
 from xentlab.console import half_interval, verdict_text
-from xentlab.reading import all_seen, seen
+from xentlab.reading import all_seen, covered, seen
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,7 +72,7 @@ def pairs_table(pairs: pd.DataFrame) -> str:
         cells = f'<th scope="row">{html.escape(str(loss))}</th><td>{html.escape(str(source))}</td>'
         for metric in dict.fromkeys(rows.metric):
             one = both[both.metric == metric].iloc[0]
-            interval = f"[{', '.join(all_seen(one.low, one.high))}]{'' if one.tells_apart else ' covers 0'}"
+            interval = f"[{', '.join(all_seen(one.low, one.high))}] {covered(one)}".rstrip()
             cells += f"<td>{seen(one.difference, '+')} <small>{'no interval' if math.isnan(one.low) else interval}</small></td>"
         body += f"<tr>{cells}</tr>"
     against = html.escape(str(rows.against.iloc[0]))

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 LOW = 1e-6  # where "at low probability" is read off
 HIGHER = 1e-3  # and where a limit is told from a trend
+ROUNDING = 2.0**-20  # eight steps of float32: means over tokens that differ by less, relative to them, are equal
 SLIGHT = 0.01  # a power of p that is none: what has a greater one goes to 0, however slowly
 ENOUGH = 30  # test tokens that a mean over them is quoted of
 
@@ -65,7 +66,7 @@ def gradients(profiles: pd.DataFrame) -> list[str]:
     if kinds["holds"]:
         said.append(f"it holds for {words(kinds['holds'])}")
     if kinds["falls"]:
-        said.append(f"falls with p for {words(kinds['falls'])}")
+        said.append(f"goes to 0 with p for {words(kinds['falls'])}")
     if kinds["grows"]:
         said.append(f"still grows for {words(kinds['grows'])}")
     if no_number:
@@ -147,15 +148,16 @@ def races(table: pd.DataFrame, curves: pd.DataFrame | None = None) -> list[str]:
         if ranked.empty:
             continue
         first = ranked.iloc[0]
-        sentence = f"On {source} the least test NLL is {first.loss}'s, {first.test_nll:.3f} nats a token"
+        least, most = (_equal(ranked, end) for end in (first.test_nll, ranked.test_nll.iloc[-1]))
+        whose = f"least test NLL is {_of(least)}," if len(least) < len(ranked) else f"test NLL of {words(least)} is"
+        sentence = f"On {source} the {whose} {first.test_nll:.3f} nats a token"
         if first.bits_per_byte == first.bits_per_byte:
             sentence += f" ({first.bits_per_byte:.2f} bits a byte)"
-        last = ranked.iloc[-1]
-        if "nll" in set(ranked.loss) and first.loss != "nll":
+        if "nll" in set(ranked.loss) - set(least):
             behind = ranked.set_index("loss").test_nll["nll"] - first.test_nll
             sentence += f"; nll itself is {seen(behind)} behind"
-        if last.loss not in (first.loss, "nll") or len(ranked) > 2:
-            sentence += f". The most is {last.loss}'s, {last.test_nll:.3f}"
+        if most != least and (most != ["nll"] or len(ranked) > 2):
+            sentence += f". The most is {_of(most)}, {ranked.test_nll.iloc[-1]:.3f}"
         sentences.append(sentence + ".")
         if one_rate:
             sentences.append(
@@ -179,16 +181,31 @@ def races(table: pd.DataFrame, curves: pd.DataFrame | None = None) -> list[str]:
     return sentences
 
 
+def _equal(rows: pd.DataFrame, nll: float) -> list[str]:
+    """The losses whose test NLL is this one but for rounding."""
+    return [row.loss for row in rows.itertuples() if math.isclose(row.test_nll, nll, rel_tol=ROUNDING)]
+
+
+def _of(names: list[str]) -> str:
+    return words([f"{name}'s" for name in names])
+
+
 def _no_better(source: str, guesses: pd.DataFrame, one_rate: bool) -> list[str]:
-    """Of losses that ended no better than a uniform guess, the likeliest cause."""
-    ended = lambda names: (
-        f"On {source} {words(names)} ended no better than a uniform guess, {guesses.uniform_nll.iloc[0]:.3f} nats: "
-    )
+    """Of losses that ended no better than a uniform guess, or hardly, the likeliest cause."""
+
+    def ended(names):
+        rows = guesses[guesses.loss.isin(names)]
+        better = rows.test_nll < rows.uniform_nll
+        who = words([f"{r.loss} ({r.test_nll:.3f})" if r.test_nll < r.uniform_nll else r.loss for r in rows.itertuples()])
+        how = "hardly better" if better.all() else "no better, or hardly," if better.any() else "no better"
+        return f"On {source} {who} ended {how} than a uniform guess, {rows.uniform_nll.iloc[0]:.3f} nats: "
+
     names = list(guesses.loss)
     if "nll" in names:
         return [
             ended(names)
-            + "with nll among them the race was too short, its rates do not suit, or nothing can be learnt from that source."
+            + "with nll among them the race was too short, its rates do not suit, its targets are noise, or nothing can be "
+            "learnt from that source."
         ]
     untuned = names if one_rate else list(guesses[guesses.rate_at_edge].loss)
     others, said = [name for name in names if name not in untuned], []
@@ -257,7 +274,13 @@ def _with_interval(row: Any) -> str:
     if math.isnan(row.low):
         return f"{row.loss} (an infinite test NLL leaves no interval)"
     ends = ", ".join(all_seen(row.low, row.high))
-    return f"{row.loss} ({seen(row.difference, '+')}, [{ends}]{'' if row.tells_apart else ', which covers 0'})"
+    why = covered(row)
+    return f"{row.loss} ({seen(row.difference, '+')}, [{ends}]{why and ', which ' + why})"
+
+
+def covered(row: Any) -> str:
+    """Why an interval tells nothing apart, or nothing if it does."""
+    return "" if row.tells_apart else "covers 0" if row.low <= 0 <= row.high else "is float32's rounding"
 
 
 def temperatures(table: pd.DataFrame) -> list[str]:

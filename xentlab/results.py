@@ -9,6 +9,7 @@ import numpy as np
 
 from xentlab.examine import READINGS, TEST_METRICS, Examined, Predictor
 from xentlab.metrics import SMOOTHING, mean_and_interval
+from xentlab.reading import ROUNDING
 from xentlab.training import Trained
 
 if TYPE_CHECKING:
@@ -170,8 +171,8 @@ def paired(tests: pd.DataFrame, metric: str = "test_nll") -> pd.DataFrame:
     tests: source, loss, seed and the metric. Columns: source, loss, against ("nll" if it is there, else the first loss),
     metric, seeds (those that both have), difference (the mean), low and high (95%: percentiles of the bootstrap over seeds, or
     Student's t where that is wider; NaN for a single seed, and where a difference is not finite), tells_apart (whether the
-    interval leaves out 0). Of few seeds the bootstrap alone draws too narrow an interval: of three it ends where they do, and
-    leaves out 0 whenever their signs agree.
+    interval leaves out 0, by more than float32's rounding). Of few seeds the bootstrap alone draws too narrow an interval: of
+    three it ends where they do, and leaves out 0 whenever their signs agree.
 
     >>> import pandas as pd
     >>> scores = {"loss": ["nll", "nll", "mae", "mae"], "seed": [0, 1, 0, 1], "test_nll": [1.0, 2.0, 2.0, 3.0]}
@@ -200,7 +201,8 @@ def paired(tests: pd.DataFrame, metric: str = "test_nll") -> pd.DataFrame:
                 ).confidence_interval
                 _, low, high = mean_and_interval(differences)
                 low, high = min(low, float(drawn.low)), max(high, float(drawn.high))
-            apart = low > 0 or high < 0
+            rounding = ROUNDING * float(np.abs(both.to_numpy()).max())
+            apart = low > rounding or high < -rounding
             rows.append(row | {"difference": mean, "low": low, "high": high, "tells_apart": apart})
     columns = ["source", "loss", "against", "metric", "seeds", "difference", "low", "high", "tells_apart"]
     return pd.DataFrame(rows, columns=columns)
