@@ -29,6 +29,11 @@ def test_a_curve_draws_the_best_rate_alone_its_mean_and_its_extremes_over_seeds(
     assert drawn(charts.curves(frame, table, ["nll"], "s")) == [{"loss": "nll", "step": 1, "mean": 4, "low": 1, "high": 9}]
 
 
+def test_a_rate_of_which_a_seed_diverged_is_not_drawn_by_its_survivors():
+    frame = trained(rate=[0.1, 0.1, 0.2, 0.2], validation_nll=[2.0, 2.0, 9.0, 1.0], diverged_at=[-1, -1, 0, -1])
+    assert [row["rate"] for row in drawn(charts.sweep(frame, ["nll"], "s"))] == [0.1]
+
+
 def test_a_sweep_draws_the_last_step_alone_of_what_did_not_diverge():
     frame = trained(validation_nll=[5.0, 1.0, 7.0, 8.0], rate=[0.1, 0.1, 1.0, 1.0], step=[1, 2] * 2, diverged_at=[-1, -1, 2, 2])
     assert drawn(charts.sweep(frame, ["nll"], "s")) == [{"loss": "nll", "rate": 0.1, "mean": 1, "low": 1, "high": 1}]

@@ -183,14 +183,16 @@ def curves(
 
 
 def sweep(frame: pd.DataFrame, losses: Sequence[str], source: str, legend: bool = False) -> alt.LayerChart:
-    """Validation NLL at the end against the learning rate."""
-    rows = frame[(frame.source == source) & (frame.step == frame.step.max()) & (frame.diverged_at < 0)]
+    """Validation NLL at the end against the learning rate; a rate of which a run diverged is out of the race, and not drawn."""
+    rows = frame[(frame.source == source) & (frame.step == frame.step.max())]
+    ended = (rows.diverged_at < 0) & rows.validation_nll.notna()
+    rows = rows[ended.groupby([rows.loss, rows.rate]).transform("all")]
     return _bands(
         _over_seeds(rows, ["loss", "rate"]),
         losses,
         alt.X("rate:Q", title="learning rate").scale(type="log").axis(values=sorted(frame.rate.unique()), format="~g"),
         alt.Tooltip("rate:Q", format="~g"),
-        alt.Title(f"The rate sweep on {source}", subtitle="final validation NLL; bands span the seeds"),
+        alt.Title(f"The rate sweep on {source}", subtitle="final validation NLL where no seed diverged; bands span the seeds"),
         legend,
     )
 
