@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from xentlab import defaults
+from xentlab.reading import ROUNDING
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,10 +122,13 @@ def escaped(text: str) -> str:
 
 
 def half_interval(row: pd.Series, column: str) -> str:
-    """The longer half of a mean's interval, for its other end may be cut at 0 or 1; nothing where there is no interval."""
+    """The longer half of a mean's interval, for its other end may be cut at 0 or 1.
+
+    Nothing where there is no interval, or none but rounding: that two seeds agree exactly does not make a mean certain.
+    """
     mean, nan = row[column], math.nan
     half = max(row.get(f"{column}_high", nan) - mean, mean - row.get(f"{column}_low", nan))
-    return f"± {half:.2g}" if half == half else ""
+    return f"± {half:.2g}" if half > ROUNDING * abs(mean) else ""
 
 
 def summary(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -146,7 +150,8 @@ def summary(table: pd.DataFrame) -> list[dict[str, Any]]:
         ):
             spread = half_interval(row, column)
             entry[title] = "" if row[column] != row[column] else f"{row[column]:.4f}{spread and ' ' + spread}"
-        entry["at T"] = "" if row.temperature != row.temperature else f"{row.tempered_nll:.4f} ({row.temperature:.2g})"
+        edge = " ⇥" * row.temperature_at_edge
+        entry["at T"] = "" if row.temperature != row.temperature else f"{row.tempered_nll:.4f} ({row.temperature:.2g}{edge})"
         entry["smoothing"] = "" if none else f"{row.smoothing:.2g}"
         entry["diverged"] = row.diverged
         rows.append(entry)
