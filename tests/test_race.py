@@ -72,8 +72,18 @@ def test_what_is_a_share_is_at_most_1_and_nothing_is_negative():
     examined = [Examined(dict.fromkeys(TEST_METRICS, value), {}, []) for value in (0.1, 0.9)]
     row = _summarised(Finished("nll", made([2.0, 2.0, 3.0, 3.0]), [0, 1], None, examined), 8)
     for metric in TEST_METRICS:
+        if metric == "temperature":
+            continue
         high = 1 if metric in ("accuracy", "calibration_error", "tempered_calibration_error") else 5.582
         assert (row[f"{metric}_low"], row[f"{metric}_high"]) == pytest.approx((0, high), abs=1e-3), metric
+
+
+@pytest.mark.parametrize(("temperatures", "mean", "edge"), [((64.0, 1 / 64), 1.0, True), ((4.0, 1.0), 2.0, False)])
+def test_the_mean_of_temperatures_is_that_of_factors(temperatures, mean, edge):
+    examined = [Examined(dict.fromkeys(TEST_METRICS, 0.5) | {"temperature": each}, {}, []) for each in temperatures]
+    row = _summarised(Finished("nll", made([2.0, 2.0, 3.0, 3.0]), [0, 1], None, examined), 8)
+    assert (row["temperature"], row["temperature_at_edge"]) == (pytest.approx(mean), edge)
+    assert (row["temperature_low"], row["temperature_high"]) == pytest.approx((1 / 64, 64))
 
 
 def test_no_interval_reaches_past_what_there_can_be():

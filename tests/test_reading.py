@@ -97,8 +97,10 @@ def test_less_is_ahead_and_more_is_behind():
 
 def test_a_temperature_helps_where_less_is_left_costs_where_more_is_and_else_changes_nothing():
     rows = {"loss": ["nll", "mae", "brier"], "test_nll": [2.0, 1.0, 3.0], "tempered_nll": [1.5, 1.2, 3.001]}
-    assert reading.temperatures(pd.DataFrame(rows | {"temperature": [2.0, 0.5, 1.0]}).assign(source="s")) == [
-        "On s one temperature, fitted on validation, helps nll (2.000 to 1.500 nats at 2).",
+    assert reading.temperatures(
+        pd.DataFrame(rows | {"temperature": [2.0, 0.5, 1.0], "temperature_at_edge": [True, False, False]}).assign(source="s")
+    ) == [
+        "On s one temperature, fitted on validation, helps nll (2.000 to 1.500 nats at 2, a seed at the end of what is tried).",
         "On s that temperature costs mae (1.000 to 1.200 nats at 0.5) on test.",
         "On s one temperature changes the test NLL of brier by no more than .01.",
     ]

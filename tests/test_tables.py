@@ -72,14 +72,20 @@ def raced(**columns):
     rest = {"source": "s", "loss": "nll", "test_nll": 1.0, "best_rate": 0.1, "rate_at_edge": False, "diverged": 0}
     means = ("test_nll", "bits_per_byte", "accuracy", "calibration_error", "kl_to_law")
     rest |= dict.fromkeys([*means[1:], *(f"{mean}_{end}" for mean in means for end in ("low", "high"))], NAN)
-    rest |= {"temperature": NAN, "tempered_nll": NAN, "smoothing": 0.0}
+    rest |= {"temperature": NAN, "temperature_at_edge": False, "tempered_nll": NAN, "smoothing": 0.0}
     rest = {name: value for name, value in rest.items() if name not in columns}
     return pd.DataFrame({name: value if isinstance(value, list) else [value] for name, value in columns.items()}).assign(**rest)
 
 
 @pytest.mark.parametrize(
     ("mean", "low", "high", "half"),
-    [(0.5, 0.3, 0.7, "± 0.2"), (0.1, 0.0, 0.9, "± 0.8"), (0.9, 0.1, 1.0, "± 0.8"), (0.5, NAN, NAN, None)],
+    [
+        (0.5, 0.3, 0.7, "± 0.2"),
+        (0.1, 0.0, 0.9, "± 0.8"),
+        (0.9, 0.1, 1.0, "± 0.8"),
+        (0.5, NAN, NAN, None),
+        (0.5, 0.5, 0.5 + 1e-9, None),
+    ],
 )
 def test_the_page_and_the_terminal_show_the_longer_half_of_an_interval(mean, low, high, half):
     table = raced(accuracy=mean, accuracy_low=low, accuracy_high=high)
@@ -95,7 +101,9 @@ def test_a_best_rate_is_marked_at_the_end_of_the_grid_alone(edge, mark):
 
 
 def test_beside_a_temperature_stands_the_nll_at_it():
-    assert console.summary(raced(test_nll=1.7, tempered_nll=1.5, temperature=2.0))[0]["at T"] == "1.5000 (2)"
+    for edge, said in ((False, "1.5000 (2)"), (True, "1.5000 (2 ⇥)")):
+        table = raced(test_nll=1.7, tempered_nll=1.5, temperature=2.0, temperature_at_edge=edge)
+        assert console.summary(table)[0]["at T"] == said
 
 
 def test_a_race_s_table_begins_with_the_best():

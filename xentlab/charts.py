@@ -185,7 +185,7 @@ def curves(
 def sweep(frame: pd.DataFrame, losses: Sequence[str], source: str, legend: bool = False) -> alt.LayerChart:
     """Validation NLL at the end against the learning rate; a rate of which a run diverged is out of the race, and not drawn."""
     rows = frame[(frame.source == source) & (frame.step == frame.step.max())]
-    ended = (rows.diverged_at < 0) & rows.validation_nll.notna()
+    ended = (rows.diverged_at < 0) & (rows.validation_nll.abs() < math.inf)
     rows = rows[ended.groupby([rows.loss, rows.rate]).transform("all")]
     return _bands(
         _over_seeds(rows, ["loss", "rate"]),

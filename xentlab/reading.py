@@ -288,7 +288,7 @@ def temperatures(table: pd.DataFrame) -> list[str]:
     sentences = []
     for source, rows in table.groupby("source", sort=False):
         rows = rows.dropna(subset=["test_nll"]).assign(gain=rows.test_nll - rows.tempered_nll).sort_values("gain")
-        told = lambda r: f"{r.loss} ({r.test_nll:.3f} to {r.tempered_nll:.3f} nats at {r.temperature:.2g})"
+        told = lambda r: f"{r.loss} ({r.test_nll:.3f} to {r.tempered_nll:.3f} nats at {r.temperature:.2g}{_tried(r)})"
         gained, lost = rows[rows.gain > 0.01].iloc[::-1], rows[rows.gain < -0.01]
         if len(gained):
             helped = words([told(row) for row in gained.itertuples()])
@@ -299,6 +299,10 @@ def temperatures(table: pd.DataFrame) -> list[str]:
         if rest:
             sentences.append(f"On {source} one temperature changes the test NLL of {words(rest)} by no more than .01.")
     return sentences
+
+
+def _tried(row: Any) -> str:
+    return ", a seed at the end of what is tried" if row.temperature_at_edge else ""
 
 
 def _costs(means: pd.Series) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xentlab.examine import READINGS, TEST_METRICS, Examined, Predictor
+from xentlab.examine import READINGS, TEMPERATURES, TEST_METRICS, Examined, Predictor
 from xentlab.metrics import SMOOTHING, mean_and_interval
 from xentlab.reading import ROUNDING
 from xentlab.training import Trained
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PAIRED = ("test_nll", "tempered_nll")  # what the losses of a seed are compared by
-SHARES = ("accuracy", "calibration_error", "tempered_calibration_error")  # metrics that are at most 1
+SHARES = ("accuracy", "calibration_error", "tempered_calibration_error")
+LIMITS = dict.fromkeys(SHARES, (0, 1)) | {"temperature": TEMPERATURES}  # what a metric can be; any other is from 0 up
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -28,7 +29,8 @@ class Race:
     table: one row a loss: source, loss, uniform_nll (log V, what a guess costs), best_rate, rate_at_edge (it is the grid's
     least or greatest, so a better one may lie outside), runs, diverged (runs of the whole grid), validation_nll, smoothing
     (the mean share of the uniform that validation chose), and each of `TEST_METRICS` with _low and _high, its 95% interval
-    over seeds, cut to what the metric can be.
+    over seeds, cut to what the metric can be (a temperature's mean is the geometric one), and temperature_at_edge (a seed's
+    is the least or the greatest that is tried).
     tests: one row a loss and seed, at its best rate: source, loss, seed and each of `TEST_METRICS`. The same seed began with
     the same parameters and saw the same batches whatever the loss: rows of one seed are a pair.
     pairs: `paired` of the tests, by test_nll and by tempered_nll.
@@ -131,10 +133,13 @@ def _summarised(finished: Finished, vocab: int) -> dict[str, Any]:
     }
     for metric in TEST_METRICS:
         values = np.array([each.scores[metric] for each in finished.examined]) if runs else np.array([np.nan])
-        row[metric], *interval = mean_and_interval(values)
+        # A temperature is a factor: of 64 and 1/64 the mean is 1.
+        there, back = (np.log, np.exp) if metric == "temperature" else (np.asarray, np.asarray)
+        row[metric], *interval = map(float, back(mean_and_interval(there(values))))
         # Of two or three seeds Student's t reaches past what there can be; no metric is negative.
-        ends = np.clip(interval, 0, 1 if metric in SHARES else np.inf)
+        ends = np.clip(interval, *LIMITS.get(metric, (0, np.inf)))
         row[f"{metric}_low"], row[f"{metric}_high"] = ends.tolist()
+    row["temperature_at_edge"] = any(each.scores["temperature"] in TEMPERATURES for each in finished.examined)
     return row
 
 

@@ -16,7 +16,8 @@ from xentlab.commands import Race
 from xentlab.contract import LabError
 
 LEGEND = """±: 95% over seeds. calibration: the expected error of how sure it was. smoothing: the share of the uniform that
-validation mixed in. at T: test NLL after one temperature, in brackets. ⇥: the end of the grid of rates."""
+validation mixed in. at T: test NLL after one temperature, in brackets. ⇥: the end of the
+grid of rates, or of the temperatures."""
 
 
 def run_race(command: Race) -> None:
