@@ -87,7 +87,8 @@ class Escape:
 def wrong_start(loss: Loss, bias: float = BIAS, steps: int = STEPS) -> Escape:
     """Steps of plain gradient descent until 95% of the chain's tokens that a perfect reader would get are got, for good.
 
-    Logits are a table's row for the context plus an output bias; both begin at 0 but for `bias` on the frequent tokens.
+    Logits are a table's row for the context plus an output bias; both begin at 0 but for `bias` on the frequent tokens. That
+    start is the same in logits, not in probabilities: nll of 2z, read through softmax(2z), begins twice as deep.
     Every rate of a grid is tried, the grid extends itself while its best lies at an end, and then grows finer around the best.
     """
     runs = _descents(loss, bias, steps)
