@@ -308,7 +308,8 @@ def _tried(row: Any) -> str:
 def _costs(means: pd.Series) -> str:
     """The least and the most of the losses' means, and whose; neither where they print alike."""
     low, high = f"{means.min():.2f}", f"{means.max():.2f}"
-    return f"{low} nats by every loss" if low == high else f"from {low} ({means.idxmin()}) to {high} nats ({means.idxmax()})"
+    least, most = (words([name for name, mean in means.items() if f"{mean:.2f}" == end]) for end in (low, high))
+    return f"{low} nats by every loss" if low == high else f"from {low} ({least}) to {high} nats ({most})"
 
 
 def rarity(frequency: pd.DataFrame) -> list[str]:
