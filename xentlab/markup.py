@@ -116,7 +116,7 @@ def scoreboard_tables(table: pd.DataFrame, codes: pd.DataFrame) -> str:
             _numerics_cells,
         ),
         "Optimisation": (
-            ["pull left, even rivals", "pull left, one rival", "order in p", "steps to escape", "at rate"],
+            ["pull left, even rivals", "pull left, one rival", "order in p", "steps to escape from −20 in logits", "at rate"],
             _optimisation_cells,
         ),
     }
