@@ -19,7 +19,7 @@ def run(lengths=(4, 16, 64, 2), vocab: int = 50, seed: int = 0) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
     rows = []
     for i, length in enumerate(lengths):
-        # Short texts are the harder ones here, as in life.
+        # Short texts are made the harder ones.
         logits = jnp.asarray(rng.normal(size=(max(lengths), vocab)), jnp.float32)
         targets = jnp.asarray(rng.integers(0, vocab, max(lengths)))
         logits = logits + 3 * (1 - 1 / length) * jax.nn.one_hot(targets, vocab)
@@ -49,9 +49,9 @@ def stations(lengths: tuple[int, ...] = (4, 16, 64, 2)) -> list[Station]:
     found = f"{sum(lengths)} tokens cost {whole:.4f} nats on average; {len(lengths)} micro-batches combined by their weights "
     found += f"{combined:.4f}, the mean of their means {of_means:.4f}."
     loose = (
-        f"Means of micro-batches are not the mean: here they are {of_means / whole - 1:+.0%} off, the short texts counting as "
-        f"much as the long. And the loss is no probability of a mistake: the mean of 1 - p is {mistake:.3f}; the mean of "
-        f"-log p, {whole:.3f}, can pass 1."
+        f"Means of micro-batches are not the mean: here, where short texts were made harder, they are "
+        f"{of_means / whole - 1:+.0%} off, the short ones counting as much as the long. And the loss is no probability of a "
+        f"mistake: the mean of 1 - p is {mistake:.3f}; the mean of -log p, {whole:.3f}, can pass 1."
     )
     rows = pd.DataFrame({"road": ["all tokens", "(sum, weight)", "mean of means"], "nats": [whole, combined, of_means]})
     bars = alt.Chart(frame, title="micro-batches: mean NLL (size: tokens)").mark_point(filled=True, opacity=0.8)

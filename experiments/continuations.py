@@ -49,8 +49,8 @@ def stations(steps: int = 800) -> list[Station]:
     found = f"One token: NLL {token['NLL']:.6f}, cross entropy {token['cross entropy']:.6f}, KL {token['KL']:.6f}. Ten one-hot "
     found += f"targets, seven of them A: the model ends at ({last.iloc[1]:.4f}, {last.iloc[2]:.4f})."
     loose = (
-        "Each target is one-hot, the law is not: no single label says .7. The loss of every token could reach 0, their mean "
-        f"cannot go below {floor:.4f} nats; a model that were sure of A would pay without bound for B."
+        "Each target is one-hot, the law is not: no single label says .7. Each token's loss by itself could reach 0; the "
+        f"mean of all ten cannot go below {floor:.4f} nats, and a model that is sure of A pays without bound for B."
     )
     rows = frame.melt("step", var_name="continuation", value_name="p")
     lines = alt.Chart(rows, title="one prefix, ten continuations").mark_line(strokeWidth=2.5)

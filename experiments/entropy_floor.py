@@ -41,8 +41,10 @@ def stations(steps: int = 600) -> list[Station]:
         Check("least distance to the floor on the way, bits", frame.divergence.min(), 0, 1e-9, "at least"),
     )
     found = f"Training went from {first['cross entropy']:.5f} bits to {last['cross entropy']:.5f}; the entropy is "
-    found += f"{last.entropy:.5f} bits = {last.entropy * np.log(2):.5f} nats, the distance {last['divergence']:.0e}."
-    loose = "A loss that is not 0 is not a loss that can fall: here all of what is left is the source's own. A model that has "
+    distance = max(last.divergence, 0)  # rounding takes it a little below
+    found += f"{last.entropy:.5f} bits = {last.entropy * np.log(2):.5f} nats, the distance "
+    found += "below 1e-9." if distance < 1e-9 else f"{distance:.0e}."
+    loose = "A loss that is not 0 need not be one that can still fall: here what is left is the source's own. A model that has "
     loose += f"learnt everything still pays {last.entropy / first['cross entropy']:.0%} of what knowing nothing costs."
     rows = frame.melt("step", var_name="part", value_name="bits")
     lines = alt.Chart(rows, title="three logits trained on .1/.4/.5").mark_line(strokeWidth=2.5)

@@ -50,15 +50,16 @@ def stations(p_right: float = 0.5) -> list[Station]:
         Check("the audit calls brier local", local["brier"], 0),
     )
     found = (
-        f"With p(big) = {p_right:g} held still, moving the rest from banana to huge changes nll by {spread['nll']:.0e} and the "
+        f"With p(big) = {p_right:g} held still, moving the rest from banana to huge changes nll by {spread['nll']:.1g} and the "
         f"embedding cost by {spread['embedding cost']:.3f}, from {frame['embedding cost'][0]:.3f} to "
         f"{frame['embedding cost'].iloc[-1]:.3f}."
     )
     loose = (
-        "It does not measure meaning, and that is its merit: local and proper together leave only the logarithm. What a model "
-        "knows of synonyms comes from the texts, where huge does follow now and then. The cost by embeddings is least where "
-        "the model says the one word that is nearest on average, not the truth. Nor is ignoring the rest the same as ignoring "
-        "kinds of error: brier, which is proper too, looks at it (the audit: not local)."
+        "It does not measure meaning, and that is its merit: of smooth scores of softmax's p, from three tokens on, local and "
+        "proper together leave only the logarithm. What a model knows of synonyms comes from the texts, where huge does follow "
+        "now and then. The cost by embeddings is least where the model says the one word that is nearest on average, not the "
+        "truth. Nor is ignoring the rest the same as ignoring kinds of error: brier, which is proper too, looks at it (the "
+        "audit: not local)."
     )
     lines = frame.melt("share of the synonym", ["nll", "embedding cost"], "loss", "value")
     chart = alt.Chart(lines, title="the wrong half moves from banana (0) to huge (1)").mark_line(strokeWidth=2.5)

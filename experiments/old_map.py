@@ -33,7 +33,7 @@ def run() -> pd.DataFrame:
 
 
 def path(steps: int = 20) -> pd.DataFrame:
-    """Q goes straight from a map without the first street (share -3/7) through P (0) to the uniform map (1) and beyond."""
+    """Q goes straight from a map without the first street (share -3/7) through P (0) and uniform (1), and beyond."""
     p, uniform = np.array(P), np.full(3, 1 / 3)
     share = np.concatenate([np.linspace(-3 / 7, 0, steps // 2 + 1), np.linspace(0, 1.9, steps + 1)[1:]])
     maps = np.clip(p + share[:, None] * (uniform - p), 0, None)
@@ -55,7 +55,8 @@ def stations() -> list[Station]:
         Check("CE - (H + KL) along the path, at worst", (finite["sum"] - finite.cross_entropy).abs().max(), 0, 1e-5),
     )
     tall = along.melt("share", ["entropy", "kl", "cross_entropy"], "what", "bits")
-    lines = alt.Chart(tall[np.isfinite(tall.bits)], title="Q from a map that misses a street, through P (0), to uniform (1)")
+    title = "Q from a map that misses a street, through P (0) and uniform (1), and beyond"
+    lines = alt.Chart(tall[np.isfinite(tall.bits)], title=title)
     lines = lines.mark_line(strokeWidth=2.5).encode(
         alt.X("share:Q"), alt.Y("bits:Q", title="bits"), alt.Color("what:N", title=None)
     )

@@ -57,8 +57,9 @@ def stations(steps: int = 3000) -> list[Station]:
     found = f"Trained on P = {P}, " + ", ".join(f"{name} ends at {end(name)}" for name in ENDS) + "."
     loose = (
         "The reason is not simplicity: -p is simpler. It is that the loss may look at the right token alone (local) and still "
-        "be least at the truth (strictly proper): from three tokens on, only the logarithm does both. Brier's score is proper "
-        f"and not local: with p_y at .5 held still, moving the rest changes it by {moved.iloc[3]:.3f}."
+        "be least at the truth (strictly proper): among smooth scores of softmax's p, from three tokens on, only the "
+        f"logarithm does both. Brier's score is proper and not local: with p_y at .5 held still, moving the rest changes it by "
+        f"{moved.iloc[3]:.3f}."
     )
     told = "-log is the simplest function with the right behaviour."
     bars = alt.Chart(frame, title="where each loss ends, trained on P (ticks)").mark_bar(opacity=0.85)

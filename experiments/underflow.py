@@ -53,7 +53,7 @@ def stations() -> list[Station]:
     if jax.default_backend() == "cpu":  # others keep or flush subnormals in their own way
         checks.append(Check("first zero, float32, JAX on a CPU", cliffs.jax_first_zero["float32"], 38))
     checks += [
-        Check("100 tokens at .1: sum of logs, nats", nats, 100 * math.log(0.1), 1e-3),
+        Check("100 tokens at .1: sum of logs in float32, nats", nats, 100 * math.log(0.1), 1e-3),
         Check("the same in bits", nats / math.log(2), 100 * math.log2(0.1), 1e-3),
         Check("perplexity", math.exp(-nats / 100), 10, 1e-4),
     ]
@@ -63,7 +63,7 @@ def stations() -> list[Station]:
     rows = pd.concat([rows, logs])[["tokens", "log10", "what"]]
     lines = alt.Chart(rows, title="n tokens at p = 0.1").mark_line(strokeWidth=2.5)
     lines = lines.encode(alt.X("tokens:Q", title="n, tokens").scale(type="log", nice=False), y, alt.Color("what:N", title=None))
-    found = f"100 tokens at 0.1 are {nats:.4f} nats. The product is 0 from n = "
+    found = f"100 tokens at 0.1 are {nats:.2f} nats, summed in float32. The product is 0 from n = "
     found += ", ".join(f"{n} in {dtype}" for dtype, n in cliffs.numpy_first_zero.items()) + " (NumPy)."
     loose = "“The product underflows” depends on the number format: float64 holds 10⁻¹⁰⁰. In float32 JAX on this device is "
     loose += f"at 0 by {cliffs.jax_first_zero['float32']} (XLA on a CPU flushes what is below the normal range)."
