@@ -9,7 +9,7 @@
 
 # %% [markdown]
 # # Why do large models train on cross entropy?
-# The argument as a notebook: every claim measured, beside what is exact. It also runs as a script,
+# The argument as a notebook: every claim measured, beside what is expected. It also runs as a script,
 # `python experiments/tour.py`, and takes a minute. Each experiment is a file of its own beside this one.
 
 # %%
@@ -44,7 +44,7 @@ for station in stations:
     display(Markdown(f"Where the telling is loose: {station.loose}"))
 
 # %% [markdown]
-# ## Measured beside exact
+# ## Measured beside expected
 
 # %%
 table = pd.DataFrame(check_rows(stations))

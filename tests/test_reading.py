@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from xentlab import reading
-from xentlab.scoreboard.reading import sentences
+from xentlab.scoreboard.reading import front, least, sentences
 
 INF, NAN = math.inf, math.nan
 
@@ -182,3 +182,19 @@ def test_of_a_loss_that_is_not_settled_tokens_are_not_known_either():
 
 def test_what_else_keeps_its_pull_is_named():
     assert "That cross entropy alone keeps its pull does not hold: hinge keeps it too." in board(["nll", "hinge"])
+
+
+def test_who_is_first_is_told_from_the_rest_by_intervals_or_by_a_tenth():
+    frame = pd.DataFrame({"loss": ["nll", "brier", "mae"], "tokens_needed": [1.0, 1.66, INF], "error": [1.94, 1.95, 3.9]})
+    bits = {"bits": [6.5, 6.6, 9.0], "bits_low": [4.4, 4.6, 8.7], "bits_high": [8.5, 8.4, 9.3]}
+    assert front(frame.assign(**bits), ["tokens_needed", "bits", "error"]) == (
+        "First at each door, as far as intervals or a tenth tell: tokens needed nll, bits nll and brier level, error nll and "
+        "brier level. Cross entropy is first alone at 1 of the 3, level with others at 2."
+    )
+    turned = frame.assign(error=[1.95, 1.94, 3.9], far=[2.0, 1.0, 3.0])
+    assert front(turned, ["tokens_needed", "far"]).endswith("first alone at 1 of the 2.")
+    assert front(turned, ["error"]).endswith(
+        "error brier and nll level. Cross entropy is first alone at 0 of the 1, level with others at 1."
+    )
+    number = pd.Series([6.5, 6.6], ["nll", "brier"])
+    assert least(number, number - 0.01, number + 0.01) == ["nll"]  # within a tenth, and yet told apart

@@ -16,6 +16,35 @@ def sentences(table: pd.DataFrame, codes: pd.DataFrame) -> list[str]:
     return [*_probability(table), *_information(codes), *_numerics(table), *_optimisation(table), *_combination(table)]
 
 
+def least(numbers: pd.Series, low: pd.Series | None = None, high: pd.Series | None = None) -> list[str]:
+    """Whose number is least, and after it all that are not told from it.
+
+    numbers: by name. low, high: an interval for each; level is what begins below the end of the first one's. Without them
+    level is what comes within a tenth of it.
+
+    >>> import pandas as pd
+    >>> least(pd.Series({"brier": 1.95, "nll": 1.94, "focal": 3.86}))
+    ['nll', 'brier']
+    """
+    first = numbers.idxmin()
+    level = numbers <= 1.1 * numbers[first] if low is None or high is None else low <= high[first]
+    return [first, *numbers.index[level & (numbers.index != first)]]
+
+
+def front(frame: pd.DataFrame, doors: list[str]) -> str:
+    """Who is first at each door, a column of the frame with perhaps a _low and _high, and at how many of them nll is."""
+    named = frame.set_index("loss")
+    first = {door: least(named[door], named.get(f"{door}_low"), named.get(f"{door}_high")) for door in doors}
+    said = [f"{door.replace('_', ' ')} {words(names)}{' level' * (len(names) > 1)}" for door, names in first.items()]
+    alone = sum(names == ["nll"] for names in first.values())
+    level = sum("nll" in names for names in first.values()) - alone
+    shared = f", level with others at {level}" if level else ""
+    return (
+        f"First at each door, as far as intervals or a tenth tell: {', '.join(said)}. Cross entropy is first alone at {alone} "
+        f"of the {len(doors)}{shared}."
+    )
+
+
 def _probability(table: pd.DataFrame) -> list[str]:
     said = []
     for row in table[table.read_through == "softmax(z)"].itertuples():

@@ -1,4 +1,4 @@
-"""The argument as a walk: what an experiment found, station by station, beside what is exact, and the page that shows it."""
+"""The argument as a walk: what an experiment found, station by station, beside what is expected, and the page that shows it."""
 
 from xentlab.tour.station import Check, Figure, Slider, Station, show
 

@@ -7,7 +7,7 @@ import json
 import pathlib
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xentlab.runs as runs
 from xentlab.defaults import Progress, quiet
@@ -16,7 +16,10 @@ from xentlab.pages import fill, json_in_script
 from xentlab.tour.station import Check, Figure, Station, check_rows, write_stations
 from xentlab.tour.walk import Walked, walk
 
-COLUMNS = ("what", "measured", "exact", "tolerance", "holds")
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = ("what", "measured", "expected", "tolerance", "holds")
 RELATIONS = {"equal": "", "at least": "≥ ", "at most": "≤ "}
 
 
@@ -112,13 +115,14 @@ def _station(each: Walked, station: Station, after: Station | None, specs: dict,
     text = {name: html.escape(getattr(station, name)) for name in ("title", "told", "found", "loose")}
     figures = "".join(_figure(f"{key}-{i}", figure, station, specs, sliders) for i, figure in enumerate(station.figures))
     rows = "".join(_check(check) for check in station.checks)
+    tables = "".join(f"<h3>{html.escape(title)}</h3>{_frame(frame, title)}" for title, frame in station.tables.items())
     onward = (f"#claim-{after.claim}", html.escape(after.title)) if after else ("#own", "a loss of your own")
     return (
         f'<section class="station" id="{key}" aria-labelledby="{key}-title"><p class="number">Claim {station.claim}, '
         f"whose numbers {'hold' if station.passed else 'do not all hold'} {_mark(station.passed)}</p>"
         f'<h2 id="{key}-title">{text["title"]}</h2>'
         f'<p class="told">As it is told: {text["told"]}</p>{_found(station.found)}{figures}'
-        f"{scroll(COLUMNS, rows, f'Claim {station.claim}: measured beside exact')}"
+        f"{scroll(COLUMNS, rows, f'Claim {station.claim}: measured beside expected')}{tables}"
         f'<p class="loose"><b>Where the telling is loose</b>{text["loose"]}</p>'
         f"<details><summary>The code that made it: <code>python experiments/{each.name}.py</code></summary>"
         f'<pre tabindex="0" role="region" aria-label="Code of {each.name}">{html.escape(each.code)}</pre></details>'
@@ -136,6 +140,18 @@ def _check(check: Check) -> str:
     return (
         f'<tr><th scope="row">{html.escape(check.what)}</th><td>{_number(check.measured)}</td>'
         f"<td>{RELATIONS[check.relation]}{_number(check.expected)}</td><td>{tolerance}</td><td>{_mark(check.passed)}</td></tr>"
+    )
+
+
+def _frame(frame: pd.DataFrame, label: str) -> str:
+    cell = lambda value: html.escape(value) if isinstance(value, str) else _number(value)
+    row = lambda first, *rest: (
+        f'<tr><th scope="row">{cell(first)}</th>{"".join(f"<td>{cell(each)}</td>" for each in rest)}</tr>'
+    )
+    return scroll(
+        [name.replace("_", " ") for name in frame.columns],
+        "".join(row(*values) for values in frame.itertuples(index=False)),
+        label,
     )
 
 

@@ -1,4 +1,4 @@
-"""A station: one claim, what a run measured beside what is exact, the figures, and where the usual telling is loose."""
+"""A station: one claim, what a run measured beside what it must be, the figures, and where the usual telling is loose."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Station:
 
     told: the usual telling. found: what the run says, in one paragraph or a line a finding. loose: where the telling does
     not hold as it stands.
-    frames: tables by name, for the run's folder.
+    frames: tables by name, for the run's folder. tables: those that the page shows too, by their headings.
     """
 
     claim: int
@@ -95,6 +95,7 @@ class Station:
     checks: tuple[Check, ...]
     figures: tuple[Figure, ...]
     frames: dict[str, pd.DataFrame] = dataclasses.field(default_factory=dict)
+    tables: dict[str, pd.DataFrame] = dataclasses.field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -146,5 +147,8 @@ def show(make: Callable[..., Sequence[Station]], file: str, question: str | None
     for station in stations:
         print(f"\n{station.claim}. {station.title}\n\n{station.found}\n")
         print_table([{key: value for key, value in row.items() if key != "claim"} for row in check_rows([station])])
+        for title, frame in station.tables.items():
+            print(f"\n{title}\n")
+            print_table(frame.to_dict("records"))
         print(f"\nWhere the telling is loose: {station.loose}")
     print(f"\nWrote {folder}.")
