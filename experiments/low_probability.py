@@ -1,11 +1,15 @@
 """Is cross entropy's gradient the strongest at low probability?
 
 In the probability it explodes like 1/p; in the logit, which is what a network moves, it is 1 - p and stays below 1, and
-others keep up with it or pass it (claim 9). What vanishes is the square loss on probabilities. Both ways in which p can
+others keep up with it or pass it (claim 9). What vanishes are brier, the square loss on probabilities, and
+generalized_cross_entropy. Both ways in which p can
 become small are shown, for any losses: `python experiments/low_probability.py --losses nll brier ./mine.py:my_loss`.
 """
 
+import math
+
 import altair as alt
+import numpy as np
 import pandas as pd
 
 from xentlab import charts
@@ -16,6 +20,9 @@ from xentlab.tour import Check, Figure, Slider, Station, show
 
 SIZES = tuple(4**power for power in range(1, 10))
 COLUMNS = ["loss", "p", "value", "dvalue_dp", "dvalue_dlogit"]
+# dL/dz_y beside V - 1 even rivals, by hand: brier's vanishes like p, mse_logits's grows like -log p, hinge's holds.
+PULLS = {"brier": lambda p, V: -2 * p * (1 - p) ** 2 * V / (V - 1), "hinge": lambda p, V: -1}
+PULLS["mse_logits"] = lambda p, V: 2 * math.log((V - 1) * p / (1 - p)) - 2
 
 
 def run(losses=LOSSES, vocab: int = 16) -> pd.DataFrame:
@@ -39,9 +46,10 @@ def stations(losses: tuple[str, ...] = LOSSES, vocab: int = 16, sizes: tuple[int
     named = gradient_profile(["nll"], [0.9, 0.1, 0.01], vocab)
     checks = [Check(f"nll: dL/dp at {row.p:g}", row.dvalue_dp, -1 / row.p, 1e-9) for row in named.itertuples()]
     checks += [Check(f"nll: dL/dz_y at {row.p:g}", row.dvalue_dlogit, row.p - 1, 1e-9) for row in named.itertuples()]
+    for row in frame[frame.loss.isin(PULLS) & (frame.rivals == "even") & np.isclose(frame.p, 1e-6)].itertuples():
+        checks.append(Check(f"{row.loss}: dL/dz_y at 1e-06", row.dvalue_dlogit, PULLS[row.loss](row.p, vocab), 1e-9))
     even = frame[frame.rivals == "even"].copy()
     even["at"] = even.p.rank(method="dense").astype(int) - 1
-    even["size"] = even.dvalue_dlogit.abs()
     names, start, middle = list(dict.fromkeys(frame.loss)), 36, 2 * len(sizes) // 3
     panels = []
     for space in charts.SPACES:
@@ -58,10 +66,13 @@ def stations(losses: tuple[str, ...] = LOSSES, vocab: int = 16, sizes: tuple[int
     begin = Figure((chart,), said, Slider("vocabulary V", starts, middle))
     told = "The lower the probability of the right token, the heavier the penalty, like a spring."
     loose = "The slope explodes in p and saturates in the logit. " + " ".join(read(frame))
-    found = f"In p the slope is {', '.join(f'{x:.3g}' for x in named.dvalue_dp)} at p = .9, .1, .01; in the logit "
+    found = f"In p nll's slope is {', '.join(f'{x:.3g}' for x in named.dvalue_dp)} at p = .9, .1, .01; in the logit "
     found += f"{', '.join(f'{x:.3g}' for x in named.dvalue_dlogit)}. {said}"
+    one = [alt.layer(charts.profile(frame, names, space, "one", legend=True)) for space in charts.SPACES]
+    one = tuple(each.resolve_legend(strokeWidth="independent") for each in one)  # its widths have none
+    figures = spring, begin, Figure(one, "The same where the target's logit stays, and one rival's rises.")
     frames = {"profiles": frame, "starts": starts}
-    return [Station(9, "The spring, in two spaces", told, found, loose, tuple(checks), (spring, begin), frames)]
+    return [Station(9, "The spring, in two spaces", told, found, loose, tuple(checks), figures, frames)]
 
 
 if __name__ == "__main__":
