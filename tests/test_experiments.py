@@ -42,6 +42,7 @@ def test_a_script_asks_one_question(path):
     text = path.read_text()
     assert text.splitlines()[0].endswith("?")
     assert len(text.splitlines()) < 80
+    assert any(each in text for each in ("show(stations", "tyro.cli(", "main(["))  # --help tells its options
 
 
 def test_the_notebook_runs_under_jupyter_and_shows_charts(tmp_path):
@@ -70,6 +71,16 @@ def test_a_station_holds_and_says_so(stations, claim):
         assert "nan" not in text.lower().replace("gradient of nan", "").split()
 
 
+def test_a_station_has_its_tables_on_the_page(page, stations):
+    doors, board = stations[19].tables.values()
+    for place, table in ((-2, doors), (-1, board)):
+        shown = page.locator("#claim-19 > .scroll table").nth(place)
+        assert shown.locator("tbody tr").count() == len(table)
+        assert shown.locator("thead th").all_inner_texts() == [name.replace("_", " ") for name in table.columns]
+    assert f"{doors.bits_per_byte_low[0]:.6g}" in page.locator("#claim-19").inner_text()
+    assert f"{board.gradient_error_bfloat16[0]:.6g}" in page.locator("#claim-19").inner_text()
+
+
 def test_the_folder_has_the_numbers_as_json(tour):
     rows = json.loads((tour[0] / "tour.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert {row["claim"] for row in rows} == set(CLAIMS)
@@ -87,6 +98,25 @@ def test_a_check_fails_where_it_should():
     assert Check("inf at least", math.inf, 1, relation="at least").passed
     assert not Check("above", 2, 1, relation="at most").passed
     assert as_json([{"a": math.nan, "b": math.inf}]) == [{"a": None, "b": "∞"}]
+
+
+def test_a_fit_that_could_not_fail_is_no_check():
+    """Of two fits the interval, by Student's t, would hold whatever they gave: such a loss has its theory alone."""
+    script, same = load(FOLDER / "sample_efficiency.py"), {"loss": ["nll", "brier"], "scale": 0.7, "draw": 0, "bias": 0.0}
+    trial = {"simulated": [1.03, 2.06], "simulated_low": [0.9, -1.5], "simulated_high": [1.16, 5.62]}
+    script.run = lambda *_, **__: pd.DataFrame(same | {"tokens_needed": [1.0, 1.67]} | trial)
+    (station,) = script.stations()
+    assert [each.what for each in station.checks if "by fits" in each.what] == ["nll: tokens needed, by fits"]
+    assert station.found.endswith(
+        "by theory: nll 1.00, brier 1.67. By fits to samples, with 95% interval: nll 1.03 (0.90 to 1.16)."
+    )
+
+
+def test_no_check_of_the_tour_holds_whatever_is_measured(stations):
+    for station in stations.values():
+        for check in station.checks:
+            if check.relation == "equal" and math.isfinite(check.expected):
+                assert check.tolerance <= 0.1 * max(1, abs(check.expected)), check
 
 
 def test_a_slider_without_all_its_positions_is_refused():
@@ -209,6 +239,16 @@ def test_the_page_fits_and_has_marks_and_no_serious_violation(opened, width, sch
     assert serious == []
 
 
+def test_no_legend_is_cut_where_the_page_is_narrow(opened):
+    page = opened(390)
+    cut = """[...document.querySelectorAll('.chart svg .role-legend')].filter(legend => {
+        const chart = legend.closest('.chart').getBoundingClientRect(), own = legend.getBoundingClientRect();
+        return own.right > chart.right || own.left < chart.left;
+    }).map(legend => legend.closest('.chart').id)"""
+    assert page.locator(".chart svg .role-legend").count() >= 10
+    assert page.evaluate(cut) == []
+
+
 def test_sliders_move_marks_and_show_the_librarys_numbers(page, stations):
     sliders = [(f"claim-{c}-{i}", f) for c, s in stations.items() for i, f in enumerate(s.figures) if f.slider]
     assert len(sliders) >= 9
@@ -265,6 +305,29 @@ def test_a_typed_loss_has_the_librarys_gradients(page, formula, tmp_path):
     for name, columns in (("mine", slice(1, 4)), ("nll", slice(4, 7))):
         expected = profile[profile.loss.str.contains(name)][["value", "dvalue_dp", "dvalue_dlogit"]]
         np.testing.assert_allclose(np.array(rows)[:, columns], expected, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("formula", "said"),
+    [
+        ("(1-p^0.3)/0.3", "vanishes"),
+        ("(1-p^0.1)/0.1", "vanishes"),
+        ("sqrt(-log(p))", "vanishes"),
+        ("(-log(p))^0.9", "vanishes"),
+        ("(1-p)^2", "vanishes"),
+        ("(-log(p))^1.2", "grows"),
+        ("-log(p) * log(1-log(p))", "grows"),
+        ("1/p - 1", "grows"),
+        ("min(1,-log(p))", "is 0 at"),
+        ("-log(p) * (1-p)^2", "holds as p goes to 0, near 1 "),
+        ("-log(p^3)", "holds as p goes to 0, near 3 "),
+        ("-log(p) + sqrt(-log(p))", "settles as p goes to 0: 1.04 at"),
+    ],
+)
+def test_a_typed_loss_is_told_what_becomes_of_its_pull(page, formula, said):
+    """By hand: with L = -log p the pull goes like the loss's derivative by L: p^.3, p^.1, .5 / sqrt(L), .9 / L^.1 and so on."""
+    page.locator("#formula").fill(formula)
+    assert f"its pull in the logit {said}" in page.locator("#said").inner_text()
 
 
 @pytest.mark.parametrize(

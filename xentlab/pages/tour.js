@@ -46,12 +46,21 @@ const CROSS_ENTROPY = parse("-log(p)");
 const CURVE = [...Array.from({length: 61}, (_, i) => 10 ** (-6 + i / 12)).slice(0, -12), ...Array.from({length: 34}, (_, i) => .1 + i * .027)];
 let own = CROSS_ENTROPY;
 
+const LOW = [1e-8, 1e-16, 1e-64];  // not less: p^4 is still a number there
+
+// What becomes of the pull as p goes to 0. A trend is read off in -log p, where the slowest are powers: one that grows or
+// falls for good keeps its exponent, one that nears a limit loses it.
 function limit(tree) {
-  const [a, b] = [1e-4, 1e-8].map(p => Math.abs(profile(tree, [p])[0].dz));
-  if (!(Number.isFinite(a) && Number.isFinite(b))) return "its pull in the logit is no number at small p";
-  if (b < 1e-3 && b < .5 * a) return "its pull in the logit vanishes as p goes to 0: a confident mistake teaches nothing";
-  if (b > 1.5 * a) return "its pull in the logit grows as p goes to 0";
-  return "its pull in the logit holds as p goes to 0, near " + show(+b.toPrecision(3)) + " (cross entropy: 1)";
+  const [a, b, c] = LOW.map(p => Math.abs(profile(tree, [p])[0].dz));
+  const at = `${+c.toPrecision(3)} at p = ${LOW[2]}`;
+  if (![a, b, c].every(Number.isFinite)) return "its pull in the logit is no number at small p";
+  if (c === 0 && b === 0 && a === 0) return `its pull in the logit is 0 at p = ${LOW[0]} and less: a confident mistake teaches nothing`;
+  if (Math.abs(c - b) <= .01 * b && Math.abs(b - a) <= .01 * a) return "its pull in the logit holds as p goes to 0, near " + +c.toPrecision(3) + " (cross entropy: 1)";
+  const size = LOW.map(p => Math.log(-Math.log(p)));
+  const [first, last] = [Math.log(b / a) / (size[1] - size[0]), Math.log(c / b) / (size[2] - size[1])];
+  if (first * last > 0 && Math.abs(last) < .7 * Math.abs(first)) return `its pull in the logit settles as p goes to 0: ${at} (cross entropy: 1)`;
+  if (last > 0) return `its pull in the logit grows as p goes to 0: ${at} (cross entropy: 1)`;
+  return `its pull in the logit vanishes as p goes to 0 (${at}): the surer the mistake, the less it teaches`;
 }
 
 function curves() {
@@ -106,6 +115,18 @@ for (const button of document.querySelectorAll(".examples button")) {
   button.onclick = () => { document.getElementById("formula").value = button.textContent; readFormula(); };
 }
 readFormula();
+// On a narrow page a legend of three or more columns would be cut.
+function narrow(spec) {
+  if (spec && typeof spec === "object") Object.values(spec).forEach(narrow);
+  if (spec?.legend?.columns) delete spec.legend.columns;
+}
+if (innerWidth < 600) {
+  for (const spec of Object.values(specs)) {
+    narrow(spec.encoding);
+    narrow(spec.layer);
+    spec.config = {...spec.config, legend: {...spec.config?.legend, columns: 2}};
+  }
+}
 drawAlways(feed);
 
 // The table of contents: folded where it would fill a small screen; the station in view is marked.
