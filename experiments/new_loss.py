@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+import tyro
 
 from xentlab import at_target, loss
 from xentlab.gradients import gradient_budget, gradient_profile
@@ -33,8 +34,13 @@ def run(steps: int = 300, seeds: int = 3, rates=(0.03, 0.1, 0.3)) -> dict[str, p
     }
 
 
-if __name__ == "__main__":
-    found = run()
+def main(steps: int = 300, seeds: int = 3) -> None:
+    """See the top of the file."""
+    found = run(steps, seeds)
     found["race"] = found["race"][["loss", "best_rate", "test_nll", "test_nll_low", "test_nll_high", "kl_to_law"]]
     for name, frame in found.items():
         print(f"\n{name}\n{frame.to_string(index=False)}")
+
+
+if __name__ == "__main__":
+    tyro.cli(main, description=__doc__)

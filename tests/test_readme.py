@@ -71,6 +71,14 @@ def test_files_that_the_text_names_exist():
         assert (ROOT / name).exists() or (ROOT / "xentlab" / name).exists(), name
 
 
+def test_every_module_has_its_place_in_the_text():
+    section = README.split("## What is where")[1]
+    for path in (ROOT / "xentlab").iterdir():
+        name = f"{path.name}/" if (path / "__init__.py").exists() else path.name
+        if name.endswith((".py", "/")) and not name.startswith("_"):
+            assert f"{name}`" in section, name
+
+
 def test_the_documents_say_what_the_last_results_say():
     write = documents()
     results, benchmarks = json.loads(write.RESULTS.read_text()), write.read_benchmarks()
