@@ -77,6 +77,7 @@ def test_who_is_always_right_is_cooled_to_the_end_and_bits_are_by_all_the_bytes_
     scores = examiner(source, 16, 100)(Predictor(right, jax.nn.softmax, 0.0)).scores
     assert (scores["accuracy"], scores["temperature"]) == (1, TEMPERATURES[0])
     assert scores["bits_per_byte"] == pytest.approx(scores["test_nll"] / np.log(2) / 2)
+    assert scores["perplexity"] == pytest.approx(np.exp(scores["test_nll"]))
 
 
 def test_parts_make_the_whole(examine):

@@ -20,7 +20,7 @@ from xentlab.sources import Source
 TEMPERED = {"nll": "test_nll", "calibration_error": "calibration_error", "kl_to_law": "kl_to_law"}
 # What is measured on the test part, for each run of the best rate; the table gives mean and interval of each.
 TEST_METRICS = (
-    *("test_nll", "bits_per_byte", "accuracy", "calibration_error", "kl_to_law", "temperature"),
+    *("test_nll", "perplexity", "bits_per_byte", "accuracy", "calibration_error", "kl_to_law", "temperature"),
     *(f"tempered_{name}" for name in TEMPERED),
 )
 TEMPERATURES = (1 / 64, 64.0)
@@ -130,9 +130,12 @@ def examiner(source: Source, window: int, validation_tokens: int) -> Callable[[P
 
 
 def _scores(each, source, targets):
-    known = ~np.isnan(each["kl"])
+    known, nll = ~np.isnan(each["kl"]), each["nll"].mean(dtype=np.float64)
+    with np.errstate(over="ignore"):  # of 710 nats and more it is infinite
+        perplexity = float(np.exp(nll))
     return {
-        "test_nll": float(each["nll"].mean(dtype=np.float64)),
+        "test_nll": float(nll),
+        "perplexity": perplexity,
         "bits_per_byte": np.nan
         if source.token_bytes is None
         else bits_per_byte(each["nll"], np.asarray(source.token_bytes)[targets]),
