@@ -35,6 +35,7 @@ FAR = 30.0  # a spread of logits past which a minimiser may lie at infinity
 FARTHEST = 1e6  # where the search ends; a loss may measure logits in units of hundreds
 BOXES = (20.0, 1e3, 1e4)  # of logits, for a linear program: margins may be of hundreds
 LINK_TOLERANCE = 1e-4
+PANELS, NODES = 8, 12  # of the integral along a ray: 1e-13 at a spread of 1e3, 1e-9 at 1e6
 SCALES = (0.0, 1.0, 2.0, 10.0, 100.0)  # of log P, where Newton starts: a loss may measure logits in other units
 STARTS = len(SCALES) + 3  # for each P
 LAWS = 12  # P's that every loss is asked about
@@ -90,13 +91,17 @@ def potential(probe: Probe, honest: bool) -> Callable[[np.ndarray, np.ndarray], 
     """(z [K, V], law [K, V]) -> the expected field's potential [K]: the expected value, or its integral from 0."""
     if honest:
         return lambda z, law: expected(probe, z, law)[0]
-    nodes, weights = np.polynomial.legendre.leggauss(24)
-    nodes, weights = (nodes + 1) / 2, weights / 2
+    # The field lives within a few units of 0, and z may lie 1e6 away: even steps of the distance's logarithm find it.
+    points, weights = np.polynomial.legendre.leggauss(NODES)
+    steps = np.concatenate([(points + 1 + 2 * panel) / (2 * PANELS) for panel in range(PANELS)])[:, None]
+    weights = np.tile(weights, PANELS)[:, None] / (2 * PANELS)
 
     def integral(z, law):
-        along = (nodes[:, None, None] * z).reshape(-1, probe.vocab)
-        field = expected(probe, along, np.tile(law, (len(nodes), 1)))[1].reshape(len(nodes), *z.shape)
-        return np.einsum("n,nkv,kv->k", weights, field, z)
+        end = np.log1p(1e-3 + np.ptp(z, axis=1))
+        nodes = np.expm1(end * steps) / np.expm1(end)
+        along = (nodes[:, :, None] * z).reshape(-1, probe.vocab)
+        field = expected(probe, along, np.tile(law, (len(steps), 1)))[1].reshape(len(steps), *z.shape)
+        return np.einsum("nk,nkv,kv->k", weights * end * np.exp(end * steps) / np.expm1(end), field, z)
 
     return integral
 

@@ -71,11 +71,11 @@ def make_probe(loss: Loss, seed: int = 0, vocab: int = VOCAB) -> Probe:
         with jax.enable_x64(True):
             for start in range(0, len(z), chunk):
                 part, targets = z[start : start + chunk], y[start : start + chunk]
-                missing = chunk - len(part)
-                padded = np.pad(np.asarray(part, np.float64), ((0, missing), (0, 0)))
-                value, gradient = compiled(jnp.asarray(padded), jnp.asarray(np.pad(targets, (0, missing)), jnp.int32))
-                values.append(np.asarray(value, np.float64)[: chunk - missing])
-                gradients.append(np.asarray(gradient, np.float64)[: chunk - missing])
+                # Filled with the points themselves: beside rows of 0 a loss that looks at its batch would see those alone.
+                filled = np.resize(np.asarray(part, np.float64), (chunk, vocab))
+                value, gradient = compiled(jnp.asarray(filled), jnp.asarray(np.resize(targets, chunk), jnp.int32))
+                values.append(np.asarray(value, np.float64)[: len(part)])
+                gradients.append(np.asarray(gradient, np.float64)[: len(part)])
         return np.concatenate(values), np.concatenate(gradients)
 
     return Probe(loss, both, seed, vocab)

@@ -1,0 +1,43 @@
+"""Losses that were once judged wrongly: each is a law that the audit had to learn."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from xentlab import LOSSES
+from xentlab.audit import autodiff, decisions
+from xentlab.audit.probe import make_probe
+
+# The audit's own arithmetic promotes as users' losses do.
+TRAINS = True
+nll, brier = LOSSES["nll"], LOSSES["brier"]
+
+
+def gradient_of(theirs, value=nll):
+    """The field of one loss under the value of another."""
+    stop = jax.lax.stop_gradient
+    return lambda z, y: stop(value(z, y)) + theirs(z, y) - stop(theirs(z, y))
+
+
+@pytest.mark.parametrize("spread", [1.0, 30.0, 1e3, 1e6])
+def test_a_potential_is_the_value_whose_gradient_the_field_is(spread):
+    """However far out, where the field lives within a few units of 0."""
+    law, z = np.array([[0.9, 0.05, 0.03, 0.02]]), spread * np.array([[0.6, -0.1, -0.2, -0.4]])
+    found = decisions.potential(make_probe(gradient_of(brier)), False)(z, law)
+    value = decisions.expected(make_probe(brier), np.stack([z[0], 0 * z[0]]), np.repeat(law, 2, axis=0))[0]
+    assert found[0] == pytest.approx(value[0] - value[1], abs=1e-8)
+
+
+def test_a_field_is_judged_alike_under_any_value():
+    found = decisions.decide(make_probe(gradient_of(brier)), False, True)
+    assert found["strictly_proper"].value is True
+    assert found["calibrated"].value is True
+
+
+@pytest.mark.parametrize("of_batch", [jnp.median, lambda n: jnp.quantile(n, 0.3)])
+def test_a_token_that_is_measured_by_its_batch_is_not_elementwise(of_batch):
+    def relative(z, y):
+        return nll(z, y) - of_batch(nll(z, y))
+
+    assert autodiff.elementwise(make_probe(relative)).value is False
