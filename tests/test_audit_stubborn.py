@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xentlab import LOSSES
+from xentlab import LOSSES, at_target
 from xentlab.audit import autodiff, decisions
 from xentlab.audit.probe import make_probe
 
@@ -41,3 +41,17 @@ def test_a_token_that_is_measured_by_its_batch_is_not_elementwise(of_batch):
         return nll(z, y) - of_batch(nll(z, y))
 
     assert autodiff.elementwise(make_probe(relative)).value is False
+
+
+def of_the_wrong_axis(z, y):
+    return -at_target(jax.nn.log_softmax(z, axis=1), y)
+
+
+def of_its_sequence(z, y):
+    return nll(z, y) if y.ndim < 2 else nll(z, y) / jnp.mean(nll(z, y), axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("loss", [of_the_wrong_axis, of_its_sequence])
+def test_a_token_of_a_batch_is_worth_what_it_is_among_tokens(loss):
+    found = autodiff.elementwise(make_probe(loss))
+    assert (found.value, found.evidence[:24]) == (False, "a token of a batch [B, T")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from xentlab.audit.probe import UNDECIDED, YES, Probe, Verdict, central_differences, no
+from xentlab.products import quickly
 
 
 def elementwise(probe: Probe) -> Verdict:
@@ -35,7 +37,21 @@ def elementwise(probe: Probe) -> Verdict:
                 value_beside_others=there[0],
                 value_in_another_place=there[1],
             )
-    return Verdict(YES, f"{-(-len(z) // 5)} tokens keep their value to 1e-9 in another place, and when all others change")
+    rows = _in_rows(probe, z, y)
+    differ = ~np.isclose(here, rows, rtol=1e-9, atol=1e-12)
+    if differ.any():
+        place = int(np.argmax(differ))
+        shown = {"value_of_tokens": here[place], f"value_in_two_rows_of_{len(z) // 2}": rows[place]}
+        return no("a token of a batch [B, T] has another value than among tokens [N]", logits=z[place], target=y[place], **shown)
+    kept = f"{-(-len(z) // 5)} tokens keep their value to 1e-9 in another place, and when all others change"
+    return Verdict(YES, f"{kept}; all {len(z)} in two rows of a batch")
+
+
+def _in_rows(probe: Probe, z: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The values of tokens [N] that are handed over as a batch [2, N / 2]: what is right along one axis may not be along two."""
+    with jax.enable_x64(True):
+        logits, targets = jnp.asarray(z.reshape(2, -1, probe.vocab)), jnp.asarray(y.reshape(2, -1), jnp.int32)
+        return np.asarray(jax.jit(probe.loss, compiler_options=quickly(0))(logits, targets), np.float64).ravel()
 
 
 def honest_autodiff(probe: Probe) -> Verdict:
