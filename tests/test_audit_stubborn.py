@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xentlab import LOSSES, at_target
-from xentlab.audit import autodiff, decisions
+from xentlab import LOSSES, at_target, audit
+from xentlab.audit import VERDICTS, autodiff, decisions
 from xentlab.audit.probe import make_probe
 
 # The audit's own arithmetic promotes as users' losses do.
@@ -55,3 +55,16 @@ def of_its_sequence(z, y):
 def test_a_token_of_a_batch_is_worth_what_it_is_among_tokens(loss):
     found = autodiff.elementwise(make_probe(loss))
     assert (found.value, found.evidence[:24]) == (False, "a token of a batch [B, T")
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e6])
+@pytest.mark.parametrize("name", ["brier", "hinge"])
+def test_what_a_loss_is_measured_in_changes_no_verdict(name, scale):
+    scaled = audit(lambda z, y: scale * LOSSES[name](z, y)).verdicts
+    assert scaled["same_gradient_as"].value == {"loss": name, "factor": pytest.approx(scale)}
+    plain = audit(name).verdicts
+    for verdict in set(VERDICTS) - {"low_p_limit", "finite", "max_error", "same_gradient_as"}:
+        assert scaled[verdict].value == plain[verdict].value, verdict
+    if name == "hinge":
+        witness = scaled["calibrated"].witness
+        assert witness["expected_loss"] == pytest.approx(scale * plain["calibrated"].witness["expected_loss"])

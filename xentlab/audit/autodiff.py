@@ -28,7 +28,7 @@ def elementwise(probe: Probe) -> Verdict:
         for spot in (place, elsewhere):
             moved[spot], targets[spot] = z[place], y[place]
         there = probe.value(moved, targets)[[place, elsewhere]]
-        if not np.isclose(here[place], there, rtol=1e-9, atol=1e-12).all():
+        if not np.isclose(here[place], there, rtol=1e-9, atol=1e-12 * probe.unit).all():
             return no(
                 "the same token has another value beside other tokens, or in another place",
                 logits=z[place],
@@ -38,7 +38,7 @@ def elementwise(probe: Probe) -> Verdict:
                 value_in_another_place=there[1],
             )
     rows = _in_rows(probe, z, y)
-    differ = ~np.isclose(here, rows, rtol=1e-9, atol=1e-12)
+    differ = ~np.isclose(here, rows, rtol=1e-9, atol=1e-12 * probe.unit)
     if differ.any():
         place = int(np.argmax(differ))
         shown = {"value_of_tokens": here[place], f"value_in_two_rows_of_{len(z) // 2}": rows[place]}
@@ -60,7 +60,7 @@ def honest_autodiff(probe: Probe) -> Verdict:
     field = probe.field(z, y)
     step = 1e-6
     difference = central_differences(probe.value, z, y, step)
-    size = 1 + np.abs(field).max(axis=-1, keepdims=True) + np.abs(probe.value(z, y))[:, None]
+    size = probe.unit + np.abs(field).max(axis=-1, keepdims=True) + np.abs(probe.value(z, y))[:, None]
     error = (np.abs(field - difference) / size).max(axis=-1)
     # A kink inside a difference makes one point in 1e5 disagree; a rule that lies does so at most points.
     if np.isnan(error).any():
@@ -83,7 +83,7 @@ def conservative(probe: Probe) -> Verdict:
     """The gradient field is some function's gradient: its Jacobian is symmetric."""
     z, y = probe.points(scales=(0.5, 2.0, 6.0), each=30, salt=3)
     jacobian, finer = probe.jacobian(z, y), probe.jacobian(z, y, 0.5e-5)
-    size = 1 + np.abs(jacobian).max(axis=(1, 2))
+    size = probe.unit + np.abs(jacobian).max(axis=(1, 2))
     smooth = np.abs(jacobian - finer).max(axis=(1, 2)) / size < 1e-4  # no kink inside the difference
     twist = np.abs(jacobian - np.swapaxes(jacobian, 1, 2)).max(axis=(1, 2)) / size
     if smooth.sum() < 10:

@@ -265,7 +265,8 @@ def _scaled_softmax(minimiser: Minimiser) -> dict[str, Callable]:
 
 
 def decide(probe: Probe, honest: bool, conservative: bool | str) -> dict[str, Verdict]:
-    """`strictly_proper`, `proper_through` and `calibrated`."""
+    """`strictly_proper`, `proper_through` and `calibrated`: of the loss over its unit, which changes none of them."""
+    unit, probe = probe.unit, probe.in_units()
     if conservative is NO:
         reason = Verdict(UNDECIDED, "the field is no function's gradient: it has no minimum to speak of")
         return dict.fromkeys(("strictly_proper", "proper_through", "calibrated"), reason)
@@ -282,11 +283,20 @@ def decide(probe: Probe, honest: bool, conservative: bool | str) -> dict[str, Ve
     if strictly.value is YES:
         strictly = Verdict(YES, f"softmax(z*) = P to {LINK_TOLERANCE:g} for {how}")
     words = f"z* reads back P to {LINK_TOLERANCE:g}; {how}" if through else f"none of {', '.join(misses)}; {how}"
-    return {
+    verdicts = {
         "strictly_proper": strictly,
         "proper_through": Verdict(through, words, None if through else strictly.witness),
         "calibrated": _keeps_the_argmax(found, how, honest),
     }
+    return {name: _as_measured(verdict, unit) for name, verdict in verdicts.items()}
+
+
+def _as_measured(verdict: Verdict, unit: float) -> Verdict:
+    """A verdict on a loss over its unit, with the values of its witness, which are what is no list, times that."""
+    if verdict.witness is None:
+        return verdict
+    witness = {key: plain(unit * each) if isinstance(each, float) else each for key, each in verdict.witness.items()}
+    return dataclasses.replace(verdict, witness=witness)
 
 
 def _reads_back(merit: Callable, honest: bool, link: Callable, found: list[Minimiser]) -> Verdict:

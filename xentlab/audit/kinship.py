@@ -54,6 +54,7 @@ def same_gradient_as(probe: Probe) -> Verdict:
             continue
         norm = float(np.sum(theirs * theirs))
         factor = float(np.sum(field * theirs)) / norm if norm else 0.0
-        if factor > 0 and np.allclose(field, factor * theirs, rtol=1e-8, atol=1e-10):
-            return Verdict({"loss": name, "factor": round(factor, 9)}, f"equal at {len(field)} points to 1e-8")
+        rounding = 1e-10 * factor * float(np.median(np.abs(theirs).max(axis=1)))
+        if factor > 0 and np.allclose(field, factor * theirs, rtol=1e-8, atol=rounding):
+            return Verdict({"loss": name, "factor": float(f"{factor:.9g}")}, f"equal at {len(field)} points to 1e-8")
     return Verdict(None, f"differs from all {len(catalogue)} losses and settings at {len(field)} points")

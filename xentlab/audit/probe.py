@@ -42,6 +42,17 @@ class Probe:
     seed: int
     vocab: int
 
+    @functools.cached_property
+    def unit(self) -> float:
+        """The gradient's middle size where it has one, to a power of 2: what tolerances are relative to, and of a sound one 1."""
+        size = np.abs(self.field(*self.points((0.3, 1.0, 3.0), each=20, salt=50))).max(axis=1)
+        size = size[np.isfinite(size) & (size > 0)]
+        return float(2.0 ** np.round(np.log2(np.median(size)))) if len(size) else 1.0
+
+    def in_units(self) -> Probe:
+        """The same loss over its `unit`."""
+        return dataclasses.replace(self, both=lambda z, y: tuple(each / self.unit for each in self.both(z, y)))
+
     def value(self, z: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Values [N] at logits [N, V] and targets [N]."""
         return self.both(z, y)[0]

@@ -8,8 +8,7 @@ import numpy as np
 
 from xentlab.audit.probe import UNDECIDED, YES, Probe, Verdict, no
 
-CLOSE = {"rtol": 1e-8, "atol": 1e-10}
-ROUNDING = 1e-9  # of a value, relative
+ROUNDING = 1e-9  # of a value, relative; beside 0, of the gradient's size
 LEAD = 1e4  # that is certainty, for a temperature of hundreds too
 DISTANCES = np.logspace(2, 6, 5)  # along rays
 KEEPS_ON, FADES = 0.6, 0.2  # of a decade's growth, the next decade's: of log log x it is .7 and more, of 1 - 1/x a tenth
@@ -18,7 +17,7 @@ KEEPS_ON, FADES = 0.6, 0.2  # of a decade's growth, the next decade's: of log lo
 def _same(probe: Probe, moved: np.ndarray, targets: np.ndarray, z: np.ndarray, y: np.ndarray, what: str, kept: str) -> Verdict:
     before, after = probe.value(z, y), probe.value(moved, targets)
     finite = np.isfinite(before) & np.isfinite(after)
-    differ = finite & ~np.isclose(before, after, **CLOSE)
+    differ = finite & ~np.isclose(before, after, rtol=1e-8, atol=1e-10 * probe.unit)
     if differ.any():
         place = int(np.argmax(np.where(differ, np.abs(before - after), -1)))
         return no(
@@ -40,9 +39,9 @@ def _greatest(values: np.ndarray) -> int:
     return int(np.argmax(np.where(np.isnan(values), -np.inf, values)))
 
 
-def _scale(field: np.ndarray) -> float:
-    """The greatest gradient among these points, 1 or more: what rounding is relative to."""
-    return max(1.0, float(np.abs(field[np.isfinite(field)]).max(initial=0.0)))
+def _scale(probe: Probe, field: np.ndarray) -> float:
+    """The greatest gradient among these points, the unit or more: what rounding is relative to."""
+    return max(probe.unit, float(np.abs(field[np.isfinite(field)]).max(initial=0.0)))
 
 
 def shift_invariant(probe: Probe) -> Verdict:
@@ -78,7 +77,7 @@ def zero_at_certainty(probe: Probe) -> Verdict:
     for name, up, down in (("z_y up", 1, 0), ("rivals down", 0, 1), ("both", 1, 1)):
         z = LEAD * np.where(np.eye(probe.vocab, dtype=bool), up, -down)
         value = probe.value(z, y)
-        off = ~(np.abs(value) < ROUNDING)
+        off = ~(np.abs(value) < ROUNDING * probe.unit)
         if off.any():
             worst = int(np.argmax(off))
             return no(f"not 0 at certainty, on the path: {name}", path=name, logits=z[worst], target=worst, value=value[worst])
@@ -95,13 +94,13 @@ def monotone(probe: Probe, honest: bool = True) -> Verdict:
     slope = field[np.arange(len(z)), y] / (1e-300 + np.abs(field).max(axis=1))
     worst = int(np.argmax(slope))
     # Relative to the point's own gradient, but above the rounding of probabilities near 1.
-    if slope[worst] > 1e-6 and field[worst, y[worst]] > 1e-14 * _scale(field):
+    if slope[worst] > 1e-6 and field[worst, y[worst]] > 1e-14 * _scale(probe, field):
         return no("dL/dz_y > 0", logits=z[worst], target=y[worst], dL_dlogit=field[worst, y[worst]])
     if honest:  # across a jump no gradient sees it
         rise = np.random.default_rng((probe.seed, 15)).uniform(0, 6, len(z))
         higher = z + rise[:, None] * (np.arange(probe.vocab) == y[:, None])
         before, after = probe.value(z, y), probe.value(higher, y)
-        rise = after - before - ROUNDING * (1 + np.abs(before) + np.abs(after))
+        rise = after - before - ROUNDING * (probe.unit + np.abs(before) + np.abs(after))
         worst = _greatest(rise)
         if rise[worst] > 0:
             return no(
@@ -115,13 +114,13 @@ def monotone(probe: Probe, honest: bool = True) -> Verdict:
     return Verdict(YES, f"dL/dz_y <= 0 at {len(z)} points with |z| <= 20")
 
 
-def _goes_on(most: np.ndarray) -> bool | None:
+def _goes_on(most: np.ndarray, unit: float) -> bool | None:
     """Whether a greatest size, one at each of `DISTANCES`, grows without end; None where that cannot be told yet."""
     if (most == np.inf).any():
         return True
     with np.errstate(invalid="ignore"):
         last = np.diff(most)[1:]  # three decades
-    noise = ROUNDING * (1 + np.abs(most[np.isfinite(most)]).max(initial=0))
+    noise = ROUNDING * (unit + np.abs(most[np.isfinite(most)]).max(initial=0))
     if (last > noise).all() and (last[1:] >= KEEPS_ON * last[:-1]).all():
         return True
     return None if last[-1] > max(noise, FADES * last[-2]) else False
@@ -143,7 +142,7 @@ def _growth(probe: Probe, size: Callable, what: str, name: str) -> Verdict:
     for sign, word in ((1, "grows"), (-1, "falls")):
         ends = np.where(nan, -np.inf, sign * sizes)
         most = ends.max(axis=1)
-        goes_on = _goes_on(most)
+        goes_on = _goes_on(most, probe.unit)
         if goes_on is None:
             slow.append(f"{what} {word} ever more slowly, by {', '.join(f'{step:.3g}' for step in np.diff(most))} a decade")
         if goes_on:
@@ -193,7 +192,7 @@ def convex(probe: Probe, honest: bool = True, domain: float = 20.0) -> Verdict:
     along = np.einsum("nv,nv->n", fields[0] - fields[1], a - b)
     size = 1e-300 + np.einsum("nv,nv->n", np.abs(fields[0]) + np.abs(fields[1]), np.abs(a - b))
     # Where all gradients are rounding, their products are.
-    size = size + 1e-6 * _scale(np.concatenate(fields)) * np.abs(a - b).max(axis=1)
+    size = size + 1e-6 * _scale(probe, np.concatenate(fields)) * np.abs(a - b).max(axis=1)
     worst = int(np.argmin(along / size))
     domain_words = f"on |z| <= {domain:g}"
     if along[worst] / size[worst] < -1e-7:
@@ -206,7 +205,7 @@ def convex(probe: Probe, honest: bool = True, domain: float = 20.0) -> Verdict:
         )
     if honest:
         ends, middle = (probe.value(a, y), probe.value(b, y)), probe.value((a + b) / 2, y)
-        excess = middle - sum(ends) / 2 - ROUNDING * (1 + np.abs(ends[0]) + np.abs(ends[1]))
+        excess = middle - sum(ends) / 2 - ROUNDING * (probe.unit + np.abs(ends[0]) + np.abs(ends[1]))
         worst = _greatest(excess)
         if excess[worst] > 0:
             return no(
@@ -258,7 +257,7 @@ def _least_curvature(probe: Probe, domain: float, step: float) -> tuple[np.ndarr
 
 def _relative_curvature(probe: Probe, z: np.ndarray, y: np.ndarray, step: float) -> tuple[np.ndarray, np.ndarray]:
     jacobian, finer = probe.jacobian(z, y, step), probe.jacobian(z, y, step / 2)
-    size, scale = np.abs(jacobian).max(axis=(1, 2)), _scale(probe.field(z, y))
+    size, scale = np.abs(jacobian).max(axis=(1, 2)), _scale(probe, probe.field(z, y))
     symmetric = (jacobian + np.swapaxes(jacobian, 1, 2)) / 2
     # Where two steps disagree there is a kink inside one of them: chords have judged those.
     sound = (np.abs(jacobian - finer).max(axis=(1, 2)) < 1e-3 * size) & (size > 1e-9 * scale) & np.isfinite(size)
