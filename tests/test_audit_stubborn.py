@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from xentlab import LOSSES, at_target, audit
-from xentlab.audit import VERDICTS, autodiff, decisions
+from xentlab.audit import VERDICTS, autodiff, decisions, shape
 from xentlab.audit.probe import make_probe
 
 # The audit's own arithmetic promotes as users' losses do.
@@ -68,3 +68,14 @@ def test_what_a_loss_is_measured_in_changes_no_verdict(name, scale):
     if name == "hinge":
         witness = scaled["calibrated"].witness
         assert witness["expected_loss"] == pytest.approx(scale * plain["calibrated"].witness["expected_loss"])
+
+
+def for_target_2(other):
+    return lambda z, y: jnp.where(y == 2, other(nll(z, y)), nll(z, y))
+
+
+def test_no_target_hides_another():
+    capped = shape.bounded(make_probe(for_target_2(lambda n: jnp.minimum(1000 * n, 1e7))))
+    assert (capped.value, capped.witness["target"] != 2) == (False, True)
+    steep = shape.lipschitz(make_probe(lambda z, y: jnp.where(y == 2, 1e4 * nll(z, y), 1e-3 * nll(z, y) ** 2)))
+    assert (steep.value, steep.witness["target"] != 2) == (False, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -130,6 +131,7 @@ def _growth(probe: Probe, size: Callable, what: str, name: str) -> Verdict:
     """Whether size(z, y) [N] stays finite along rays: it grows where each decade adds about as much as the one before.
 
     To the greatest of all rays, or takes from the least: by what is added, so that a constant in a loss changes nothing.
+    Once a target, for the greatest of one may hide another's growth.
     """
     rng, vocab = np.random.default_rng((probe.seed, 8)), probe.vocab
     rays = np.concatenate(
@@ -139,8 +141,8 @@ def _growth(probe: Probe, size: Callable, what: str, name: str) -> Verdict:
     with np.errstate(all="ignore"):
         sizes = np.stack([size(distance * rays, y) for distance in DISTANCES])
     nan, slow = np.isnan(sizes), []
-    for sign, word in ((1, "grows"), (-1, "falls")):
-        ends = np.where(nan, -np.inf, sign * sizes)
+    for (sign, word), target in itertools.product(((1, "grows"), (-1, "falls")), range(vocab)):
+        ends = np.where(nan | (y != target), -np.inf, sign * sizes)
         most = ends.max(axis=1)
         goes_on = _goes_on(most, probe.unit)
         if goes_on is None:
