@@ -79,3 +79,30 @@ def test_no_target_hides_another():
     assert (capped.value, capped.witness["target"] != 2) == (False, True)
     steep = shape.lipschitz(make_probe(lambda z, y: jnp.where(y == 2, 1e4 * nll(z, y), 1e-3 * nll(z, y) ** 2)))
     assert (steep.value, steep.witness["target"] != 2) == (False, True)
+
+
+def sum_of_hinges(z, y):
+    """Of centred logits; its minimiser is V e - 1, e of the likeliest class."""
+    each = jax.nn.relu(1 + z - jnp.mean(z, axis=-1, keepdims=True))
+    return jnp.sum(each, axis=-1) - at_target(each, y)
+
+
+def test_a_program_is_of_the_field_and_not_of_the_value():
+    held, plain = make_probe(gradient_of(sum_of_hinges)), make_probe(sum_of_hinges)
+    z, law = np.array([[-1.0, 3, -1, -1], [0.3, -2, 0.5, 7]]), np.tile([0.05, 0.45, 0.06, 0.44], (2, 1))
+    value = decisions.expected(plain, np.concatenate([z, np.zeros((1, 4))]), np.concatenate([law, law[:1]]))[0]
+    assert decisions._of_pieces(held)(z, law) == pytest.approx(value[:2] - value[2], abs=1e-9)
+    assert decisions.decide(held, False, True, True)["calibrated"].value is True
+
+
+def second_rival(z, y):
+    """A hinge against the second greatest rival: pieces that are flat, and not convex."""
+    rivals = jnp.where(jax.nn.one_hot(y, z.shape[-1], dtype=bool), -jnp.inf, z)
+    return jax.nn.relu(1 + jnp.sort(rivals, axis=-1)[..., -2] - at_target(z, y))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_programs_are_for_convex_losses(seed):
+    found = audit(second_rival, seed=seed).verdicts
+    assert found["convex"].value is False
+    assert found["calibrated"].value == "undecided"

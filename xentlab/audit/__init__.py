@@ -93,7 +93,10 @@ def audit(loss: str | Loss, seed: int = 0, vocab: int = VOCAB) -> Audit:
     for names, question in (
         (("low_p_limit", "low_p_order"), limits.low_p),
         (("finite", "max_error"), numerics.numerics),
-        (("strictly_proper", "proper_through", "calibrated"), lambda probe: decide(probe, honest, conservative)),
+        (
+            ("strictly_proper", "proper_through", "calibrated"),
+            lambda probe: decide(probe, honest, conservative, found["convex"].value),
+        ),
     ):
         several = _guarded(question, probe)
         found.update(dict.fromkeys(names, several) if isinstance(several, Verdict) else several)

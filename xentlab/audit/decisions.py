@@ -35,6 +35,7 @@ FAR = 30.0  # a spread of logits past which a minimiser may lie at infinity
 FARTHEST = 1e6  # where the search ends; a loss may measure logits in units of hundreds
 BOXES = (20.0, 1e3, 1e4)  # of logits, for a linear program: margins may be of hundreds
 LINK_TOLERANCE = 1e-4
+HALVINGS = 40  # of a ray, by which a kink is found to 1e-12 of its length
 PANELS, NODES = 8, 12  # of the integral along a ray: 1e-13 at a spread of 1e3, 1e-9 at 1e6
 SCALES = (0.0, 1.0, 2.0, 10.0, 100.0)  # of log P, where Newton starts: a loss may measure logits in other units
 STARTS = len(SCALES) + 3  # for each P
@@ -106,10 +107,38 @@ def potential(probe: Probe, honest: bool) -> Callable[[np.ndarray, np.ndarray], 
     return integral
 
 
-def minimise(probe: Probe, honest: bool) -> list[Minimiser]:
-    """Where the expected loss is least for each of `laws`, by linear programs for polyhedral losses and Newton else."""
+def _of_pieces(probe: Probe) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """The potential of a convex polyhedral loss from its field alone, exactly: a ray is halved where its ends' slopes differ.
+
+    Between equal ones a convex potential is straight. Nodes at fixed places would miss the kinks, and its cuts be false.
+    """
+
+    def integral(z, law):
+        def slope(rows, at):
+            return np.einsum("kv,kv->k", expected(probe, at[:, None] * z[rows], law[rows])[1], z[rows])
+
+        rows, low, high, total = np.arange(len(z)), np.zeros(len(z)), np.ones(len(z)), np.zeros(len(z))
+        at_low, at_high = slope(rows, low), slope(rows, high)
+        for halving in range(HALVINGS):
+            straight = (np.abs(at_high - at_low) < 1e-12 * (1 + np.abs(at_high))) | (halving == HALVINGS - 1)
+            area = (high - low) * (at_low + at_high) / 2
+            total += np.bincount(rows[straight], area[straight], minlength=len(z))
+            rows, low, high, at_low, at_high = (each[~straight] for each in (rows, low, high, at_low, at_high))
+            if not len(rows):
+                break
+            middle = (low + high) / 2
+            at_middle = slope(rows, middle)
+            rows, low, high = np.tile(rows, 2), np.concatenate([low, middle]), np.concatenate([middle, high])
+            at_low, at_high = np.concatenate([at_low, at_middle]), np.concatenate([at_middle, at_high])
+        return total
+
+    return integral
+
+
+def minimise(probe: Probe, merit: Callable, polyhedral: bool) -> list[Minimiser]:
+    """Where the merit is least for each of `laws`, by linear programs for convex polyhedral losses and Newton else."""
     asked = laws(probe.seed, probe.vocab)
-    return _by_programs(probe, asked) if is_polyhedral(probe) else _by_newton(probe, asked, potential(probe, honest))
+    return _by_programs(probe, asked, merit) if polyhedral else _by_newton(probe, asked, merit)
 
 
 def is_polyhedral(probe: Probe) -> bool:
@@ -175,7 +204,7 @@ def _newton_step(probe: Probe, z: np.ndarray, law: np.ndarray, field: np.ndarray
     return -np.einsum("kij,kj->ki", vectors, scaled)
 
 
-def _by_programs(probe: Probe, asked: np.ndarray) -> list[Minimiser]:
+def _by_programs(probe: Probe, asked: np.ndarray, merit: Callable) -> list[Minimiser]:
     """Kelley's cutting planes, one linear program a law and sweep: exact for a polyhedral loss in finitely many sweeps.
 
     The minimisers returned are the optimum itself and, for each rival of P's greatest class, the optimum among logits
@@ -185,15 +214,15 @@ def _by_programs(probe: Probe, asked: np.ndarray) -> list[Minimiser]:
     for law in asked:
         top, cuts = int(np.argmax(law)), None
         for box, wider in itertools.pairwise(BOXES):
-            least, z, settled, cuts = _program(probe, law, None, box, cuts)
+            least, z, settled, cuts = _program(probe, law, None, box, cuts, merit=merit)
             slack = 1e-8 * (1 + abs(least))
-            inside = settled and least <= _program(probe, law, None, wider, cuts)[0] + slack
+            inside = settled and least <= _program(probe, law, None, wider, cuts, merit=merit)[0] + slack
             if inside or not settled:
                 break
         optima = [z]
         for rival in range(probe.vocab):
             if rival != top and inside:
-                value, other, inside, _ = _program(probe, law, (top, rival), box, cuts, least + slack)
+                value, other, inside, _ = _program(probe, law, (top, rival), box, cuts, least + slack, merit)
                 if value <= least + slack:
                     optima.append(other)
         found.append(Minimiser(law, np.array(optima), least, inside, False))
@@ -207,10 +236,12 @@ def _program(
     box: float = BOXES[0],
     cuts: tuple[np.ndarray, np.ndarray] | None = None,
     most: float = np.inf,
+    merit: Callable | None = None,
 ) -> tuple[float, np.ndarray, bool, tuple[np.ndarray, np.ndarray]]:
     """Least expected loss on |z| <= box, where order = (a, b) demands z_a <= z_b; where it is; whether that is all; the cuts.
 
-    It starts from cuts of the same law, and ends once the least is known to be above `most`.
+    merit: the potential in the loss's place, where the field is not the value's. It starts from cuts of the same law, and ends
+    once the least is known to be above `most`.
     """
     from scipy.optimize import linprog
 
@@ -223,6 +254,7 @@ def _program(
     best, where, settled = np.inf, np.zeros(vocab), False
     for _ in range(15 * vocab):  # Weston & Watkins' hinge needs about 10 a class at 16
         value, field = expected(probe, cuts_at, np.tile(law, (len(cuts_at), 1)))
+        value = merit(cuts_at, np.tile(law, (len(cuts_at), 1))) if merit else value
         allowed = cuts_at[:, order[0]] <= cuts_at[:, order[1]] + 1e-12 if order else np.ones(len(cuts_at), bool)
         if allowed.any() and value[allowed].min() < best:
             place = np.flatnonzero(allowed)[np.argmin(value[allowed])]
@@ -264,18 +296,20 @@ def _scaled_softmax(minimiser: Minimiser) -> dict[str, Callable]:
     return {f"softmax({factor:.4g}z)": lambda z: jax.nn.softmax(factor * z)}
 
 
-def decide(probe: Probe, honest: bool, conservative: bool | str) -> dict[str, Verdict]:
+def decide(probe: Probe, honest: bool, conservative: bool | str, convex: bool | str = UNDECIDED) -> dict[str, Verdict]:
     """`strictly_proper`, `proper_through` and `calibrated`: of the loss over its unit, which changes none of them."""
     unit, probe = probe.unit, probe.in_units()
     if conservative is NO:
         reason = Verdict(UNDECIDED, "the field is no function's gradient: it has no minimum to speak of")
         return dict.fromkeys(("strictly_proper", "proper_through", "calibrated"), reason)
-    found = minimise(probe, honest)
+    polyhedral = convex is not NO and is_polyhedral(probe)
+    merit = _of_pieces(probe) if polyhedral and not honest else potential(probe, honest)
+    found = minimise(probe, merit, polyhedral)
     what = "value" if honest else "potential"
     through, how = None, f"{len(found)} distributions over {probe.vocab} classes, {STARTS} starts, {what} in float64"
     misses: dict[str, Verdict] = {}
     for name, link in (links(probe) | _scaled_softmax(found[0])).items():
-        misses[name] = _reads_back(potential(probe, honest), honest, link, found)
+        misses[name] = _reads_back(merit, honest, link, found)
         if misses[name].value is not NO:
             through = name if misses[name].value is YES else UNDECIDED
             break

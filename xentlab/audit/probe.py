@@ -44,7 +44,7 @@ class Probe:
 
     @functools.cached_property
     def unit(self) -> float:
-        """The gradient's middle size where it has one, to a power of 2: what tolerances are relative to, and of a sound one 1."""
+        """The gradient's middle size where it is not 0, to a power of 2: what tolerances are relative to."""
         size = np.abs(self.field(*self.points((0.3, 1.0, 3.0), each=20, salt=50))).max(axis=1)
         size = size[np.isfinite(size) & (size > 0)]
         return float(2.0 ** np.round(np.log2(np.median(size)))) if len(size) else 1.0
