@@ -106,3 +106,21 @@ def test_programs_are_for_convex_losses(seed):
     found = audit(second_rival, seed=seed).verdicts
     assert found["convex"].value is False
     assert found["calibrated"].value == "undecided"
+
+
+def test_what_a_shift_changes_is_not_local():
+    for loss in (lambda z, y: nll(jnp.clip(z, -10, 10), y), lambda z, y: nll(z, y) + jax.nn.relu(jnp.max(jnp.abs(z), -1) - 5)):
+        assert shape.local(make_probe(loss)).value is False
+        assert shape.shift_invariant(make_probe(loss)).value is False
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_slope_that_turns_far_out_is_found_by_every_seed(seed):
+    """At z = (-5, -20, -20, -20) its slope is .005."""
+    assert shape.monotone(make_probe(lambda z, y: nll(z, y) - 5e-4 * jnp.sum(z * z, axis=-1), seed)).value is False
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_logits_that_are_clipped_have_other_minimisers(seed):
+    found = decisions.decide(make_probe(lambda z, y: nll(jnp.clip(z, -10, 10), y), seed), True, True)
+    assert found["strictly_proper"].value is False

@@ -38,6 +38,7 @@ LINK_TOLERANCE = 1e-4
 HALVINGS = 40  # of a ray, by which a kink is found to 1e-12 of its length
 PANELS, NODES = 8, 12  # of the integral along a ray: 1e-13 at a spread of 1e3, 1e-9 at 1e6
 SCALES = (0.0, 1.0, 2.0, 10.0, 100.0)  # of log P, where Newton starts: a loss may measure logits in other units
+LEVEL = 15.0  # of all logits, for the starts that are drawn: what clips logits has other minimisers there
 STARTS = len(SCALES) + 3  # for each P
 LAWS = 12  # P's that every loss is asked about
 
@@ -157,7 +158,9 @@ def _by_newton(probe: Probe, asked: np.ndarray, merit: Callable, sweeps: int = 1
     rng = np.random.default_rng((probe.seed, 42))
     log_law = np.log(asked)
     log_law -= log_law.mean(axis=1, keepdims=True)
-    starts = [*(scale * log_law for scale in SCALES), *(2 * rng.normal(size=(STARTS - len(SCALES), *asked.shape)))]
+    drawn = 2 * rng.normal(size=(STARTS - len(SCALES), *asked.shape))
+    drawn = drawn + rng.uniform(-LEVEL, LEVEL, (*drawn.shape[:2], 1))
+    starts = [*(scale * log_law for scale in SCALES), *drawn]
     z, law = np.concatenate(starts), np.tile(asked, (len(starts), 1))
     lengths = np.array([4.0, 1.0, 0.5, 0.25, 0.1, 0.03, 0.003, 1e-4])
     z = np.where(np.isfinite(merit(z, law))[:, None], z, 0)  # a start may be too far out

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from xentlab.audit.probe import UNDECIDED, YES, Probe, Verdict, no
+from xentlab.audit.probe import NO, UNDECIDED, YES, Probe, Verdict, no
 
 ROUNDING = 1e-9  # of a value, relative; beside 0, of the gradient's size
 LEAD = 1e4  # that is certainty, for a temperature of hundreds too
@@ -64,7 +64,9 @@ def permutation_equivariant(probe: Probe) -> Verdict:
 
 def local(probe: Probe) -> Verdict:
     """The value depends on the logits through the softmax probability of the target alone."""
-    z, y = probe.points(scales=(1.0, 4.0), each=40, salt=6)
+    if (moved := shift_invariant(probe)).value is NO:
+        return Verdict(NO, "a shift of all logits changes the value, and leaves p_y as it is", moved.witness)
+    z, y = probe.points(scales=(1.0, 4.0, 20.0), each=40, salt=6)
     off = np.arange(probe.vocab) != y[:, None]
     rest = np.logaddexp.reduce(np.where(off, z, -np.inf), axis=1, keepdims=True)
     even = np.where(off, rest - np.log(probe.vocab - 1), z) + 0.9
@@ -88,14 +90,19 @@ def zero_at_certainty(probe: Probe) -> Verdict:
 def monotone(probe: Probe, honest: bool = True) -> Verdict:
     """The loss never rises as z_y rises. honest: whether the gradient is the value's, so that the value may be asked too."""
     z, y = probe.points(each=50, salt=7)
-    far = np.zeros((40, probe.vocab))
-    far[:, 0] = np.linspace(1, 20, 40)
-    z, y = np.concatenate([z, far]), np.concatenate([y, np.zeros(40, int)])
+    # And where the target leads rivals that are alike, at any level of theirs: random logits seldom are.
+    levels = np.linspace(-20, 20, 17)
+    above, below = (each[levels[:, None] > levels] for each in np.meshgrid(levels, levels, indexing="ij"))
+    leads = np.concatenate([above - below, np.linspace(1, 20, 40)])
+    targets = np.arange(len(leads)) % probe.vocab
+    led = np.concatenate([below, np.zeros(40)])[:, None] + leads[:, None] * (np.arange(probe.vocab) == targets[:, None])
+    z, y = np.concatenate([z, led]), np.concatenate([y, targets])
     field = probe.field(z, y)
-    slope = field[np.arange(len(z)), y] / (1e-300 + np.abs(field).max(axis=1))
-    worst = int(np.argmax(slope))
+    slope = field[np.arange(len(z)), y]
     # Relative to the point's own gradient, but above the rounding of probabilities near 1.
-    if slope[worst] > 1e-6 and field[worst, y[worst]] > 1e-14 * _scale(probe, field):
+    slope = np.where(slope > 1e-14 * _scale(probe, field), slope / (1e-300 + np.abs(field).max(axis=1)), 0)
+    worst = _greatest(slope)
+    if slope[worst] > 1e-6:
         return no("dL/dz_y > 0", logits=z[worst], target=y[worst], dL_dlogit=field[worst, y[worst]])
     if honest:  # across a jump no gradient sees it
         rise = np.random.default_rng((probe.seed, 15)).uniform(0, 6, len(z))
