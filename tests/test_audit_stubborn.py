@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from xentlab import LOSSES, at_target, audit
-from xentlab.audit import VERDICTS, autodiff, decisions, shape
+from xentlab.audit import VERDICTS, autodiff, decisions, kinship, limits, shape
 from xentlab.audit.probe import make_probe
 
 # The audit's own arithmetic promotes as users' losses do.
@@ -124,3 +124,34 @@ def test_a_slope_that_turns_far_out_is_found_by_every_seed(seed):
 def test_logits_that_are_clipped_have_other_minimisers(seed):
     found = decisions.decide(make_probe(lambda z, y: nll(jnp.clip(z, -10, 10), y), seed), True, True)
     assert found["strictly_proper"].value is False
+
+
+def capped(z, y):
+    return jnp.minimum(nll(z, y), 50)
+
+
+def rises_at_a_lead(z, y):
+    return nll(z, y) + 0.2 * jax.nn.relu(at_target(z, y) - jnp.mean(z, axis=-1) - 12)
+
+
+@pytest.mark.parametrize("loss", [capped, rises_at_a_lead])
+def test_kin_are_alike_far_out_too(loss):
+    assert kinship.same_gradient_as(make_probe(loss)).value is None
+
+
+@pytest.mark.parametrize("cap", [1e-7, 1e-10, np.exp(-20), 1e-14, np.exp(-50)])
+def test_a_gradient_that_is_cut_off_has_the_limit_0_and_no_order(cap):
+    found = limits.low_p(make_probe(lambda z, y: jnp.minimum(nll(z, y), -jnp.log(cap))))
+    assert (found["low_p_limit"].value, found["low_p_order"].value) == ({"even": 0, "one": 0}, None)
+
+
+def test_infinity_after_what_stays_is_no_limit():
+    """-log(1 - p) of the next class: its gradient is a third, until 1 - p has become 0."""
+
+    def of_another(z, y):
+        return -jnp.log1p(-jnp.exp(at_target(jax.nn.log_softmax(z), (y + 1) % z.shape[-1])))
+
+    found = limits.low_p(make_probe(of_another))["low_p_limit"]
+    assert found.value["one"] == "undecided"
+    exponential = limits.low_p(make_probe(lambda z, y: jnp.expm1(2 * nll(z, y))))["low_p_limit"]
+    assert exponential.value == {"even": np.inf, "one": np.inf}

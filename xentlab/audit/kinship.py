@@ -17,6 +17,7 @@ from xentlab.products import quickly
 
 POINTS = 6  # a class: the target leads in six, whatever their number
 SCALES = (0.5, 2.0, 6.0, 20.0)  # of their logits: what clips a small p is another loss only there
+LEADS = (20.0, -20.0, 60.0, -60.0, -200.0)  # of a target over rivals about 0: what turns there alone is another loss
 _ONCE = threading.Lock()  # audits may run side by side; the table is made once
 
 
@@ -40,7 +41,10 @@ def _batch(seed: int, vocab: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng((seed, 30))
     points = POINTS * vocab
     scale = np.resize(SCALES, points)[:, None]
-    return scale * rng.normal(size=(points, vocab)), rng.integers(0, vocab, points).astype(np.int32)
+    z, y = scale * rng.normal(size=(points, vocab)), rng.integers(0, vocab, points)
+    far = np.arange(len(LEADS)) % vocab
+    apart = rng.normal(size=(len(LEADS), vocab)) + np.array(LEADS)[:, None] * (np.arange(vocab) == far[:, None])
+    return np.concatenate([z, apart]), np.concatenate([y, far]).astype(np.int32)
 
 
 def same_gradient_as(probe: Probe) -> Verdict:

@@ -44,10 +44,11 @@ def _limit(near: np.ndarray, x: np.ndarray, far: np.ndarray) -> float | str:
     """What the pull tends to, by how it goes on from p = 1e-14: a number, inf, or undecided."""
     if far[-1] <= 1e-6 * near[0]:
         return 0.0
-    if far[-1] >= 1e6 * near[0]:  # infinite, too
+    if not np.isfinite(far).all():  # of what had not grown before, 1 - p has become 0
+        number = np.concatenate([near[-1:], far[np.isfinite(far)]])
+        return float("inf") if number[-1] >= 1e6 * near[0] else UNDECIDED
+    if far[-1] >= 1e6 * near[0]:
         return float("inf")
-    if not np.isfinite(far).all():
-        return UNDECIDED
     if np.isclose(far[-1], far[-2], rtol=1e-6, atol=0):
         return float(f"{far[-1]:.8g}")
     powers = np.diff(np.log(far[-3:])) / np.diff(np.log(x[-3:]))  # of log(1/p)
@@ -71,6 +72,10 @@ def low_p(probe: Probe) -> dict[str, Verdict]:
         elif (pull == 0).all():
             limits[rivals], found = 0.0, None
             said.append(f"{rivals}: exactly 0 from p = 1e-6 down")
+        elif (far == 0).all() and not (np.diff(pull == 0) & (pull[1:] != 0)).any():
+            limits[rivals], found = 0.0, None
+            last = LOW[np.flatnonzero(pull)[-1]]
+            said.append(f"{rivals}: of target 0 |dL/dz_y| = {pull[0]:.4g} at p = 1e-6, and exactly 0 below p = {last:.2g}")
         elif (pull == 0).any():
             limits[rivals], found = UNDECIDED, UNDECIDED
             said.append(f"{rivals}: 0 at some p and not at others")
@@ -80,7 +85,10 @@ def low_p(probe: Probe) -> dict[str, Verdict]:
                 f"{rivals}: of target 0 |dL/dz_y| = {pull[0]:.4g} at p = 1e-6, {pull[-1]:.4g} at 1e-14, "
                 f"{far[-1]:.4g} at e^-{x[-1]:g}"
             )
-            if limits[rivals] != UNDECIDED and 0 < limits[rivals] < np.inf:
+            # 0 where a power of p would still be a number: it has been cut off.
+            if (far[-found * x > -300] == 0).any():
+                found = None
+            elif limits[rivals] != UNDECIDED and 0 < limits[rivals] < np.inf:
                 found = 0.0  # what is fitted is how it comes there
             elif residual > 0.01:
                 found = UNDECIDED
