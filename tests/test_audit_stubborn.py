@@ -155,3 +155,8 @@ def test_infinity_after_what_stays_is_no_limit():
     assert found.value["one"] == "undecided"
     exponential = limits.low_p(make_probe(lambda z, y: jnp.expm1(2 * nll(z, y))))["low_p_limit"]
     assert exponential.value == {"even": np.inf, "one": np.inf}
+
+
+def test_the_usual_mark_of_a_token_that_is_left_out_is_asked():
+    ignores = lambda z, y: jnp.where(y == -100, 0, nll(z, y))
+    assert autodiff.rejects_bad_targets(make_probe(ignores)).witness["target"] == -100

@@ -42,13 +42,15 @@ def elementwise(probe: Probe) -> Verdict:
     if differ.any():
         place = int(np.argmax(differ))
         shown = {"value_of_tokens": here[place], f"value_in_two_rows_of_{len(z) // 2}": rows[place]}
-        return no("a token of a batch [B, T] has another value than among tokens [N]", logits=z[place], target=y[place], **shown)
+        return no(
+            "a token of a batch [B, T] has another value than among tokens [N]", logits=z[place], target=y[place], **shown
+        )
     kept = f"{-(-len(z) // 5)} tokens keep their value to 1e-9 in another place, and when all others change"
     return Verdict(YES, f"{kept}; all {len(z)} in two rows of a batch")
 
 
 def _in_rows(probe: Probe, z: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The values of tokens [N] that are handed over as a batch [2, N / 2]: what is right along one axis may not be along two."""
+    """The values of tokens [N] as a batch [2, N / 2]: what is right along one axis may not be along two."""
     with jax.enable_x64(True):
         logits, targets = jnp.asarray(z.reshape(2, -1, probe.vocab)), jnp.asarray(y.reshape(2, -1), jnp.int32)
         return np.asarray(jax.jit(probe.loss, compiler_options=quickly(0))(logits, targets), np.float64).ravel()
@@ -101,8 +103,9 @@ def conservative(probe: Probe) -> Verdict:
 
 def rejects_bad_targets(probe: Probe) -> Verdict:
     """A target outside [0, V) raises, or gives NaN for its token; it never scores another class."""
-    z = np.tile(np.resize([0.3, -1.0, 0.8, 0.1], probe.vocab), (5, 1))
-    targets = np.array([-1, probe.vocab, probe.vocab + 7, -probe.vocab, 2**31 - 1], np.int32)
+    z = np.tile(np.resize([0.3, -1.0, 0.8, 0.1], probe.vocab), (7, 1))
+    # Other libraries leave out a token whose target is -100.
+    targets = np.array([-1, probe.vocab, probe.vocab + 7, -probe.vocab, 2**31 - 1, -100, -(2**31)], np.int32)
     value = probe.value(z, targets)
     scored = ~np.isnan(value)
     if scored.any():
