@@ -1,5 +1,7 @@
 """Losses that were once judged wrongly: each is a law that the audit had to learn."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -160,3 +162,22 @@ def test_infinity_after_what_stays_is_no_limit():
 def test_the_usual_mark_of_a_token_that_is_left_out_is_asked():
     ignores = lambda z, y: jnp.where(y == -100, 0, nll(z, y))
     assert autodiff.rejects_bad_targets(make_probe(ignores)).witness["target"] == -100
+
+
+@pytest.mark.parametrize(
+    "almost", [lambda z, y: LOSSES["poly1"](z, y, epsilon=2e-3), functools.partial(LOSSES["label_smoothing"], epsilon=1e-4)]
+)
+def test_what_is_almost_proper_is_not(almost):
+    """Nor through a temperature of .9995."""
+    found = decisions.decide(make_probe(almost), True, True)
+    assert (found["strictly_proper"].value, found["proper_through"].value) == (False, None)
+
+
+def test_a_lower_point_answers_for_a_search_without_end():
+    def soft_hinge(z, y):
+        rivals = jnp.where(jax.nn.one_hot(y, z.shape[-1], dtype=bool), -jnp.inf, z)
+        return jax.nn.softplus(1 + jnp.max(rivals, axis=-1) - at_target(z, y))
+
+    found = decisions.decide(make_probe(soft_hinge), True, True, True, True)["strictly_proper"]
+    assert (found.value, found.evidence) == (False, "the expected loss is less elsewhere")
+    assert found.witness["expected_loss"] < found.witness["expected_loss_at_log_P"]

@@ -95,7 +95,7 @@ def audit(loss: str | Loss, seed: int = 0, vocab: int = VOCAB) -> Audit:
         (("finite", "max_error"), numerics.numerics),
         (
             ("strictly_proper", "proper_through", "calibrated"),
-            lambda probe: decide(probe, honest, conservative, found["convex"].value),
+            lambda probe: decide(probe, honest, conservative, found["convex"].value, found["shift_invariant"].value),
         ),
     ):
         several = _guarded(question, probe)

@@ -35,6 +35,8 @@ FAR = 30.0  # a spread of logits past which a minimiser may lie at infinity
 FARTHEST = 1e6  # where the search ends; a loss may measure logits in units of hundreds
 BOXES = (20.0, 1e3, 1e4)  # of logits, for a linear program: margins may be of hundreds
 LINK_TOLERANCE = 1e-4
+# Where the field is rounding P is read back far better: label smoothing of 1e-4 is not proper.
+EXACT, EXACT_TOLERANCE = 1e-11, 1e-7
 HALVINGS = 40  # of a ray, by which a kink is found to 1e-12 of its length
 PANELS, NODES = 8, 12  # of the integral along a ray: 1e-13 at a spread of 1e3, 1e-9 at 1e6
 SCALES = (0.0, 1.0, 2.0, 10.0, 100.0)  # of log P, where Newton starts: a loss may measure logits in other units
@@ -52,6 +54,7 @@ class Minimiser:
     least: float
     settled: bool  # every one is a zero of the field, or the LP's optimum
     at_infinity: bool
+    tolerance: float | np.ndarray = LINK_TOLERANCE  # of what each one reads back
 
     @property
     def unknown(self) -> bool:
@@ -190,9 +193,12 @@ def _by_newton(probe: Probe, asked: np.ndarray, merit: Callable, sweeps: int = 1
         mine = np.arange(i, len(z), len(asked))
         least = now[mine].min()
         near = mine[now[mine] <= least + 1e-9 * (1 + abs(least))]
+        near = near[np.argsort(length[near])]
         # At infinity it is where it is no greater twice as far out.
         endless = (np.ptp(z[near], axis=1) > FAR) & ~(further[near] > least + 1e-9 * (1 + abs(least)))
-        found.append(Minimiser(asked[i], z[near], float(least), bool((length[near] < 1e-7).all()), bool(endless.any())))
+        tolerance = np.where(length[near] < EXACT, EXACT_TOLERANCE, LINK_TOLERANCE)
+        settled, at_infinity = bool((length[near] < 1e-7).all()), bool(endless.any())
+        found.append(Minimiser(asked[i], z[near], float(least), settled, at_infinity, tolerance))
     return found
 
 
@@ -299,7 +305,13 @@ def _scaled_softmax(minimiser: Minimiser) -> dict[str, Callable]:
     return {f"softmax({factor:.4g}z)": lambda z: jax.nn.softmax(factor * z)}
 
 
-def decide(probe: Probe, honest: bool, conservative: bool | str, convex: bool | str = UNDECIDED) -> dict[str, Verdict]:
+def decide(
+    probe: Probe,
+    honest: bool,
+    conservative: bool | str,
+    convex: bool | str = UNDECIDED,
+    shift: bool | str = UNDECIDED,
+) -> dict[str, Verdict]:
     """`strictly_proper`, `proper_through` and `calibrated`: of the loss over its unit, which changes none of them."""
     unit, probe = probe.unit, probe.in_units()
     if conservative is NO:
@@ -312,14 +324,14 @@ def decide(probe: Probe, honest: bool, conservative: bool | str, convex: bool | 
     through, how = None, f"{len(found)} distributions over {probe.vocab} classes, {STARTS} starts, {what} in float64"
     misses: dict[str, Verdict] = {}
     for name, link in (links(probe) | _scaled_softmax(found[0])).items():
-        misses[name] = _reads_back(merit, honest, link, found)
+        misses[name] = _reads_back(merit, honest, link, found, level=shift is YES and name == "softmax")
         if misses[name].value is not NO:
             through = name if misses[name].value is YES else UNDECIDED
             break
-    strictly = misses["softmax"]
+    strictly, tolerance = misses["softmax"], max(float(np.max(each.tolerance)) for each in found)
     if strictly.value is YES:
-        strictly = Verdict(YES, f"softmax(z*) = P to {LINK_TOLERANCE:g} for {how}")
-    words = f"z* reads back P to {LINK_TOLERANCE:g}; {how}" if through else f"none of {', '.join(misses)}; {how}"
+        strictly = Verdict(YES, f"softmax(z*) = P to {tolerance:g} for {how}")
+    words = f"z* reads back P to {tolerance:g}; {how}" if through else f"none of {', '.join(misses)}; {how}"
     verdicts = {
         "strictly_proper": strictly,
         "proper_through": Verdict(through, words, None if through else strictly.witness),
@@ -336,32 +348,45 @@ def _as_measured(verdict: Verdict, unit: float) -> Verdict:
     return dataclasses.replace(verdict, witness=witness)
 
 
-def _reads_back(merit: Callable, honest: bool, link: Callable, found: list[Minimiser]) -> Verdict:
-    """Whether link(z*) is P for every P and every minimiser z* of the merit, which is a value only where that is honest."""
+def _reads_back(merit: Callable, honest: bool, link: Callable, found: list[Minimiser], level: bool = False) -> Verdict:
+    """Whether link(z*) is P for every P and every minimiser z* of the merit, which is a value only where that is honest.
+
+    level: whether the link is softmax and no shift changes the loss, so that any point below log P answers for a search that
+    came to no end.
+    """
     every = np.concatenate([each.logits for each in found])
     with jax.enable_x64(True):
         # In one shape, so that every audit's links are compiled once.
         reads = np.asarray(link(jnp.asarray(np.resize(every, (STARTS * LAWS, every.shape[1])))))[: len(every)]
-    for each, read in zip(found, np.split(reads, np.cumsum([len(each.logits) for each in found])[:-1]), strict=True):
+    pairs = list(zip(found, np.split(reads, np.cumsum([len(each.logits) for each in found])[:-1]), strict=True))
+    for each, read in pairs:
         if each.unknown:
             continue
-        off = np.abs(read - each.law).max(axis=1)
+        off = np.abs(read - each.law).max(axis=1) / each.tolerance
         worst = int(np.argmax(off))
-        if off[worst] > LINK_TOLERANCE or each.at_infinity:
-            what = (
-                "the expected loss" if honest else "the potential of the field, its integral from 0 and not the loss's value,"
-            )
-            name = _merit_name(honest)
-            both = merit(np.stack([each.logits[worst], np.log(each.law)]), np.stack([each.law, each.law]))
-            less = both[0] < both[1] - 1e-9 * (1 + abs(both[1]))
-            return no(
-                f"{what} is {'least' if less else 'as small'} elsewhere" + (", at infinity" if each.at_infinity else ""),
-                P=each.law,
-                logits=each.logits[worst],
-                reads=read[worst],
-                **{name: both[0], f"{name}_at_log_P": both[1]},
-            )
+        if off[worst] > 1 or each.at_infinity:
+            here, there = _beside_log_p(merit, each, worst)
+            less = here < there - 1e-9 * (1 + abs(there))
+            how = f"{'least' if less else 'as small'} elsewhere" + (", at infinity" if each.at_infinity else "")
+            return _elsewhere(how, honest, each, worst, read, here, there)
+    for each, read in pairs if level else ():
+        if each.unknown:
+            here, there = _beside_log_p(merit, each, 0)
+            if here < there - 1e-9 * (1 + abs(there)):
+                return _elsewhere("less elsewhere", honest, each, 0, read, here, there)
     return next((_no_zero(each) for each in found if each.unknown), Verdict(YES, "reads back P"))
+
+
+def _beside_log_p(merit: Callable, minimiser: Minimiser, place: int) -> np.ndarray:
+    """The merit at one of the logits that were reached, and at log P."""
+    law = minimiser.law
+    return merit(np.stack([minimiser.logits[place], np.log(law)]), np.stack([law, law]))
+
+
+def _elsewhere(how: str, honest: bool, each: Minimiser, place: int, read: np.ndarray, here: float, there: float) -> Verdict:
+    what = "the expected loss" if honest else "the potential of the field, its integral from 0 and not the loss's value,"
+    shown = {_merit_name(honest): here, f"{_merit_name(honest)}_at_log_P": there}
+    return no(f"{what} is {how}", P=each.law, logits=each.logits[place], reads=read[place], **shown)
 
 
 def _merit_name(honest: bool) -> str:
