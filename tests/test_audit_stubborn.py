@@ -181,3 +181,14 @@ def test_a_lower_point_answers_for_a_search_without_end():
     found = decisions.decide(make_probe(soft_hinge), True, True, True, True)["strictly_proper"]
     assert (found.value, found.evidence) == (False, "the expected loss is less elsewhere")
     assert found.witness["expected_loss"] < found.witness["expected_loss_at_log_P"]
+
+
+@pytest.mark.parametrize("vocab", [3, 4])
+def test_who_leads_at_infinity_is_undecided_where_it_makes_no_difference(vocab):
+    """Normalised cross entropy: for P = (.4, .3, .2, .1) it is .1000007 at (0, 1, 0, -1e6), and .1 at the end."""
+
+    def normalised(z, y):
+        return nll(z, y) / -jnp.sum(jax.nn.log_softmax(z), axis=-1)
+
+    assert decisions.decide(make_probe(normalised, 0, vocab), True, True)["calibrated"].value == "undecided"
+    assert decisions.decide(make_probe(LOSSES["mae"], 0, vocab), True, True)["calibrated"].value is True

@@ -335,7 +335,7 @@ def decide(
     verdicts = {
         "strictly_proper": strictly,
         "proper_through": Verdict(through, words, None if through else strictly.witness),
-        "calibrated": _keeps_the_argmax(found, how, honest),
+        "calibrated": _keeps_the_argmax(merit, found, how, honest),
     }
     return {name: _as_measured(verdict, unit) for name, verdict in verdicts.items()}
 
@@ -397,13 +397,17 @@ def _no_zero(minimiser: Minimiser) -> Verdict:
     return Verdict(UNDECIDED, f"no zero of the field was reached for P = {plain(minimiser.law.round(4))}")
 
 
-def _keeps_the_argmax(found: list[Minimiser], how: str, honest: bool) -> Verdict:
+def _keeps_the_argmax(merit: Callable, found: list[Minimiser], how: str, honest: bool) -> Verdict:
     for each in found:
         if each.unknown:
             return _no_zero(each)
         top = int(np.argmax(each.law))
         lead = each.logits[:, top] - np.delete(each.logits, top, axis=1).max(axis=1)
         worst = int(np.argmin(lead))
+        if each.at_infinity and _indifferent(merit, each, top):
+            law = plain(each.law.round(4))
+            why = "and there the likeliest class and another may change places for less than going on changes"
+            return Verdict(UNDECIDED, f"the infimum for P = {law} lies at infinity, {why}")
         if lead[worst] < 1e-6:
             return no(
                 "the likeliest class does not lead at this minimiser: " + ("a tie" if lead[worst] > -1e-6 else "another does"),
@@ -412,3 +416,15 @@ def _keeps_the_argmax(found: list[Minimiser], how: str, honest: bool) -> Verdict
                 **{_merit_name(honest): each.least},
             )
     return Verdict(YES, f"the likeliest class leads at every minimiser; {how}")
+
+
+def _indifferent(merit: Callable, minimiser: Minimiser, top: int) -> bool:
+    """Whether at infinity the likeliest class changes places with another for about what is still gained twice as far out."""
+    z, law = minimiser.logits, minimiser.law
+    orders = np.tile(np.arange(len(law)), (len(law), 1))
+    orders[:, top], orders[np.arange(len(law)), np.arange(len(law))] = np.arange(len(law)), top
+    swapped = np.delete(z[:, orders], top, axis=1).reshape(-1, len(law))
+    found = merit(np.concatenate([z, 2 * z, swapped]), np.tile(law, (2 * len(z) + len(swapped), 1)))
+    here, further, others = np.split(found, [len(z), 2 * len(z)])
+    gained = float(np.max(here - further))
+    return gained > 1e-12 * (1 + abs(minimiser.least)) and bool(others.min() < here.min() + 10 * gained)
