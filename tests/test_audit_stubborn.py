@@ -192,3 +192,30 @@ def test_who_leads_at_infinity_is_undecided_where_it_makes_no_difference(vocab):
 
     assert decisions.decide(make_probe(normalised, 0, vocab), True, True)["calibrated"].value == "undecided"
     assert decisions.decide(make_probe(LOSSES["mae"], 0, vocab), True, True)["calibrated"].value is True
+
+
+def under_a_rule(scale):
+    """nll, whose gradient is told scale(z, y) times as great."""
+    told = jax.custom_vjp(nll)
+    told.defvjp(
+        lambda z, y: (nll(z, y), (z, y)),
+        lambda kept, g: (
+            (g * scale(*kept))[..., None] * jax.vjp(lambda z: nll(z, kept[1]), kept[0])[1](jnp.ones_like(g))[0],
+            None,
+        ),
+    )
+    return told
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [lambda z, y: jnp.exp(-nll(z, y)) > 1e-4, lambda z, y: jnp.where(jnp.max(jnp.abs(z), axis=-1) > 6.5, 3.0, 1.0)],
+)
+def test_a_rule_that_lies_far_out_is_found(scale):
+    assert autodiff.honest_autodiff(make_probe(under_a_rule(scale))).value is False
+
+
+@pytest.mark.parametrize("name", ["hinge_weston_watkins", "sparsemax", "exponential", "squared_hinge"])
+def test_a_kink_is_no_lie(name):
+    for seed in range(6):
+        assert autodiff.honest_autodiff(make_probe(LOSSES[name], seed)).value is True
