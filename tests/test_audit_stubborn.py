@@ -219,3 +219,10 @@ def test_a_rule_that_lies_far_out_is_found(scale):
 def test_a_kink_is_no_lie(name):
     for seed in range(6):
         assert autodiff.honest_autodiff(make_probe(LOSSES[name], seed)).value is True
+
+
+def test_a_gradient_without_end_next_to_0_is_found():
+    """LogitNorm, whose gradient is as 1 / |z|."""
+    found = shape.lipschitz(make_probe(lambda z, y: nll(5 * z / jnp.linalg.norm(z, axis=-1, keepdims=True), y)))
+    assert (found.value, found.evidence) == (False, "the gradient grows without end along a ray towards 0")
+    assert found.witness["other_gradient_norm"] == pytest.approx(10 * found.witness["gradient_norm"], rel=1e-3)

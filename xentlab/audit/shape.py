@@ -11,7 +11,7 @@ from xentlab.audit.probe import NO, UNDECIDED, YES, Probe, Verdict, no
 
 ROUNDING = 1e-9  # of a value, relative; beside 0, of the gradient's size
 LEAD = 1e4  # that is certainty, for a temperature of hundreds too
-DISTANCES = np.logspace(2, 6, 5)  # along rays
+DISTANCES, NEAR = [1e2, 1e3, 1e4, 1e5, 1e6], [1e-2, 1e-3, 1e-4, 1e-5, 1e-6]  # along rays: away from 0, and towards it
 KEEPS_ON, FADES = 0.6, 0.2  # of a decade's growth, the next decade's: of log log x it is .7 and more, of 1 - 1/x a tenth
 
 
@@ -146,37 +146,42 @@ def _growth(probe: Probe, size: Callable, what: str, name: str) -> Verdict:
     )
     rays, y = np.repeat(rays, vocab, axis=0), np.tile(np.arange(vocab), len(rays))
     with np.errstate(all="ignore"):
-        sizes = np.stack([size(distance * rays, y) for distance in DISTANCES])
+        sizes = np.stack([size(distance * rays, y) for distance in DISTANCES + NEAR])
     nan, slow = np.isnan(sizes), []
-    for (sign, word), target in itertools.product(((1, "grows"), (-1, "falls")), range(vocab)):
-        ends = np.where(nan | (y != target), -np.inf, sign * sizes)
+    ways = itertools.product(((1, "grows"), (-1, "falls")), range(vocab), ((0, ""), (len(DISTANCES), " towards 0")))
+    for (sign, word), target, (start, where) in ways:
+        here = slice(start, start + len(DISTANCES))
+        ends = np.where(nan | (y != target), -np.inf, sign * sizes)[here]
         most = ends.max(axis=1)
         goes_on = _goes_on(most, probe.unit)
-        if goes_on is None:
+        if goes_on is None and not where:
             slow.append(f"{what} {word} ever more slowly, by {', '.join(f'{step:.3g}' for step in np.diff(most))} a decade")
         if goes_on:
             endless = np.flatnonzero(most == np.inf)
             far = max(1, endless[0]) if len(endless) else len(DISTANCES) - 1
-            ray, near = ends[far].argmax(), far - 1
+            ray, far = ends[far].argmax(), start + far
+            distances = DISTANCES + NEAR
             return no(
-                f"{what} {word} without end along a ray",
-                logits=DISTANCES[near] * rays[ray],
+                f"{what} {word} without end along a ray{where}",
+                logits=distances[far - 1] * rays[ray],
                 target=y[ray],
-                **{name: sizes[near, ray]},
-                other_logits=DISTANCES[far] * rays[ray],
+                **{name: sizes[far - 1, ray]},
+                other_logits=distances[far] * rays[ray],
                 other_target=y[ray],
                 **{f"other_{name}": sizes[far, ray]},
             )
     if nan.any():
         place, ray = np.argwhere(nan)[0]
+        at = ((DISTANCES + NEAR)[place] * rays[ray]).round(8).tolist()
         return Verdict(
             UNDECIDED,
-            f"{what} is NaN at logits {(DISTANCES[place] * rays[ray]).round(4).tolist()}, target {y[ray]}, in float64 too: has "
+            f"{what} is NaN at logits {at}, target {y[ray]}, in float64 too: has "
             "p become 0 before its logarithm was taken? jax.nn.log_softmax never does",
         )
     if slow:
         return Verdict(UNDECIDED, f"{slow[-1]} from 10^2 to 10^6")
-    return Verdict(YES, f"{what} stays within {sizes.min():.4g} and {sizes.max():.4g} along {len(rays)} rays from 10^2 to 10^6")
+    along = f"along {len(rays)} rays from 10^2 to 10^6, and from 10^-2 to 10^-6"
+    return Verdict(YES, f"{what} stays within {sizes.min():.4g} and {sizes.max():.4g} {along}")
 
 
 def bounded(probe: Probe) -> Verdict:
