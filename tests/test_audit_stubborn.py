@@ -226,3 +226,14 @@ def test_a_gradient_without_end_next_to_0_is_found():
     found = shape.lipschitz(make_probe(lambda z, y: nll(5 * z / jnp.linalg.norm(z, axis=-1, keepdims=True), y)))
     assert (found.value, found.evidence) == (False, "the gradient grows without end along a ray towards 0")
     assert found.witness["other_gradient_norm"] == pytest.approx(10 * found.witness["gradient_norm"], rel=1e-3)
+
+
+@pytest.mark.parametrize("vocab", [3, 4, 8])
+def test_a_logarithm_of_a_multiple_is_no_power(vocab):
+    """Normalised cross entropy: its pull is as 1 / (log(1/p) + c)^2."""
+
+    def normalised(z, y):
+        return nll(z, y) / -jnp.sum(jax.nn.log_softmax(z), axis=-1)
+
+    assert limits.low_p(make_probe(normalised, 0, vocab))["low_p_order"].value == 0
+    assert limits.low_p(make_probe(functools.partial(LOSSES["tsallis"], alpha=1.01), 0, vocab))["low_p_order"].value == 0.01

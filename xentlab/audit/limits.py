@@ -40,6 +40,20 @@ def fit(pull: np.ndarray) -> tuple[float, float, float]:
     return float(solution[1]), float(solution[2]), float(np.abs(columns @ solution - np.log(pull)).max())
 
 
+def logarithm(pull: np.ndarray) -> float:
+    """The worst residual of log pull = a + k log(log(1/p) + c), for the best c: what `fit` may take for a small power."""
+    x, log_pull = np.log(1 / LOW), np.log(pull)
+
+    def residual(c):
+        columns = np.stack([np.ones_like(x), np.log(x + c)], axis=1)
+        return np.abs(columns @ np.linalg.lstsq(columns, log_pull, rcond=None)[0] - log_pull).max()
+
+    shifts = np.concatenate([-np.linspace(0, 13, 40), np.linspace(0, 30, 90)])
+    best = min(shifts, key=residual)
+    finer = best + np.linspace(-0.4, 0.4, 81)
+    return float(min(residual(c) for c in finer))
+
+
 def _limit(near: np.ndarray, x: np.ndarray, far: np.ndarray) -> float | str:
     """What the pull tends to, by how it goes on from p = 1e-14: a number, inf, or undecided."""
     if far[-1] <= 1e-6 * near[0]:
@@ -90,6 +104,9 @@ def low_p(probe: Probe) -> dict[str, Verdict]:
                 found = None
             elif limits[rivals] != UNDECIDED and 0 < limits[rivals] < np.inf:
                 found = 0.0  # what is fitted is how it comes there
+            elif abs(found) < GROWS and logarithm(pull) < 0.1 * residual:
+                found = 0.0
+                said[-1] += ", as a power of log(1/p) + c"
             elif residual > 0.01:
                 found = UNDECIDED
                 said[-1] += f"; no power of p and of log(1/p) fits (residual {residual:.2g})"
