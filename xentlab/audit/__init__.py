@@ -58,11 +58,13 @@ class Audit:
 def audit(loss: str | Loss, seed: int = 0, vocab: int = VOCAB) -> Audit:
     """Finds out what is true of a loss, from its values and gradients alone.
 
-    loss: a name, or any callable (logits [..., V], targets [...]) -> [...]. All questions are asked in float64, about the
-    loss's *gradient field*: where something in it is held constant, its value would mislead. A property that the tests
-    cannot settle is "undecided", with the reason. The same seed gives the same audit. vocab: how many classes it is asked
-    at, 2 to 32, which take seconds at 4, half a minute at most at 16 and minutes at 32; a loss that knows its own
-    vocabulary answers there alone.
+    loss: a name, or any callable (logits [..., V], targets [...]) -> [...]. All questions are asked in float64, most of them
+    about the loss's *gradient field*: where something in it is held constant, its value would mislead. Of the value are
+    `elementwise`, `rejects_bad_targets`, `shift_invariant`, `permutation_equivariant`, `local`, `zero_at_certainty` and
+    `bounded`; of both `honest_autodiff`, `finite`, `max_error` and, where autodiff is honest, `monotone` and `convex`. A
+    property that the tests cannot settle is "undecided", with the reason. The same seed gives the same audit. vocab: how
+    many classes it is asked at, 2 to 32, which take seconds at 4, half a minute at most at 16 and minutes at 32; a loss
+    that knows its own vocabulary answers there alone.
 
     >>> found = audit("brier").verdicts
     >>> found["strictly_proper"].value, found["convex"].value, found["low_p_order"].value

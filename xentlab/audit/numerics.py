@@ -31,9 +31,10 @@ def batches(seed: int, vocab: int) -> dict[str, np.ndarray]:
 def numerics(probe: Probe) -> dict[str, Verdict]:
     """`finite` and `max_error`, each by dtype.
 
-    finite: value and gradient are finite at logits of +-1e4 and beside a class at -inf. max_error: the worst relative error
-    of the value, and of the gradient relative to its own largest entry, against float64 at the same rounded logits, where that
-    is finite. What is smaller than the dtype's rounding of the loss's largest at ordinary logits counts as that large.
+    finite: value and gradient are finite, compiled as in training (op by op they may not be), at logits of +-1e4 and beside a
+    class at -inf. max_error: the worst relative error of the value, and of the gradient relative to its own largest entry,
+    against float64 at the same rounded logits, where that is finite. What is smaller than the dtype's rounding of the loss's
+    largest at ordinary logits counts as that large.
     """
 
     @jax.jit
@@ -70,7 +71,7 @@ def numerics(probe: Probe) -> dict[str, Verdict]:
                 error = np.where(np.isfinite(true), np.where(np.isnan(error), np.inf, error), 0.0)
                 worst[i] = max(worst[i], float(error.max()))
         errors[dtype] = {"value": plain(float(f"{worst[0]:.3g}")), "gradient": plain(float(f"{worst[1]:.3g}"))}
-    evidence = f"{', '.join(found)} logits, 128 each, V = {probe.vocab}, against float64 at the same rounded logits"
+    evidence = f"{', '.join(found)} logits, 128 each, V = {probe.vocab}, compiled, against float64 at the same rounded logits"
     return {"finite": Verdict(finite, evidence, broken or None), "max_error": Verdict(errors, evidence)}
 
 
