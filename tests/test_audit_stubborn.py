@@ -237,3 +237,8 @@ def test_a_logarithm_of_a_multiple_is_no_power(vocab):
 
     assert limits.low_p(make_probe(normalised, 0, vocab))["low_p_order"].value == 0
     assert limits.low_p(make_probe(functools.partial(LOSSES["tsallis"], alpha=1.01), 0, vocab))["low_p_order"].value == 0.01
+
+
+@pytest.mark.parametrize("name", ["focal(gamma=1)", "focal(gamma=2)", "focal"])
+def test_a_loss_is_not_kin_to_itself_however_it_is_written(name):
+    assert audit(name).verdicts["same_gradient_as"].value is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
 
 import jax
@@ -10,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from xentlab.audit.probe import Probe, Verdict
-from xentlab.catalogue import LOSSES
-from xentlab.contract import facts_of, name_of, unwrapped, value_and_gradient
+from xentlab.catalogue import LOSSES, is_catalogued, resolve
+from xentlab.contract import facts_of, name_of, settings_of, unwrapped, value_and_gradient
 from xentlab.names import with_settings
 from xentlab.products import quickly
 
@@ -50,11 +51,11 @@ def _batch(seed: int, vocab: int) -> tuple[np.ndarray, np.ndarray]:
 def same_gradient_as(probe: Probe) -> Verdict:
     """A catalogue loss of which this one's gradient is a multiple, as {"loss": .., "factor": ..}, or None."""
     field = probe.field(*_batch(probe.seed, probe.vocab))
-    me = unwrapped(probe.loss)[0]
+    me = _as_set(probe.loss) if is_catalogued(probe.loss) else None
     with _ONCE:
         catalogue = _catalogue_fields(probe.seed, probe.vocab)
     for name, theirs in catalogue.items():
-        if LOSSES[name.partition("(")[0]] is me and name == name_of(probe.loss):
+        if _as_set(resolve(name, check=False)) == me:
             continue
         norm = float(np.sum(theirs * theirs))
         factor = float(np.sum(field * theirs)) / norm if norm else 0.0
@@ -62,3 +63,9 @@ def same_gradient_as(probe: Probe) -> Verdict:
         if factor > 0 and np.allclose(field, factor * theirs, rtol=1e-8, atol=rounding):
             return Verdict({"loss": name, "factor": float(f"{factor:.9g}")}, f"equal at {len(field)} points to 1e-8")
     return Verdict(None, f"differs from all {len(catalogue)} losses and settings at {len(field)} points")
+
+
+def _as_set(loss):
+    """The function of one of the catalogue, and all of its settings: focal, focal(gamma=2) and focal(gamma=2.0) are one."""
+    function, parameters = unwrapped(loss)[0], inspect.signature(unwrapped(loss)[0]).parameters.values()
+    return function, {each.name: each.default for each in parameters if each.default is not each.empty} | settings_of(loss)
