@@ -223,9 +223,14 @@ def seen(nats: float, sign: str = "") -> str:
 
 
 def all_seen(*nats: float) -> list[str]:
-    """With their signs, all in the one notation or the other."""
-    small = any("e" in seen(each) for each in nats)
-    return [f"{each:+.1e}" if small else seen(each, "+") for each in nats]
+    """With their signs, all in the one notation or the other: by powers of ten where one is small, or two would look alike.
+
+    >>> all_seen(-0.00123, -0.00141), all_seen(0.1, 0.2)
+    (['-1.2e-03', '-1.4e-03'], ['+0.100', '+0.200'])
+    """
+    shown = [seen(each, "+") for each in nats]
+    alike = len(set(shown)) < len(set(nats))
+    return [f"{each:+.1e}" for each in nats] if alike or any("e" in each for each in shown) else shown
 
 
 def pairs(frame: pd.DataFrame) -> list[str]:
@@ -273,9 +278,9 @@ def _alone(row: Any) -> str:
 def _with_interval(row: Any) -> str:
     if math.isnan(row.low):
         return f"{row.loss} (an infinite test NLL leaves no interval)"
-    ends = ", ".join(all_seen(row.low, row.high))
+    difference, low, high = all_seen(row.difference, row.low, row.high)
     why = covered(row)
-    return f"{row.loss} ({seen(row.difference, '+')}, [{ends}]{why and ', which ' + why})"
+    return f"{row.loss} ({difference}, [{low}, {high}]{why and ', which ' + why})"
 
 
 def covered(row: Any) -> str:
