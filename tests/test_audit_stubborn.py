@@ -242,3 +242,9 @@ def test_a_logarithm_of_a_multiple_is_no_power(vocab):
 @pytest.mark.parametrize("name", ["focal(gamma=1)", "focal(gamma=2)", "focal"])
 def test_a_loss_is_not_kin_to_itself_however_it_is_written(name):
     assert audit(name).verdicts["same_gradient_as"].value is None
+
+
+def test_what_has_no_infimum_and_what_swings_are_told():
+    away = decisions.decide(make_probe(lambda z, y: -nll(z, y)), True, True)
+    assert (away["strictly_proper"].value, away["calibrated"].value) == (False, False)
+    assert shape.lipschitz(make_probe(lambda z, y: nll(z, y) + 1e-3 * jnp.sin(z[..., 0]))).value is True

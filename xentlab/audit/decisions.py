@@ -332,6 +332,7 @@ def decide(
     if strictly.value is YES:
         strictly = Verdict(YES, f"softmax(z*) = P to {tolerance:g} for {how}")
     words = f"z* reads back P to {tolerance:g}; {how}" if through else f"none of {', '.join(misses)}; {how}"
+    words = misses[name].evidence if through is UNDECIDED else words
     verdicts = {
         "strictly_proper": strictly,
         "proper_through": Verdict(through, words, None if through else strictly.witness),
@@ -419,7 +420,10 @@ def _keeps_the_argmax(merit: Callable, found: list[Minimiser], how: str, honest:
 
 
 def _indifferent(merit: Callable, minimiser: Minimiser, top: int) -> bool:
-    """Whether at infinity the likeliest class changes places with another for about what is still gained twice as far out."""
+    """Whether at infinity the likeliest class changes places with another for about what is still gained twice as far out.
+
+    That is little where there is an infimum; where there is none the merit falls without end, and no order is as good.
+    """
     z, law = minimiser.logits, minimiser.law
     orders = np.tile(np.arange(len(law)), (len(law), 1))
     orders[:, top], orders[np.arange(len(law)), np.arange(len(law))] = np.arange(len(law)), top
@@ -427,4 +431,4 @@ def _indifferent(merit: Callable, minimiser: Minimiser, top: int) -> bool:
     found = merit(np.concatenate([z, 2 * z, swapped]), np.tile(law, (2 * len(z) + len(swapped), 1)))
     here, further, others = np.split(found, [len(z), 2 * len(z)])
     gained = float(np.max(here - further))
-    return gained > 1e-12 * (1 + abs(minimiser.least)) and bool(others.min() < here.min() + 10 * gained)
+    return 1e-12 < gained / (1 + abs(minimiser.least)) < 1e-3 and bool(others.min() < here.min() + 10 * gained)
