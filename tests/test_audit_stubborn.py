@@ -248,3 +248,10 @@ def test_what_has_no_infimum_and_what_swings_are_told():
     away = decisions.decide(make_probe(lambda z, y: -nll(z, y)), True, True)
     assert (away["strictly_proper"].value, away["calibrated"].value) == (False, False)
     assert shape.lipschitz(make_probe(lambda z, y: nll(z, y) + 1e-3 * jnp.sin(z[..., 0]))).value is True
+
+
+def test_what_is_rounded_to_0_is_not_cut_off():
+    """The pull of nll(-z) is 1 - p' for a p' near 1, that of a soft cap 1 - tanh^2, as p^(1/15)."""
+    assert limits.low_p(make_probe(lambda z, y: nll(-z, y)))["low_p_order"].value == 1
+    soft = limits.low_p(make_probe(lambda z, y: nll(30 * jnp.tanh(z / 30), y)))["low_p_order"]
+    assert soft.value == pytest.approx(1 / 15, abs=0.01)

@@ -87,9 +87,9 @@ def low_p(probe: Probe) -> dict[str, Verdict]:
             limits[rivals], found = 0.0, None
             said.append(f"{rivals}: exactly 0 from p = 1e-6 down")
         elif (far == 0).all() and not (np.diff(pull == 0) & (pull[1:] != 0)).any():
-            limits[rivals], found = 0.0, None
-            last = LOW[np.flatnonzero(pull)[-1]]
-            said.append(f"{rivals}: of target 0 |dL/dz_y| = {pull[0]:.4g} at p = 1e-6, and exactly 0 below p = {last:.2g}")
+            last = np.flatnonzero(pull)[-1]
+            limits[rivals], found = 0.0, None if pull[last] > 1e-10 * pull[0] else UNDECIDED  # or it has been rounded to 0
+            said.append(f"{rivals}: of target 0 |dL/dz_y| = {pull[0]:.4g} at p = 1e-6, and exactly 0 below p = {LOW[last]:.2g}")
         elif (pull == 0).any():
             limits[rivals], found = UNDECIDED, UNDECIDED
             said.append(f"{rivals}: 0 at some p and not at others")
@@ -99,8 +99,8 @@ def low_p(probe: Probe) -> dict[str, Verdict]:
                 f"{rivals}: of target 0 |dL/dz_y| = {pull[0]:.4g} at p = 1e-6, {pull[-1]:.4g} at 1e-14, "
                 f"{far[-1]:.4g} at e^-{x[-1]:g}"
             )
-            # 0 where a power of p would still be a number: it has been cut off.
-            if (far[-found * x > -300] == 0).any():
+            # 0 where this power of p would be above the rounding of a probability near 1: it has been cut off.
+            if (far[-found * x > -25] == 0).any():
                 found = None
             elif limits[rivals] != UNDECIDED and 0 < limits[rivals] < np.inf:
                 found = 0.0  # what is fitted is how it comes there
