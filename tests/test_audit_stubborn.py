@@ -255,3 +255,7 @@ def test_what_is_rounded_to_0_is_not_cut_off():
     assert limits.low_p(make_probe(lambda z, y: nll(-z, y)))["low_p_order"].value == 1
     soft = limits.low_p(make_probe(lambda z, y: nll(30 * jnp.tanh(z / 30), y)))["low_p_order"]
     assert soft.value == pytest.approx(1 / 15, abs=0.01)
+
+
+def test_what_is_infinite_far_out_is_kin_to_none_without_a_warning():
+    assert kinship.same_gradient_as(make_probe(lambda z, y: jnp.expm1(4 * nll(z, y)))).value is None

@@ -48,6 +48,7 @@ def _batch(seed: int, vocab: int) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([z, apart]), np.concatenate([y, far]).astype(np.int32)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of a gradient that is infinite far out
 def same_gradient_as(probe: Probe) -> Verdict:
     """A catalogue loss of which this one's gradient is a multiple, as {"loss": .., "factor": ..}, or None."""
     field = probe.field(*_batch(probe.seed, probe.vocab))

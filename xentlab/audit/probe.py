@@ -92,6 +92,7 @@ def make_probe(loss: Loss, seed: int = 0, vocab: int = VOCAB) -> Probe:
     return Probe(loss, both, seed, vocab)
 
 
+@np.errstate(invalid="ignore")  # of two infinities
 def central_differences(of: Callable, z: np.ndarray, y: np.ndarray, step: float) -> np.ndarray:
     """How each logit moves what a function of logits [N, V] and targets [N] gives, [N, ...] -> [N, V, ...]."""
     nudges = step * np.eye(z.shape[-1])
