@@ -259,3 +259,10 @@ def test_what_is_rounded_to_0_is_not_cut_off():
 
 def test_what_is_infinite_far_out_is_kin_to_none_without_a_warning():
     assert kinship.same_gradient_as(make_probe(lambda z, y: jnp.expm1(4 * nll(z, y)))).value is None
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_least_at_infinity_is_reached_by_the_readmes_loss(seed):
+    """Newton ends where what is left of the field is rounding of the value."""
+    cubic = lambda z, y: (1 - at_target(jax.nn.softmax(z), y)) ** 3
+    assert audit(cubic, seed=seed).verdicts["calibrated"].value is True

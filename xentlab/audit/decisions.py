@@ -37,6 +37,7 @@ BOXES = (20.0, 1e3, 1e4)  # of logits, for a linear program: margins may be of h
 LINK_TOLERANCE = 1e-4
 # Where the field is rounding P is read back far better: label smoothing of 1e-4 is not proper.
 EXACT, EXACT_TOLERANCE = 1e-11, 1e-7
+ZERO = 1e-6  # of the field, in its own unit: Newton may end there where the least lies at infinity
 HALVINGS = 40  # of a ray, by which a kink is found to 1e-12 of its length
 PANELS, NODES = 8, 12  # of the integral along a ray: 1e-13 at a spread of 1e3, 1e-9 at 1e6
 SCALES = (0.0, 1.0, 2.0, 10.0, 100.0)  # of log P, where Newton starts: a loss may measure logits in other units
@@ -197,7 +198,7 @@ def _by_newton(probe: Probe, asked: np.ndarray, merit: Callable, sweeps: int = 1
         # At infinity it is where it is no greater twice as far out.
         endless = (np.ptp(z[near], axis=1) > FAR) & ~(further[near] > least + 1e-9 * (1 + abs(least)))
         tolerance = np.where(length[near] < EXACT, EXACT_TOLERANCE, LINK_TOLERANCE)
-        settled, at_infinity = bool((length[near] < 1e-7).all()), bool(endless.any())
+        settled, at_infinity = bool((length[near] < ZERO).all()), bool(endless.any())
         found.append(Minimiser(asked[i], z[near], float(least), settled, at_infinity, tolerance))
     return found
 
