@@ -266,3 +266,11 @@ def test_a_least_at_infinity_is_reached_by_the_readmes_loss(seed):
     """Newton ends where what is left of the field is rounding of the value."""
     cubic = lambda z, y: (1 - at_target(jax.nn.softmax(z), y)) ** 3
     assert audit(cubic, seed=seed).verdicts["calibrated"].value is True
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_loss_of_the_hard_tokens_alone_is_not_elementwise(seed):
+    def mined(z, y):
+        return jnp.where(nll(z, y) >= jnp.quantile(nll(z, y), 0.3), nll(z, y), 0)
+
+    assert autodiff.elementwise(make_probe(mined, seed)).value is False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,8 +24,10 @@ def elementwise(probe: Probe) -> Verdict:
         )
         told = "no model can be trained on it. Are logits taken for probabilities? Take jax.nn.log_softmax of them first"
         return Verdict(UNDECIDED, f"{shown} {len(z)} ordinary points: {told}")
-    for place in range(0, len(z), 5):
-        moved, targets = other_z.copy(), other_y.copy()
+    # The others as they come, all of them learnt, and none: what ranks its batch tells these apart.
+    ahead = other_y[:, None] == np.arange(probe.vocab)
+    for place, lead in itertools.product(range(0, len(z), 5), (0, 40, -40)):
+        moved, targets = other_z + lead * ahead, other_y.copy()
         elsewhere = (place + 7) % len(z)
         for spot in (place, elsewhere):
             moved[spot], targets[spot] = z[place], y[place]
