@@ -201,7 +201,7 @@ def test_both_ends_of_an_interval_are_in_one_notation():
     frame = pd.DataFrame([rows | {"low": low, "high": 4e-3, "tells_apart": True} for low in (3.7e-4, 1e-3)])
     assert reading.pairs(frame) == [
         "On s test NLL against nll's, seed by seed, in nats with intervals of 95% over 3 seeds: behind it "
-        "brier (+0.002, [+3.7e-04, +4.0e-03]) and brier (+0.002, [+0.001, +0.004]).",
+        "brier (+2.0e-03, [+3.7e-04, +4.0e-03]) and brier (+0.002, [+0.001, +0.004]).",
         "On s these are 2 intervals: where nothing differs, one in twenty still says that it does.",
     ]
 
