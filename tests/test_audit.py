@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 
 from xentlab import LOSSES, LabError, at_target, audit, facts_of, loss, name_of
-from xentlab.audit import VERDICTS, as_json, claims, decisions, disagreements
+from xentlab.audit import VERDICTS, as_json, claims, decisions, disagreements, minimisers
 from xentlab.audit.limits import LOW, fit
 from xentlab.audit.probe import make_probe
 
@@ -197,8 +197,8 @@ def test_weston_watkins_by_hand():
     """P = (.4, .3, .2, .1): expected loss 2.2 at the tie z = (1, 1, 0, 0), and no less anywhere."""
     probe = make_probe(LOSSES["hinge_weston_watkins"])
     law = np.array([[0.4, 0.3, 0.2, 0.1]])
-    assert decisions.expected(probe, np.array([[1.0, 1, 0, 0]]), law)[0][0] == pytest.approx(2.2)
-    assert decisions._program(probe, law[0], None)[0] == pytest.approx(2.2)
+    assert minimisers.expected(probe, np.array([[1.0, 1, 0, 0]]), law)[0][0] == pytest.approx(2.2)
+    assert minimisers._program(probe, law[0], None)[0] == pytest.approx(2.2)
 
 
 def log_p(logits):
@@ -406,9 +406,9 @@ def test_names():
 
 
 def test_where_one_search_came_to_no_end_the_others_still_speak():
-    probe, found = make_probe(LOSSES["nll"]), decisions.laws(0, 4)
-    ends = [decisions.Minimiser(law, np.log(law)[None], 0.0, place != 5, False) for place, law in enumerate(found)]
-    reads_back = functools.partial(decisions._reads_back, decisions.potential(probe, True), True, found=ends)
+    probe, found = make_probe(LOSSES["nll"]), minimisers.laws(0, 4)
+    ends = [minimisers.Minimiser(law, np.log(law)[None], 0.0, place != 5, False) for place, law in enumerate(found)]
+    reads_back = functools.partial(decisions._reads_back, minimisers.potential(probe, True), True, found=ends)
     said = reads_back(jax.nn.softmax)
     assert (said.value, said.evidence[:27]) == ("undecided", "no zero of the field was re")
     assert reads_back(jax.nn.sigmoid).value is False

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from xentlab import LOSSES, at_target, audit
-from xentlab.audit import VERDICTS, autodiff, decisions, kinship, limits, shape
+from xentlab.audit import VERDICTS, autodiff, decisions, kinship, limits, minimisers, shape
 from xentlab.audit.probe import make_probe
 
 # The audit's own arithmetic promotes as users' losses do.
@@ -26,8 +26,8 @@ def gradient_of(theirs, value=nll):
 def test_a_potential_is_the_value_whose_gradient_the_field_is(spread):
     """However far out, where the field lives within a few units of 0."""
     law, z = np.array([[0.9, 0.05, 0.03, 0.02]]), spread * np.array([[0.6, -0.1, -0.2, -0.4]])
-    found = decisions.potential(make_probe(gradient_of(brier)), False)(z, law)
-    value = decisions.expected(make_probe(brier), np.stack([z[0], 0 * z[0]]), np.repeat(law, 2, axis=0))[0]
+    found = minimisers.potential(make_probe(gradient_of(brier)), False)(z, law)
+    value = minimisers.expected(make_probe(brier), np.stack([z[0], 0 * z[0]]), np.repeat(law, 2, axis=0))[0]
     assert found[0] == pytest.approx(value[0] - value[1], abs=1e-8)
 
 
@@ -92,8 +92,8 @@ def sum_of_hinges(z, y):
 def test_a_program_is_of_the_field_and_not_of_the_value():
     held, plain = make_probe(gradient_of(sum_of_hinges)), make_probe(sum_of_hinges)
     z, law = np.array([[-1.0, 3, -1, -1], [0.3, -2, 0.5, 7]]), np.tile([0.05, 0.45, 0.06, 0.44], (2, 1))
-    value = decisions.expected(plain, np.concatenate([z, np.zeros((1, 4))]), np.concatenate([law, law[:1]]))[0]
-    assert decisions._of_pieces(held)(z, law) == pytest.approx(value[:2] - value[2], abs=1e-9)
+    value = minimisers.expected(plain, np.concatenate([z, np.zeros((1, 4))]), np.concatenate([law, law[:1]]))[0]
+    assert minimisers._of_pieces(held)(z, law) == pytest.approx(value[:2] - value[2], abs=1e-9)
     assert decisions.decide(held, False, True, True)["calibrated"].value is True
 
 

@@ -9,7 +9,7 @@ import pytest
 from scripts import in_process
 
 from xentlab import LOSSES, LabError, at_target, audit
-from xentlab.audit import as_json, decisions, disagreements, kinship, numerics, shape
+from xentlab.audit import as_json, disagreements, kinship, minimisers, numerics, shape
 from xentlab.audit.probe import make_probe
 
 # The audit's own arithmetic promotes as users' losses do.
@@ -82,7 +82,7 @@ def test_a_vocabulary_that_would_take_hours_is_refused(vocab):
 
 @pytest.mark.parametrize("vocab", [2, 3, 5, 16, 32])
 def test_laws_are_distributions_with_one_likeliest_class(vocab):
-    found = decisions.laws(0, vocab)
+    found = minimisers.laws(0, vocab)
     assert found.shape == (12, vocab)
     assert found.sum(axis=1) == pytest.approx(np.ones(12))
     assert (found > 0).all()
@@ -111,13 +111,13 @@ def test_the_error_of_differences_is_no_curvature():
 
 def test_the_hinge_of_sixteen_classes_is_minimised_to_the_end():
     """It is convex: where no step along a logit makes it less and the programs come to an end, there is no less."""
-    probe, law = make_probe(LOSSES["hinge_weston_watkins"], 0, 16), decisions.laws(0, 16)[8]
-    least, where, settled, cuts = decisions._program(probe, law, None)
+    probe, law = make_probe(LOSSES["hinge_weston_watkins"], 0, 16), minimisers.laws(0, 16)[8]
+    least, where, settled, cuts = minimisers._program(probe, law, None)
     assert settled
-    again = decisions._program(probe, law, None, cuts=cuts)
+    again = minimisers._program(probe, law, None, cuts=cuts)
     assert again[0] == pytest.approx(least, abs=1e-8)
     tried = where + np.concatenate([0.01 * np.eye(16), -0.01 * np.eye(16)])
-    assert (decisions.expected(probe, tried, np.tile(law, (32, 1)))[0] >= least - 1e-9).all()
+    assert (minimisers.expected(probe, tried, np.tile(law, (32, 1)))[0] >= least - 1e-9).all()
 
 
 def test_a_cast_that_only_widens_is_judged():
