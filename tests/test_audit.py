@@ -126,6 +126,12 @@ ORDERS = {
     **{"brier": 1, "spherical": 1, "mae": 1, "jensen_shannon": 1},
     **{"tsallis": 0.5, "generalized_cross_entropy": 0.7, "exponential": -1},
 }
+KIN = {
+    "mixce": {"loss": "poly1", "factor": 0.5},
+    "poly1": {"loss": "mixce", "factor": 2.0},
+    "brier": {"loss": "tsallis(alpha=2)", "factor": 1.0},
+    "mae": {"loss": "generalized_cross_entropy(q=1)", "factor": 2.0},
+}
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -133,8 +139,7 @@ def test_links_orders_and_kinships(name):
     verdicts = audited(name).verdicts
     assert verdicts["proper_through"].value == LINKS.get(name)
     assert verdicts["low_p_order"].value == pytest.approx(ORDERS.get(name, 0), abs=0.01)
-    kin = verdicts["same_gradient_as"].value
-    assert kin == {"mixce": {"loss": "poly1", "factor": 0.5}, "poly1": {"loss": "mixce", "factor": 2.0}}.get(name)
+    assert verdicts["same_gradient_as"].value == KIN.get(name)
     assert verdicts["honest_autodiff"].value == (name != "mixce")
     assert verdicts["permutation_equivariant"].value == (name != "logit_adjusted")
 

@@ -274,3 +274,49 @@ def test_a_loss_of_the_hard_tokens_alone_is_not_elementwise(seed):
         return jnp.where(nll(z, y) >= jnp.quantile(nll(z, y), 0.3), nll(z, y), 0)
 
     assert autodiff.elementwise(make_probe(mined, seed)).value is False
+
+
+def hellinger(z, y):
+    """The squared distance of the roots of p and of the one-hot target."""
+    roots = jnp.sqrt(jax.nn.softmax(z)) - jax.nn.one_hot(y, z.shape[-1])
+    return jnp.sum(roots**2, axis=-1)
+
+
+def alpha_loss(z, y):
+    """Sypherd et al. 2022, A tunable loss function for robust classification, arXiv:1906.02314, at alpha = 3."""
+    return 1.5 * (1 - at_target(jax.nn.softmax(z), y) ** (2 / 3))
+
+
+def reverse_and_cross(z, y):
+    """Wang et al. 2019, Symmetric cross entropy, arXiv:1908.06112: log 0 stands for -4."""
+    return nll(z, y) + 4 * (1 - at_target(jax.nn.softmax(z), y))
+
+
+@pytest.mark.parametrize("vocab", [3, 4, 9])
+@pytest.mark.parametrize(
+    ("loss", "name", "factor"),
+    [
+        (hellinger, "generalized_cross_entropy(q=0.5)", 1),
+        (alpha_loss, "generalized_cross_entropy(q=0.666666667)", 1),
+        (reverse_and_cross, "poly1(epsilon=4)", 1),
+        (functools.partial(LOSSES["mixce"], eta=0.9), "poly1(epsilon=0.111111111)", 0.9),
+        (lambda z, y: 3 * LOSSES["tsallis"](z, y, alpha=1.001), "tsallis(alpha=1.001)", 3),
+        (
+            lambda z, y: LOSSES["generalized_cross_entropy"](z, y, q=0.7227102896736061),
+            "generalized_cross_entropy(q=0.72271029",
+            1,
+        ),
+        (lambda z, y: LOSSES["label_smoothing"](z, y, epsilon=0.9), "label_smoothing(epsilon=0.9)", 1),
+    ],
+)
+def test_kin_at_settings_that_nobody_listed(loss, name, factor, vocab):
+    found = kinship.same_gradient_as(make_probe(loss, 0, vocab)).value
+    assert found["factor"] == pytest.approx(factor)
+    assert found["loss"].startswith(name)
+
+
+@pytest.mark.parametrize("setting", [1.2, -0.4])
+def test_a_setting_that_a_loss_refuses_makes_no_kin(setting):
+    """(1 - p^q) / q is convex in p above 1, and infinite at 0 below it."""
+    power = lambda z, y: (1 - jnp.exp(-setting * nll(z, y))) / setting
+    assert kinship.same_gradient_as(make_probe(power)).value is None

@@ -23,6 +23,7 @@ AnyArray = Array | np.ndarray
 Logits = Float[AnyArray, "*tokens vocab"]
 Targets = Integer[AnyArray, "*tokens"]
 PerToken = Float[Array, "*tokens"]
+Setting = float | Float[AnyArray, ""]  # of a loss; one that is learned, JAX traces
 Loss = Callable[..., Any]
 # A limit is a number, or a function of the vocabulary's size and the loss's settings.
 Limit = float | Callable[..., float]

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from xentlab.contract import Logits, PerToken, Targets, check_setting, loss
+from xentlab.contract import Logits, PerToken, Setting, Targets, check_setting, loss
 from xentlab.losses.likelihood import nll
 from xentlab.losses.numerics import log_p_and_entropy, log_p_target, log_softmax, p_log_p, wide
 from xentlab.targets import at_target, off_target
@@ -52,7 +52,7 @@ def _smoothed(vocab, *, epsilon=0.1):
     settings=({}, {"epsilon": 0.4}),
     stream=_smoothed_stream,
 )
-def label_smoothing(logits: Logits, targets: Targets, *, epsilon: float = 0.1) -> PerToken:
+def label_smoothing(logits: Logits, targets: Targets, *, epsilon: Setting = 0.1) -> PerToken:
     """Cross entropy to the target mixed with the uniform: logits [..., V], targets [...] -> [...], in nats.
 
     epsilon: in [0, 1). A class at a logit of -inf costs infinity, since the smoothed target still asks for it.
@@ -82,7 +82,7 @@ def label_smoothing(logits: Logits, targets: Targets, *, epsilon: float = 0.1) -
     stream=_z_stream,
     note="Pins lse near 0. Not convex where lse < -1 / (2c).",
 )
-def z_loss(logits: Logits, targets: Targets, *, coefficient: float = 1e-4) -> PerToken:
+def z_loss(logits: Logits, targets: Targets, *, coefficient: Setting = 1e-4) -> PerToken:
     """`nll` plus coefficient * logsumexp(z)^2, which keeps the normaliser near 1: logits [..., V], targets [...] -> [...].
 
     coefficient: at least 0; at 0 it is `nll`.
@@ -114,7 +114,7 @@ def z_loss(logits: Logits, targets: Targets, *, coefficient: float = 1e-4) -> Pe
     stream=_penalty_stream,
     note="Convexity fails barely, for every beta > 0: at V = 2 from the gap s with s tanh(s/2) > 1 + 1/beta on.",
 )
-def confidence_penalty(logits: Logits, targets: Targets, *, beta: float = 0.1) -> PerToken:
+def confidence_penalty(logits: Logits, targets: Targets, *, beta: Setting = 0.1) -> PerToken:
     """`nll` minus beta times the prediction's entropy: logits [..., V], targets [...] -> [...], in nats.
 
     beta: at least 0; at 0 it is `nll`.

@@ -6,7 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from xentlab.contract import Logits, PerToken, Targets, check_setting, loss
+from xentlab.contract import Logits, PerToken, Setting, Targets, check_setting, loss
 from xentlab.losses.numerics import log_p_target, log_softmax, one_minus_exp, p_log_p, wide
 from xentlab.targets import at_target
 
@@ -52,7 +52,7 @@ def _focal(log_p, *, gamma):
     note="Not proper: Charoenphakdee et al. 2021, arXiv:2011.09172. |dL/dz_y| overshoots to 1.13 on its way to 1.",
     stream=_local(_focal),
 )
-def focal(logits: Logits, targets: Targets, *, gamma: float = 2.0) -> PerToken:
+def focal(logits: Logits, targets: Targets, *, gamma: Setting = 2.0) -> PerToken:
     """The log score, damped where the model is already right: logits [..., V], targets [...] -> [...], in nats.
 
     gamma: at least 0; at 0 it is `nll`.
@@ -84,7 +84,7 @@ def _poly1(log_p, *, epsilon):
     note="Convex only for -1 <= epsilon <= 1.",
     stream=_local(_poly1),
 )
-def poly1(logits: Logits, targets: Targets, *, epsilon: float = 1.0) -> PerToken:
+def poly1(logits: Logits, targets: Targets, *, epsilon: Setting = 1.0) -> PerToken:
     """The log score with its first polynomial coefficient moved by epsilon: logits [..., V], targets [...] -> [...].
 
     >>> float(poly1(jnp.zeros(2), jnp.array(0)) - jnp.log(2.0))  # epsilon / 2
@@ -118,7 +118,7 @@ def _gce(log_p, *, q):
     settings=({}, {"q": 0.3}),
     stream=_local(_gce),
 )
-def generalized_cross_entropy(logits: Logits, targets: Targets, *, q: float = 0.7) -> PerToken:
+def generalized_cross_entropy(logits: Logits, targets: Targets, *, q: Setting = 0.7) -> PerToken:
     """Between `nll` (q -> 0) and half of `mae` (q = 1): logits [..., V], targets [...] -> [...], in [0, 1/q].
 
     q: in (0, 1]. The gradient at low p vanishes like p^q.
@@ -216,7 +216,7 @@ def _mixce(log_p, *, eta):
     note="Judged by its gradient field, not its value. The field is monotone for eta >= 1/2; at 1/2 it is half poly1's.",
     stream=_local(_mixce),
 )
-def mixce(logits: Logits, targets: Targets, *, eta: float = 0.5) -> PerToken:
+def mixce(logits: Logits, targets: Targets, *, eta: Setting = 0.5) -> PerToken:
     """Cross entropy mixed with its reverse, by a weight that is not differentiated: logits [..., V], targets [...] -> [...].
 
     eta: cross entropy's share, in [0, 1].

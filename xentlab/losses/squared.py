@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from xentlab.contract import Logits, PerToken, Targets, check_setting, loss
+from xentlab.contract import Logits, PerToken, Setting, Targets, check_setting, loss
 from xentlab.losses.numerics import log_p_target, log_softmax, one_minus_exp, softmax, wide
 from xentlab.targets import at_target, off_target
 
@@ -103,7 +103,7 @@ def spherical(logits: Logits, targets: Targets) -> PerToken:
     stream=_tsallis_stream,
     note="alpha = 2 is brier.",
 )
-def tsallis(logits: Logits, targets: Targets, *, alpha: float = 1.5) -> PerToken:
+def tsallis(logits: Logits, targets: Targets, *, alpha: Setting = 1.5) -> PerToken:
     """The power score, shifted to 0 at certainty: logits [..., V], targets [...] -> [...], in [0, alpha].
 
     alpha: above 1. The gradient at low p vanishes like p^(alpha - 1), and from alpha = 2 on like p.
@@ -158,7 +158,7 @@ def _square_one(vocab, *, k=1.0, M=1.0):
     settings=({}, {"k": 5.0, "M": 3.0}),
     stream=_square_stream,
 )
-def mse_logits(logits: Logits, targets: Targets, *, k: float = 1.0, M: float = 1.0) -> PerToken:
+def mse_logits(logits: Logits, targets: Targets, *, k: Setting = 1.0, M: Setting = 1.0) -> PerToken:
     """Square loss on logits, to M at the target (weight k) and 0 elsewhere: logits [..., V], targets [...] -> [...].
 
     Infinite where a logit is -inf. Here softmax(z) is not what is learnt: the logits themselves tend to P.
