@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 RESULTS, REPORTED = ROOT / "docs" / "results.json", ROOT / "docs" / "reported.json"
 BENCHMARKS = {"heads": "bench_linear_loss", "race": "bench_race", "chip": "bench_chip"}  # by the frame that each writes
 PICTURES = {"cliff": "claim-4", "tokens": "claim-10", "rebuilt-city": "claim-15", "doors": "claim-19"}
-EXTRA = ("narrow_logits", "new_loss", "own_loss_at_scale", "wrong_start")  # scripts without a station
+EXTRA = ("narrow_logits", "new_loss", "own_loss_at_scale", "theorems", "wrong_start")  # scripts without a station
 
 
 def collect(run: pathlib.Path) -> None:

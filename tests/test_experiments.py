@@ -370,6 +370,15 @@ def test_narrow_logits():
     assert script.chart(frame).to_dict()
 
 
+def test_theorems():
+    """The audit finds what is proved of losses that nobody told it of."""
+    script = load(FOLDER / "theorems.py")
+    frame = script.run()
+    assert frame[~frame.agrees].to_dict("records") == []
+    assert set(frame.loss) == set(script.LOSSES_OF_OTHERS) == set(script.PROVED)
+    assert frame.set_index("loss").multiple_of["alpha-loss"].unique() == ["generalized_cross_entropy(q=0.666666667)"]
+
+
 def test_own_loss_at_scale():
     """Small here: the three heads agree, and the streamed one holds least."""
     frame = load(FOLDER / "own_loss_at_scale.py").run(tokens=1024, features=32, vocab=5000).set_index("head")

@@ -32,13 +32,16 @@ def links(probe: Probe) -> dict[str, Callable]:
     return found
 
 
-def _scaled_softmax(minimiser: Minimiser) -> dict[str, Callable]:
-    """The softmax of the one multiple of the logits that may read back this law: a loss may measure them in its own units."""
-    z, log_law = minimiser.logits[0] - minimiser.logits[0].mean(), np.log(minimiser.law)
-    if not z.any():
-        return {}
-    factor = float(z @ (log_law - log_law.mean()) / (z @ z))
-    return {f"softmax({factor:.4g}z)": lambda z: jax.nn.softmax(factor * z)}
+def _scaled(minimiser: Minimiser) -> dict[str, Callable]:
+    """Softmax and sigmoid of the one multiple of the logits that may read back this law: a loss may have its own units."""
+    z, law = minimiser.logits[0], minimiser.law
+    wanted = {"softmax": (z - z.mean(), np.log(law) - np.log(law).mean()), "sigmoid": (z, np.log(law) - np.log1p(-law))}
+    links, found = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}, {}
+    for name, (have, want) in wanted.items():
+        if have.any():
+            factor = float(have @ want / (have @ have))
+            found[f"{name}({factor:.4g}z)"] = lambda z, link=links[name], factor=factor: link(factor * z)
+    return found
 
 
 def decide(
@@ -58,7 +61,7 @@ def decide(
     what = "value" if honest else "potential"
     through, how = None, f"{len(found)} distributions over {probe.vocab} classes, {STARTS} starts, {what} in float64"
     misses: dict[str, Verdict] = {}
-    for name, link in (links(probe) | _scaled_softmax(found[0])).items():
+    for name, link in (links(probe) | _scaled(found[0])).items():
         misses[name] = _reads_back(merit, honest, link, found, level=shift is YES and name == "softmax")
         if misses[name].value is not NO:
             through = name if misses[name].value is YES else UNDECIDED
