@@ -94,12 +94,6 @@ def _runs_in_a_folder_of_its_own(tmp_path, monkeypatch, request):
         monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture
-def plain_annotations(monkeypatch):
-    """A setting may be traced, though it is annotated as the number that it mostly is."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-
-
 @pytest.fixture(scope="module")
 def running():
     with chromium() as started:

@@ -180,6 +180,17 @@ def test_each_mistake_has_one_clear_line(mine, monkeypatch, name, message):
     assert "\n" not in str(caught.value)
 
 
+def test_another_loss_that_is_called_nll_is_refused():
+    """Sentences and pairs go by that name."""
+
+    def twice(logits, targets):
+        return 2 * LOSSES["nll"](logits, targets)
+
+    with pytest.raises(LabError, match="nll is cross entropy here"):
+        resolve_all({"nll": twice})
+    assert [*resolve_all({"nll": "nll", "twice": twice})] == ["nll", "twice"]
+
+
 def test_two_losses_of_one_name_are_refused(mine):
     (mine.parent / "other.py").write_text(MINE)
     with pytest.raises(LabError, match="two different losses"):

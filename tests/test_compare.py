@@ -329,3 +329,24 @@ def test_bins_of_other_edges_are_not_set_against_each_other():
     frame = differences(*runs)
     assert len(frame) == 3
     assert frame.difference.isna().sum() == 2
+
+
+def test_a_verdict_that_is_undecided_hides_no_other_number():
+    first = pd.DataFrame({"loss": ["nll", "mae"], "finite_float32": [True, True], "tokens_needed": [1.0, 2.0]})
+    second = first.assign(finite_float32=pd.Series([False, "undecided"], dtype=object), tokens_needed=[1.5, 2.0])
+    found = differences(run_of(scoreboard=first), run_of(scoreboard=second)).set_index(["where", "metric"])
+    assert found.difference["nll", "tokens_needed"] == 0.5
+    assert found.difference["nll", "finite_float32"] == -1
+    assert found.difference["mae", "tokens_needed"] == 0
+    assert np.isnan(found.second["mae", "finite_float32"])
+
+
+def test_a_batch_is_known_by_what_it_holds(tmp_path, capsys):
+    """Batches are dumped over one another."""
+    rng, batch, made = np.random.default_rng(0), str(tmp_path / "batch.npz"), str(tmp_path / "made")
+    for _ in range(2):
+        np.savez(batch, logits=rng.normal(size=(20, 5)).astype(np.float32), targets=rng.integers(0, 5, 20))
+        main(["budget", batch, "--losses", "nll", "--out", made]) if not os.path.exists(made) else None
+    with pytest.raises(SystemExit):
+        main(["rerun", made, "--out", str(tmp_path / "again")])
+    assert "sources.0.sha256: " in capsys.readouterr().out

@@ -63,7 +63,7 @@ def slopes(head, learned, hidden, weight, targets):
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize(("make", "plan"), [(by_rows, "tokens"), (by_reductions, "tokens"), (by_reductions, "stream")])
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
-def test_it_has_the_naive_heads_gradient(plain_annotations, monkeypatch, make, plan, backend, reduction):
+def test_it_has_the_naive_heads_gradient(monkeypatch, make, plan, backend, reduction):
     """In the form of each backend, with several chunks and tiles, the last of which overlap."""
     hidden, weight, targets = batch()
     right = jax.jit(functools.partial(slopes, functools.partial(naive, make, reduction)))(
@@ -142,7 +142,7 @@ def test_only_what_jax_traces_is_taken_out():
     assert jax.jit(lambda shares: len(scored(own(shares), *like)[1]))(shares) == 1
 
 
-def test_in_the_callers_own_shard_map(plain_annotations):
+def test_in_the_callers_own_shard_map():
     """JAX keeps account there of what varies: values and gradients by hidden and weight; with check_vma=False, by all."""
     mesh, split, whole = jax.sharding.Mesh(jax.devices()[:1], ("data",)), jax.P("data"), jax.P()
     learned, hidden, weight, targets = learned_values(), *batch()
@@ -171,7 +171,7 @@ def test_with_a_mesh_in_the_context():
 
 
 @pytest.mark.parametrize("plan", ["tokens", "stream"])
-def test_a_number_of_pythons_is_learned_too(plain_annotations, plan):
+def test_a_number_of_pythons_is_learned_too(plan):
     """As in a notebook: `jax.grad` of a float, outside of jit."""
     hidden, weight, targets = batch()
     of = lambda value: total(by_reductions, plan, "mean", (value,), hidden, weight, targets)

@@ -19,7 +19,6 @@ from xentlab.linear.costs import collectives
 from xentlab.mesh import parse_mesh
 
 TRAINS = True
-pytestmark = pytest.mark.usefixtures("plain_annotations")
 TOKENS, FEATURES, VOCAB = 23, 5, 96
 
 

@@ -75,7 +75,8 @@ def test_what_is_a_share_is_at_most_1_and_nothing_is_negative():
         if metric == "temperature":
             continue
         high = 1 if metric in ("accuracy", "calibration_error", "tempered_calibration_error") else 5.582
-        assert (row[f"{metric}_low"], row[f"{metric}_high"]) == pytest.approx((0, high), abs=1e-3), metric
+        low = 1 if metric == "perplexity" else 0
+        assert (row[f"{metric}_low"], row[f"{metric}_high"]) == pytest.approx((low, high), abs=1e-3), metric
 
 
 @pytest.mark.parametrize(("temperatures", "mean", "edge"), [((64.0, 1 / 64), 1.0, True), ((4.0, 1.0), 2.0, False)])
@@ -378,3 +379,11 @@ def test_what_no_race_can_be_run_with_is_told_before(arguments, message, monkeyp
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(LabError, match=message):
         race(*arguments)
+
+
+def test_where_rates_change_nothing_no_other_is_asked_for():
+    """Of a loss without a pull every rate is as good, and the least is taken."""
+    still = lambda logits, targets: 0.0 * LOSSES["nll"](logits, targets)
+    row = race({"still": still}, SOURCE, "bigram", [0.1, 1.0], [0], 4, optimizer="sgd").table.iloc[0]
+    assert not row.rate_at_edge
+    assert row.perplexity >= 1

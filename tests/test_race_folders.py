@@ -190,3 +190,9 @@ def test_a_grid_ends_where_rates_change_nothing_or_are_no_numbers():
     flat = lambda logits, targets: jnp.sum(0 * logits, axis=-1)
     found = race([flat], MarkovSource(vocab=4, tokens=400), "bigram", (1e-3, 1e-2), (0,), steps=2, batch=2, window=4)
     assert sorted(set(found.curves.rate)) == [1e-3, 1e-2]
+
+
+@pytest.mark.parametrize(("rates", "best"), [([0.1, 0.1000001], 0.1000001), ([3e-3, 3.000004e-3], 3e-3)])
+def test_a_grid_grows_by_no_rate_that_it_has(rates, best):
+    """To six digits the next one is one of these."""
+    assert beyond(rates, best) is None

@@ -198,3 +198,9 @@ def test_who_is_first_is_told_from_the_rest_by_intervals_or_by_a_tenth():
     )
     number = pd.Series([6.5, 6.6], ["nll", "brier"])
     assert least(number, number - 0.01, number + 0.01) == ["nll"]  # within a tenth, and yet told apart
+
+
+def test_where_no_token_is_unlikely_no_share_is_told():
+    rows = {"p_low": [0.0, 0.1], "p_high": [0.1, 1.0], "share_of_tokens": [0.0, 1.0], "share_of_gradient": [0.0, 1.0]}
+    frame = pd.concat([pd.DataFrame(rows).assign(source="s", loss=name) for name in ("nll", "mae")])
+    assert reading.budgets(frame) == ["On s no token had p below 0.1."]

@@ -194,3 +194,13 @@ def test_functions_are_known_by_what_they_compute():
         made = lambda by, momentum: _made(**usual, model=model(by), recipe=Recipe(optimizer=sgd(momentum)))
         assert made(1.0, 0.5) == made(1.0, 0.5)
         assert made(2.0, 0.5) != made(1.0, 0.5) != made(1.0, 0.25)
+
+
+def test_a_folder_of_its_own_choice_is_none_in_the_text(tmp_path, capsys):
+    """Without --out: its tables would be read as text by the next one, its pictures be called no UTF-8."""
+    (tmp_path / "one.txt").write_text("It was the best of times, it was the worst of times. " * 100)
+    code, _, err = in_process(capsys, "report", "--text", ".", "--quick")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "runs lies in --text ." in err
+    assert "by --out" in err
+    assert not (tmp_path / "runs").exists()

@@ -143,3 +143,21 @@ def test_bits_are_a_byte_s_where_bytes_are_known():
 def test_what_is_not_finite_has_a_cross_and_what_is_not_settled_a_question_mark(finite, mark):
     page = markup.scoreboard_tables(board(finite_float16=finite), pd.DataFrame())
     assert re.findall("<abbr[^>]*>(.)</abbr>", page) == list(mark)
+
+
+def test_each_is_set_beside_the_one_that_it_is_compared_with():
+    """Where a loss has no test on a source, the others stand beside another one there."""
+    rows = [("text", "c", "b", 0.5), ("markov", "b", "a", 1.0)]
+    pairs = pd.DataFrame(rows, columns=["source", "loss", "against", "difference"])
+    pairs = pairs.assign(metric="test_nll", seeds=3, low=0.1, high=2.0, tells_apart=True)
+    beside = markup.pairs_table(pairs).split("<h3>")[1:]
+    assert [(table.split("'s,")[0], table.count("<th scope=")) for table in beside] == [
+        ("Test NLL beside b", 1),
+        ("Test NLL beside a", 1),
+    ]
+    assert ">b</th><td>markov" in beside[1]
+
+
+def test_a_header_stands_as_it_is(capsys):
+    console.print_table([{"loss": "nll", "bits, [draft] book.txt": 1.0, "kind='[/x]'": 2.0}])
+    assert "bits, [draft] book.txt" in capsys.readouterr().out

@@ -117,7 +117,7 @@ def _named(loss: str) -> Loss:
 def resolve_all(losses: Iterable[str | Loss], vocab: int = 5) -> dict[str, Loss]:
     """Losses by the names they are shown under, in order: those of a list, or as a dict has them.
 
-    Raises `LabError` for none, and for two of one name.
+    Raises `LabError` for none, for two of one name, and for another one that is called nll.
 
     >>> [*resolve_all({"mild": "focal(gamma=1)", "nll": "nll"})]
     ['mild', 'nll']
@@ -135,6 +135,8 @@ def resolve_all(losses: Iterable[str | Loss], vocab: int = 5) -> dict[str, Loss]
     for item in losses:
         function = resolve(item, vocab=vocab)
         name = name_of(function)
+        if name == "nll" and not is_catalogued(function):
+            raise LabError("nll is cross entropy here, beside which all others are set; give a loss of your own another name.")
         if name in found and not _same(found[name], function):
             raise LabError(
                 f"two different losses are called {name!r}; rename one of the functions, or, from Python, give them by names: "

@@ -168,7 +168,7 @@ class Race:
     clip: float | None = None
     """global norm to which the gradient is clipped"""
     label_noise: float = 0.0
-    """share of the training targets that are another token; what is read and tested stays clean"""
+    """share of the training targets that are another token; what is read, chosen by and tested on stays clean"""
     mesh: str | None = None
     """runs=2,data=4,model=2: devices for different runs, or to share a run's tokens, and vocabulary; virtual if need be"""
     hosts: str | None = None
@@ -301,7 +301,8 @@ class Rerun:
 
     run: Positional[pathlib.Path]
     """the run's folder"""
-    out: Out = None
+    out: pathlib.Path | None = None
+    """folder for the run that is made, one without a run; by default runs/rerun-<time>"""
     format: Format = "table"
 
 

@@ -99,7 +99,10 @@ def differences(one: Run, other: Run) -> pd.DataFrame:
     parts = [pd.DataFrame(columns=["frame", "where", "metric", "first", "second"])]
     names = sorted({*one.frames, *other.frames}, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
     for name in names:
-        first, second = map(_measurements, _of_one_source(one.frames.get(name), other.frames.get(name)))
+        both = _of_one_source(one.frames.get(name), other.frames.get(name))
+        naming = {key for each in both if each is not None for key in each.columns if _is_word(each[key])}
+        naming = {key for key in naming if key in KEYS or not any(_has_numbers(each, key) for each in both)}
+        first, second = (_measurements(each, naming) for each in both)
         # In the order of the files: an outer join would sort the rows by their names' letters, step 10 before step 2.
         on = ["where", "metric"]
         joined = pd.concat([first, second])[on].drop_duplicates()
@@ -118,8 +121,28 @@ def _of_one_source(first: pd.DataFrame | None, second: pd.DataFrame | None) -> t
     return first, second.assign(source=first.source.iloc[0])
 
 
-def _measurements(frame: pd.DataFrame | None) -> pd.DataFrame:
-    """A frame's numbers, one a row: where, metric, value."""
+def _is_word(column: pd.Series) -> bool:
+    """Whether a column of a frame names its rows rather than measures something."""
+    import pandas as pd
+
+    return column.name in KEYS or not pd.api.types.is_numeric_dtype(column)
+
+
+def _has_numbers(frame: pd.DataFrame | None, key: str) -> bool:
+    """Whether a column has numbers or truth values, beside words such as "undecided" perhaps."""
+    return frame is not None and key in frame and bool(_numbers(frame[key]).notna().any())
+
+
+def _numbers(column: pd.Series) -> pd.Series:
+    """A column's numbers and truth values; NaN for words."""
+    import pandas as pd
+
+    truth = {"True": 1.0, "False": 0.0}
+    return pd.to_numeric(column.map(lambda each: truth.get(each, each)), errors="coerce").astype(float)
+
+
+def _measurements(frame: pd.DataFrame | None, naming: set[str]) -> pd.DataFrame:
+    """A frame's numbers, one a row: where, metric, value. naming: the columns that name a row, where the frame has them."""
     import numpy as np
     import pandas as pd
 
@@ -127,7 +150,7 @@ def _measurements(frame: pd.DataFrame | None) -> pd.DataFrame:
         return pd.DataFrame(
             {"where": pd.Series(dtype=object), "metric": pd.Series(dtype=object), "value": pd.Series(dtype=float)}
         )
-    keys = [key for key in frame.columns if key in KEYS or not pd.api.types.is_numeric_dtype(frame[key])]
+    keys = [key for key in frame.columns if key in naming]
     # A word says what it is; a number does not.
     named = {key: f"{key} " if pd.api.types.is_numeric_dtype(frame[key]) else "" for key in keys}
     parts = [named[key] + frame[key].map(str) for key in keys]  # what is missing too, which astype leaves as it is
@@ -135,7 +158,7 @@ def _measurements(frame: pd.DataFrame | None) -> pd.DataFrame:
     # Rows that nothing names are told apart by their order.
     again = where.groupby(where).cumcount()
     where = where.where(again == 0, where + " #" + again.astype(str))
-    numbers = frame.drop(columns=keys).astype(float)
+    numbers = frame.drop(columns=keys).apply(_numbers)
     # By hand: pandas' melt fails where a frame has a column called value itself, as the profiles do.
     return pd.DataFrame(
         {

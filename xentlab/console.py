@@ -42,7 +42,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         return
     table = Table(box=None, header_style="bold", padding=(0, GAP, 0, 0))
     for i, column in enumerate(names):
-        table.add_column(column, no_wrap=i != widest, justify="left" if isinstance(rows[0][column], str) else "right")
+        table.add_column(escaped(column), no_wrap=i != widest, justify="left" if isinstance(rows[0][column], str) else "right")
     for line in lines:
         table.add_row(*map(escaped, line))
     _print(out, table)
@@ -239,7 +239,13 @@ def progress():
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("starting (the first steps compile)", total=None)
 

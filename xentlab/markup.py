@@ -67,6 +67,11 @@ def pairs_table(pairs: pd.DataFrame) -> str:
     rows = pairs[pairs.seeds > 1]
     if not len(rows):
         return ""
+    # Where one has no test on a source, others stand beside another there.
+    return "".join(_pairs_beside(str(against), part) for against, part in rows.groupby("against", sort=False))
+
+
+def _pairs_beside(against: str, rows: pd.DataFrame) -> str:
     body = ""
     for (source, loss), both in rows.groupby(["source", "loss"], sort=False):
         cells = f'<th scope="row">{html.escape(str(loss))}</th><td>{html.escape(str(source))}</td>'
@@ -75,8 +80,7 @@ def pairs_table(pairs: pd.DataFrame) -> str:
             interval = f"[{', '.join(all_seen(one.low, one.high))}] {covered(one)}".rstrip()
             cells += f"<td>{seen(one.difference, '+')} <small>{'no interval' if math.isnan(one.low) else interval}</small></td>"
         body += f"<tr>{cells}</tr>"
-    against = html.escape(str(rows.against.iloc[0]))
-    title = f"Test NLL beside {against}'s, seed by seed"
+    title = f"Test NLL beside {html.escape(against)}'s, seed by seed"
     about = f"<h3>{title}</h3><p>Mean difference over seeds, and its 95% interval: the bootstrap's or, where it is wider, "
     about += "Student's t.</p>"
     return about + scroll(["loss", "source", "as trained, nats", "each at its temperature"], body, title)

@@ -21,7 +21,7 @@ from xentlab.models import check_causal, resolve_model
 from xentlab.names import FUNCTIONS, is_own, unplaced
 from xentlab.program import program, windows
 from xentlab.recipe import Recipe
-from xentlab.results import Finished, Race, as_frames, best_rate, final_means
+from xentlab.results import Finished, Race, as_frames, best_rate, is_flat
 from xentlab.sources import Source, checked_source, identity
 from xentlab.training import Trained, check_grid, joined, train
 
@@ -140,7 +140,7 @@ def _tuned(at: Callable[[list[float]], Trained], rates: Sequence[float], extensi
     found = at(rates)
     for _ in range(extensions):
         further = beyond(found.rates, best_rate(found))
-        if further is None or _is_flat(found):
+        if further is None or is_flat(found):
             break
         found = joined(found, at([further]))
     return found
@@ -152,21 +152,15 @@ def beyond(rates: Sequence[float] | np.ndarray, best: float) -> float | None:
     >>> beyond([1.0, 2.0, 4.0], 4.0), beyond([1.0, 2.0, 4.0], 2.0), beyond([1.0, 2.0, 4.0], float("nan"))
     (8.0, None, 0.5)
 
-    None as well where float32, in which runs train, has no such rate.
+    None as well where float32, in which runs train, has no such rate, or none that is further than the grid.
     """
     grid = np.unique(rates)
     if len(grid) < 2 or grid[0] < best < grid[-1]:
         return None
     further = grid[-1] * (grid[-1] / grid[-2]) if best == grid[-1] else grid[0] * (grid[0] / grid[1])
     with np.errstate(over="ignore"):
-        return float(f"{further:.6g}") if 0 < np.float32(further) < np.inf else None
-
-
-def _is_flat(trained: Trained) -> bool:
-    """Whether the best rate has a neighbour that is exactly as good: rates change nothing there, and none beyond will."""
-    _, means = final_means(trained)
-    best = int(np.argmin(means))
-    return bool(np.isfinite(means[best]) and (means[max(0, best - 1) : best + 2] == means[best]).sum() > 1)
+        further, low, high = float(f"{further:.6g}"), np.float32(grid[0]), np.float32(grid[-1])
+        return further if 0 < np.float32(further) < low or high < np.float32(further) < np.inf else None
 
 
 def _known(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 PAIRED = ("test_nll", "tempered_nll")  # what the losses of a seed are compared by
 SHARES = ("accuracy", "calibration_error", "tempered_calibration_error")
-LIMITS = dict.fromkeys(SHARES, (0, 1)) | {"temperature": TEMPERATURES}  # what a metric can be; any other is from 0 up
+LIMITS = dict.fromkeys(SHARES, (0, 1)) | {
+    "temperature": TEMPERATURES,
+    "perplexity": (1, np.inf),
+}  # what a metric can be; any other is from 0 up
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -125,7 +128,7 @@ def _summarised(finished: Finished, vocab: int) -> dict[str, Any]:
     row: dict[str, Any] = {
         "uniform_nll": float(np.log(vocab)),
         "best_rate": best,
-        "rate_at_edge": len(np.unique(trained.rates)) > 1 and best in (trained.rates.min(), trained.rates.max()),
+        "rate_at_edge": _at_edge(trained, best),
         "runs": len(runs),
         "diverged": int((trained.diverged_at >= 0).sum()),
         "validation_nll": trained.validation_nll[runs, -1].mean() if runs else float("nan"),
@@ -143,10 +146,23 @@ def _summarised(finished: Finished, vocab: int) -> dict[str, Any]:
     return row
 
 
+def _at_edge(trained: Trained, best: float) -> bool:
+    """Whether a better rate may lie outside of the grid: the best is one of its ends, and those beside it are not as good."""
+    rates = np.unique(trained.rates)
+    return len(rates) > 1 and best in (rates[0], rates[-1]) and not is_flat(trained)
+
+
 def best_rate(trained: Trained) -> float:
     """The rate with the least mean validation NLL at the end, or NaN if every rate has a run that diverged."""
     rates, means = final_means(trained)
     return float(rates[np.argmin(means)]) if np.isfinite(means).any() else float("nan")
+
+
+def is_flat(trained: Trained) -> bool:
+    """Whether the best rate has a neighbour that is exactly as good: rates change nothing there, and none beyond will."""
+    _, means = final_means(trained)
+    best = int(np.argmin(means))
+    return bool(np.isfinite(means[best]) and (means[max(0, best - 1) : best + 2] == means[best]).sum() > 1)
 
 
 def final_means(trained: Trained) -> tuple[np.ndarray, np.ndarray]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import inspect
 import json
 import math
+import pathlib
 import sys
 import time
 from typing import Any
@@ -114,7 +116,7 @@ def run_budget(command: Budget) -> None:
 
     begun = time.perf_counter()
     frame = gradient_budget(command.losses, command.file, command.targets, command.bins or BINS)
-    finish(command, {"budgets": frame}, "budgets", begun)
+    finish(command, {"budgets": frame}, "budgets", begun, [_batch(path) for path in (command.file, command.targets) if path])
     for loss, rows in frame.groupby("loss", sort=False):
         if rows.share_of_gradient.isna().all():
             where = ", ".join(f"{p:g}" for p in rows.p_low[(rows.tokens > 0) & ~(rows.gradient < math.inf)])
@@ -123,6 +125,13 @@ def run_budget(command: Budget) -> None:
                 "may make it: `xentlab audit` says more.",
                 file=sys.stderr,
             )
+
+
+def _batch(path: pathlib.Path) -> dict[str, str]:
+    """What a record says of a file of logits: where it was, and by what hash another one is told from it."""
+    path = path.expanduser().absolute()
+    with path.open("rb") as file:
+        return {"kind": "batch", "path": str(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def run_plan(command: Plan) -> None:

@@ -70,7 +70,7 @@ def _refuse_contradictions(command: Race) -> None:
         raise LabError("--anyway is for a folder that is there: give it with --out or --resume.")
     if command.resume and command.out:
         raise LabError(
-            f"--resume {command.resume} goes on in that folder; --out {command.out} would be left empty. Leave it out."
+            f"--resume {command.resume} goes on in that folder, and --out {command.out} gives a folder too. Leave --out out."
         )
 
 

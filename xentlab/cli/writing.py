@@ -68,10 +68,10 @@ def folder_of(command: Any) -> pathlib.Path:
     from xentlab import runs
 
     text = getattr(command, "text", None)
-    whole = lambda path: path.expanduser().resolve()
-    if text and text.is_dir() and command.out and whole(command.out).is_relative_to(whole(text)):
+    whole, out = lambda path: path.expanduser().resolve(), command.out or pathlib.Path("runs")
+    if text and text.is_dir() and whole(out).is_relative_to(whole(text)):
         raise LabError(
-            f"--out {command.out} lies in --text {text}: what is written would be read as text. Give a folder outside of it."
+            f"{out} lies in --text {text}: what is written would be read as text. Give a folder outside of it by --out."
         )
     # A race that goes on has its folder already, whatever is there besides.
     replace = getattr(command, "anyway", False) or getattr(command, "resume", None) is not None
