@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from naive_heads import TOKENS, VOCAB, batch, close, cpus_alone
 
-from xentlab import LOSSES
+from xentlab import LOSSES, LabError
 from xentlab.linear import linear_loss
 from xentlab.linear import plan as plan_module
 from xentlab.linear.scored import scored
@@ -85,6 +85,29 @@ def test_with_blocks_of_rows_that_overlap(monkeypatch, reduction):
     assert plan_module.rows_at_once(7, VOCAB, 4) == 4
     head = functools.partial(total, by_rows, "tokens", reduction)
     close(jax.jit(functools.partial(slopes, head))(learned_values(), hidden, weight, targets), right, 1e-4)
+
+
+@cpus_alone
+def test_no_loss_is_shown_a_gradient_for_logits(monkeypatch):
+    """A token that is out leaves a gradient of zeros where its logits were: of a norm of that there is no derivative."""
+    hidden, weight, targets = batch()
+    counted = jnp.ones(TOKENS).at[3].set(0)  # the one that two blocks have
+    normed = lambda t: lambda z, y: LOSSES["nll"](t * z / jnp.linalg.norm(z, axis=-1, keepdims=True), y)
+    monkeypatch.setattr(plan_module, "ROWS_BYTES", 4 * VOCAB * 4)
+    head = lambda t: linear_loss(
+        hidden, weight, targets, loss=normed(t), plan="tokens", tiles=(7, 13), token_weights=counted, reduction="sum"
+    )
+    right = jax.grad(lambda t: jnp.sum(counted * normed(t)(hidden @ weight, targets)))(jnp.float32(5))
+    assert jax.jit(jax.grad(head))(jnp.float32(5)) == pytest.approx(float(right), rel=1e-4)
+
+
+def test_a_complex_number_is_refused():
+    """Of which the gradient would be 0 without a word."""
+    hidden, weight, targets = batch()
+    turned = lambda t: lambda z, y: LOSSES["nll"](jnp.real(z * t), y)
+    head = jax.jit(lambda t: linear_loss(hidden, weight, targets, loss=turned(t), plan="tokens"))
+    with pytest.raises(LabError, match="real and imaginary parts apart"):
+        head(jnp.complex64(0.8 + 0.3j))
 
 
 TRANSFORMED = {

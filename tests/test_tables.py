@@ -151,7 +151,7 @@ def test_each_is_set_beside_the_one_that_it_is_compared_with():
     pairs = pd.DataFrame(rows, columns=["source", "loss", "against", "difference"])
     pairs = pairs.assign(metric="test_nll", seeds=3, low=0.1, high=2.0, tells_apart=True)
     beside = markup.pairs_table(pairs).split("<h3>")[1:]
-    assert [(table.split("'s,")[0], table.count("<th scope=")) for table in beside] == [
+    assert [(table.split("'s,")[0], table.count('<th scope="row"')) for table in beside] == [
         ("Test NLL beside b", 1),
         ("Test NLL beside a", 1),
     ]

@@ -65,12 +65,12 @@ def linear_loss(
     A token's loss is a function of its own row of logits, its target and what it closes over: class weights, a temperature that
     is learned. That may be traced, and has its gradient; but under plan "tokens" it may not lie on the mesh, and within a
     `jax.shard_map` of your own it has one only with check_vma=False. What a loss draws at random may be alike in many tokens.
-    Sums and reductions are held in float32 whatever the input (float64 for float64), and the result is; devices' shares of the
-    weight's gradient are added in its own type; a bias or token_weights of integers are cast. Differentiable by hidden, weight,
-    bias and token_weights, and a second time, forward over reverse (jax.jvp of jax.grad). To be called under jax.jit: an eager
-    call compiles its loops anew each time. Bad targets raise `LabError` in eager calls; under jit such a loss is NaN, and so
-    are gradients to which it counts. Also raises it for shapes and types that do not fit, a loss that is not one value a token,
-    and a stream form that is another loss.
+    Sums and reductions are held in float32 whatever the input (float64 for float64), and the result is; by plan "stream"
+    devices' shares of the weight's gradient are added in its own type; a bias or token_weights of integers are cast.
+    Differentiable by hidden, weight, bias and token_weights, and a second time, forward over reverse (jax.jvp of jax.grad). To
+    be called under jax.jit: an eager call compiles its loops anew each time. Bad targets raise `LabError` in eager calls; under
+    jit such a loss is NaN, and so are gradients to which it counts. Also raises it for shapes and types that do not fit, a loss
+    that is not one value a token, and a stream form that is another loss.
 
     >>> hidden, weight = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 0.0, 0.0], [5.0, 5.0, 5.0]])
     >>> linear_loss(hidden, weight, jnp.array([2]))  # logits 0: log 3
@@ -325,7 +325,8 @@ def _try(loss: Loss, stream: Stream | None, vocab: int, dtype) -> None:
     if differ.any():
         at = int(np.argmax(differ))
         row = [round(float(each), 3) for each in logits[at, :8]]
+        own = "" if classes == vocab else f" It was tried at {classes} classes: has it a number of its own, not z.shape[-1]?"
         raise LabError(
             f"{name_of(loss)}'s stream form is another loss: at logits {row} and target {targets[at]} it gives "
-            f"{by_form[at]:.6g}, the function {by_function[at]:.6g}. Is a fact false, shift=True say?"
+            f"{by_form[at]:.6g}, the function {by_function[at]:.6g}. Is a fact false, shift=True say?{own}"
         )

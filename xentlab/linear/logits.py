@@ -142,10 +142,9 @@ def turns(nbytes: int) -> bool:
 
 
 class Overlap(NamedTuple):
-    """How many places at a tile's start an earlier tile has had, and the most that any tile of the axis has."""
+    """How many places at a tile's start an earlier tile has had."""
 
     places: jax.Array
-    most: int
 
 
 def over_tiles(step: Callable[[Any, Any, Overlap | None], Any], state: Any, length: int, tile: int) -> Any:
@@ -157,11 +156,10 @@ def over_tiles(step: Callable[[Any, Any, Overlap | None], Any], state: Any, leng
     count = -(-length // tile)
     if count == 1:
         return step(state, 0, None)
-    most = count * tile - length
 
     def one(i, state):
         start = jnp.minimum(i * tile, length - tile)
-        return step(state, start, Overlap(i * tile - start, most) if most else None)
+        return step(state, start, Overlap(i * tile - start) if length % tile else None)
 
     return lax.fori_loop(0, count, one, _as_varied(one, state))
 
@@ -169,7 +167,7 @@ def over_tiles(step: Callable[[Any, Any, Overlap | None], Any], state: Any, leng
 def once(array: jax.Array, overlap: Overlap | None, instead: Any, axis: int = 0) -> jax.Array:
     """A tile's array with `instead` at the places along an axis that an earlier tile has had: what broadcasts, or makes that.
 
-    >>> once(jnp.ones(4), Overlap(jnp.int32(1), 2), 0.0)
+    >>> once(jnp.ones(4), Overlap(jnp.int32(1)), 0.0)
     Array([0., 1., 1., 1.], dtype=float32)
     """
     if overlap is None:

@@ -130,7 +130,7 @@ def _hinges(term: Callable[[jax.Array], jax.Array], slope: Callable[[jax.Array],
         add=add,
         merge=lambda state, fallen, axis: lax.psum(state, axis),
         finish=lambda state, shift: state,
-        slope=lambda value, pushed, z, row: slope(1 + z - row.target),
+        slope=lambda value, pushed, z, row: slope(jnp.where(z == -jnp.inf, -jnp.inf, 1 + z - row.target)),
         by_target=jnp.negative,
     )
 

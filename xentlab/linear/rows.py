@@ -41,11 +41,13 @@ def row_gradients(score: Score, head: Head, z: jax.Array, targets, weights, valu
         part = lambda array: lax.dynamic_slice_in_dim(array, start, rows)
         put = lambda array, part: lax.dynamic_update_slice_in_dim(array, part.astype(array.dtype), start, 0)
         block, own = sliced(to_logits, start, rows), part(targets)
-        each, back = jax.vjp(lambda block, values: score(block, own, values), block, values)
+        # Of rows that an earlier block has had the gradient is there, and the logits are not. The loss sees the last row in
+        # their place, which is always new: it may have no derivative at what is none of its logits.
+        shown, own = once(block, overlap, lambda: block[-1:]), once(own, overlap, lambda: own[-1:])
+        each, back = jax.vjp(lambda shown, values: score(shown, own, values), shown, values)
         counted = once(part(weights), overlap, 0)
         to_block, more = back(counted.astype(each.dtype))
-        new = head.before_softcap(to_block, block)
-        # Of rows that an earlier block has had the gradient is there, and the logits are not.
+        new = head.before_softcap(to_block, shown)
         new, each = once(new, overlap, block), once(each, overlap, part(losses))
         # Where the logits were: nobody reads these again.
         return put(to_logits, new), put(losses, each), added(to_values, more)

@@ -50,6 +50,8 @@ def scored(
             "are token_weights=class_weights[targets] with reduction='sum', over the number of tokens for a mean."
         )
     places = [i for i, value in enumerate(traced.consts) if isinstance(value, jax.core.Tracer)]
+    if any(jnp.issubdtype(jnp.result_type(traced.consts[i]), jnp.complexfloating) for i in places):
+        raise LabError("the loss closes over a complex number that is traced; give its real and imaginary parts apart.")
     if varies or not places:
         return lambda seen, targets, values: score(seen, targets), []
 

@@ -115,6 +115,7 @@ def _share_of_gradients(how, hidden, weight, bias, targets, weights, values):
         counted = once(part(weights), overlap, 0)
         shown = part(hidden), weight, bias, part(targets), counted, values
         more, sums, each, kept = through(how, *shown, sums, kept)
+        more = once(more, overlap, 0)  # of an infinite gradient it would be 0 times that
         return put(to_hidden, part(to_hidden).astype(more.dtype) + more), sums, put(losses, each), kept
 
     to_weight = None if summed is None else jnp.zeros(weight.shape, summed)
