@@ -371,12 +371,13 @@ def test_narrow_logits():
 
 
 def test_theorems():
-    """The audit finds what is proved of losses that nobody told it of."""
+    """The audit finds what is proved of losses that nobody told it of; of the others or their like test_audit*.py tells."""
     script = load(FOLDER / "theorems.py")
-    frame = script.run()
+    told = ("pairwise logistic", "one-vs-rest hinge", "one-vs-rest exponential", "one-vs-rest Savage", "ranked probability")
+    frame = script.run((*told, "pseudospherical"))
     assert frame[~frame.agrees].to_dict("records") == []
-    assert set(frame.loss) == set(script.LOSSES_OF_OTHERS) == set(script.PROVED)
-    assert frame.set_index("loss").multiple_of["alpha-loss"].unique() == ["generalized_cross_entropy(q=0.666666667)"]
+    assert len(frame) == 12
+    assert set(script.LOSSES_OF_OTHERS) == set(script.PROVED)
 
 
 def test_own_loss_at_scale():

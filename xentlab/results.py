@@ -17,10 +17,8 @@ if TYPE_CHECKING:
 
 PAIRED = ("test_nll", "tempered_nll")  # what the losses of a seed are compared by
 SHARES = ("accuracy", "calibration_error", "tempered_calibration_error")
-LIMITS = dict.fromkeys(SHARES, (0, 1)) | {
-    "temperature": TEMPERATURES,
-    "perplexity": (1, np.inf),
-}  # what a metric can be; any other is from 0 up
+# What a metric can be; any other is from 0 up.
+LIMITS = dict.fromkeys(SHARES, (0, 1)) | {"temperature": TEMPERATURES, "perplexity": (1, np.inf)}
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -116,7 +116,8 @@ def run_budget(command: Budget) -> None:
 
     begun = time.perf_counter()
     frame = gradient_budget(command.losses, command.file, command.targets, command.bins or BINS)
-    finish(command, {"budgets": frame}, "budgets", begun, [_batch(path) for path in (command.file, command.targets) if path])
+    read = [_batch(path) for path in (command.file, command.targets) if path and command.out]
+    finish(command, {"budgets": frame}, "budgets", begun, read)
     for loss, rows in frame.groupby("loss", sort=False):
         if rows.share_of_gradient.isna().all():
             where = ", ".join(f"{p:g}" for p in rows.p_low[(rows.tokens > 0) & ~(rows.gradient < math.inf)])
