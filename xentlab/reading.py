@@ -114,10 +114,10 @@ def budgets(frame: pd.DataFrame, edge: float = 0.1) -> list[str]:
         shares = unlikely.share_of_gradient[rows.groupby("loss").share_of_gradient.sum() > 0].sort_values(ascending=False)
         if shares.empty:
             continue
-        most, least = shares.index[0], shares.index[-1]
         if not unlikely.share_of_tokens.iloc[0] > 0:
             sentences.append(f"On {source} no token had p below {below.p_high.max():g}.")
             continue
+        most, least = shares.index[0], shares.index[-1]
         sentence = (
             f"On {source}, {unlikely.share_of_tokens.iloc[0]:.0%} of the tokens had p below {below.p_high.max():g}. "
             f"They get {shares.iloc[0]:.0%} of {most}'s gradient"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -141,17 +141,11 @@ def turns(nbytes: int) -> bool:
     return on_cpu() and nbytes <= TURNED_BYTES
 
 
-class Overlap(NamedTuple):
-    """How many places at a tile's start an earlier tile has had."""
-
-    places: jax.Array
-
-
-def over_tiles(step: Callable[[Any, Any, Overlap | None], Any], state: Any, length: int, tile: int) -> Any:
+def over_tiles(step: Callable[[Any, Any, jax.Array | None], Any], state: Any, length: int, tile: int) -> Any:
     """step(state, start, overlap) for tiles of an axis of `length` >= `tile`. The last one overlaps the one before it.
 
-    overlap: None where none of its places has been had, as always if `tile` divides `length`. Nothing is padded, and every tile
-    being of one size, the step is compiled once.
+    overlap: how many places at its start an earlier tile has had; None where `tile` divides `length`, and no tile has any.
+    Nothing is padded, and every tile being of one size, the step is compiled once.
     """
     count = -(-length // tile)
     if count == 1:
@@ -159,27 +153,27 @@ def over_tiles(step: Callable[[Any, Any, Overlap | None], Any], state: Any, leng
 
     def one(i, state):
         start = jnp.minimum(i * tile, length - tile)
-        return step(state, start, Overlap(i * tile - start) if length % tile else None)
+        return step(state, start, i * tile - start if length % tile else None)
 
     return lax.fori_loop(0, count, one, _as_varied(one, state))
 
 
-def once(array: jax.Array, overlap: Overlap | None, instead: Any, axis: int = 0) -> jax.Array:
+def once(array: jax.Array, overlap: jax.Array | None, instead: Any, axis: int = 0) -> jax.Array:
     """A tile's array with `instead` at the places along an axis that an earlier tile has had: what broadcasts, or makes that.
 
-    >>> once(jnp.ones(4), Overlap(jnp.int32(1)), 0.0)
+    >>> once(jnp.ones(4), jnp.int32(1), 0.0)
     Array([0., 1., 1., 1.], dtype=float32)
     """
     if overlap is None:
         return array
 
     def masked(array):
-        had = jnp.arange(array.shape[axis], dtype=overlap.places.dtype) < overlap.places
+        had = jnp.arange(array.shape[axis], dtype=overlap.dtype) < overlap
         had = jnp.expand_dims(had, [each for each in range(array.ndim) if each != axis])
         return jnp.where(had, instead() if callable(instead) else instead, array)
 
     # A CPU's mask is a pass over the tile, which only the last one needs; elsewhere it costs nothing within what is beside it.
-    return lax.cond(overlap.places > 0, masked, lambda array: array, array) if on_cpu() else masked(array)
+    return lax.cond(overlap > 0, masked, lambda array: array, array) if on_cpu() else masked(array)
 
 
 def _as_varied(one, state):
@@ -229,7 +223,7 @@ def write_at(z: jax.Array, places: jax.Array, values: Any) -> jax.Array:
     return jnp.where(is_at_target(z, places), values[:, None], z)
 
 
-def rivals_of(z: jax.Array, places: jax.Array, own: jax.Array, overlap: Overlap | None = None) -> jax.Array:
+def rivals_of(z: jax.Array, places: jax.Array, own: jax.Array, overlap: jax.Array | None = None) -> jax.Array:
     """z [N, C] with -inf where the target is, and what an earlier tile has had; own [N]: what `read_at` found there."""
     # On a CPU by way of `own`, so that reading comes first, and z is written into without a copy of it.
     out = jnp.minimum(lax.stop_gradient(own), -jnp.inf) if _scatters() else jnp.full_like(own, -jnp.inf)

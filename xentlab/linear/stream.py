@@ -61,8 +61,8 @@ def reduce(
             kept = lax.dynamic_update_slice_in_dim(kept, z.reshape(-1), _place(start, tile) * tokens, 0)
         counts, places = ~is_at_target(z, targets - (first + start)), targets - (first + start)
         if overlap is not None:  # a target that an earlier tile has had is nowhere
-            places = jnp.where(places >= overlap.places, places, -1)
-            counts = counts & (jnp.arange(tile, dtype=overlap.places.dtype) >= overlap.places)[None]
+            places = jnp.where(places >= overlap, places, -1)
+            counts = counts & (jnp.arange(tile, dtype=overlap.dtype) >= overlap)[None]
         # From where they are kept, so that z is copied there before it is written into.
         own = read_at(z if kept is None else kept_tile(kept, start, tokens, tile), places)
         rivals = rivals_of(z, places, own, overlap)
