@@ -37,7 +37,7 @@ hypothesis.settings.load_profile("lab")
 # What takes longest begins first: else a worker would be left with one of these at the end, and the others with nothing. There
 # is a worker more than CI has cores, for some wait for processes.
 LONGEST = (
-    *("resume", "experiments", "cli", "scoreboard", "hosts", "linear"),
+    *("resume", "experiments", "cli", "scoreboard", "hosts", "linear", "scoreboard_theory"),
     *("bench_race", "readme", "linear_mesh", "report", "audit"),
 )
 
