@@ -72,9 +72,9 @@ def examiner(source: Source, window: int, validation_tokens: int) -> Callable[[P
     The temperature is the one of least NLL between the `TEMPERATURES`; scaling the logits (Guo et al. 2017, sec. 4.2) where the
     link is a softmax.
     """
-    held_out = jnp.asarray(windows(source.split("test"), window))
-    validation = jnp.asarray(windows(source.split("validation"), window, validation_tokens))
-    targets = np.asarray(held_out[:, 1:]).reshape(-1)
+    parts = windows(source.split("test"), window), windows(source.split("validation"), window, validation_tokens)
+    targets = np.asarray(parts[0][:, 1:]).reshape(-1)
+    held_out, validation = jax.device_put(parts)
     seen = np.bincount(np.asarray(source.split("train")), minlength=source.vocab)[targets]
 
     def of_window(link, model, share, temperature, window):

@@ -105,11 +105,11 @@ def program(
     recipe = recipe or Recipe()
     make = resolve_model(model)
     tokens = source.split("train")
-    stream = jnp.asarray(tokens)
+    stream = jax.device_put(tokens)  # jnp.asarray would compile a program for it
     # Without noise the same array: the compiled program holds it once.
-    answers = jnp.asarray(noisy(tokens, source.vocab, recipe.label_noise)) if recipe.label_noise else stream
+    answers = jax.device_put(noisy(tokens, source.vocab, recipe.label_noise)) if recipe.label_noise else stream
     windows(tokens, recipe.window)  # long enough?
-    held_out = jnp.asarray(windows(source.split("validation"), recipe.window, recipe.validation_tokens))
+    held_out = jax.device_put(windows(source.split("validation"), recipe.window, recipe.validation_tokens))
     parameters, rest = _parted(make, source.vocab)
     if recipe.has_own_optimizer:
         recipe.check_optimizer(parameters)
