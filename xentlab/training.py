@@ -201,5 +201,6 @@ class _Groups:
 
     def whole(self, count):
         """The first `count` runs in one pytree."""
-        # Not by jnp.asarray, which compiles a program for each shape.
-        return jax.tree.map(lambda *leaves: jax.device_put(self.by.concatenate(leaves)[:count]), *self.states)
+        runs = jax.tree.map(lambda *leaves: self.by.concatenate(leaves)[:count], *self.states)
+        # Not by jnp.asarray, which compiles a program for each shape; JAX's own may lie on several hosts, and stay there.
+        return jax.device_put(runs) if self.by is np else runs
