@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import xentlab.runs as runs
@@ -163,8 +162,8 @@ def _held_out_logits(finished: StagedRace, seed: int) -> tuple[np.ndarray, np.nd
         rate = stage.learning_rates[len(stage.learning_rates) // 2]
         predictors = race(["nll"], stage.source, stage.model, [rate], [seed], stage.steps).predictors
     model, recipe = predictors["nll"].model, Recipe()
-    held_out = jnp.asarray(windows(stage.source.split("validation"), recipe.window, recipe.validation_tokens))
-    return np.asarray(jax.jit(lambda tokens: logits(model, tokens))(held_out[:, :-1])), np.asarray(held_out[:, 1:])
+    held_out = np.asarray(windows(stage.source.split("validation"), recipe.window, recipe.validation_tokens))
+    return np.asarray(jax.jit(lambda tokens: logits(model, tokens))(held_out[:, :-1])), held_out[:, 1:]
 
 
 def figures(report: Report, losses: list[str], legend: bool = False) -> dict[str, list]:
