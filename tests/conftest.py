@@ -41,6 +41,9 @@ LONGEST = (
     *("bench_race", "readme", "linear_mesh", "report", "audit"),
 )
 
+# Programs that run for longer than it takes to compile them well: `scoreboard.escape`'s, and the fits of `efficiency`.
+LONG = ("run", "every", "on_sample", "fit")
+
 
 def pytest_collection_modifyitems(items):
     ranks = {f"test_{name}.py": rank for rank, name in enumerate(LONGEST)}
@@ -61,20 +64,22 @@ def _says(request, what: str) -> bool:
 def _compiled_quickly(request):
     """Most programs here are small and run once, and to compile them well was half of the time.
 
-    But where a module asks what XLA makes of the head, or computes much: those say COMPILED_WELL = True.
+    But where a module asks what XLA makes of the head, or computes much: those say COMPILED_WELL = True. `LONG` always are.
     """
     if _says(request, "COMPILED_WELL") or not on_cpu():
         jax.clear_caches()  # of what was compiled carelessly
         yield
         return
     careless = quickly(0) | {"xla_llvm_disable_expensive_passes": True}
-    real = compiler.get_compile_options
+    real = compiler.compile_or_get_cached
 
-    def options(env_options_overrides=None, **others):
-        return real(env_options_overrides=(env_options_overrides or {}) | careless, **others)
+    def compiled(backend, program, devices, options, *others, **named):
+        if str(program.operation.attributes["sym_name"]).strip('"').removeprefix("jit_") not in LONG:
+            options.env_option_overrides = [*(dict(options.env_option_overrides) | careless).items()]
+        return real(backend, program, devices, options, *others, **named)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiler, "get_compile_options", options)
+        patch.setattr(compiler, "compile_or_get_cached", compiled)
         patch.setenv("XLA_FLAGS", " ".join(f"--{name}={value}".lower() for name, value in careless.items()))
         yield
 

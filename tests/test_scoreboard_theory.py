@@ -16,7 +16,6 @@ from xentlab.scoreboard.efficiency import CONSISTENT, efficiency, make_truth, si
 from xentlab.scoreboard.escape import BIAS, CHAIN, FREQUENT, escape_time, wrong_start
 
 TRAINS = True
-COMPILED_WELL = True
 TRUTH = make_truth()
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xentlab.contract import Loss, value_and_gradient
+from xentlab.products import quickly
 
 VOCAB = 4  # where all is asked that nobody asks elsewhere
 CHUNK = 64  # points of one call, a class. One shape, so that one compilation serves every question.
@@ -75,19 +76,18 @@ class Probe:
 def make_probe(loss: Loss, seed: int = 0, vocab: int = VOCAB) -> Probe:
     """A probe of a loss; compiles on first use."""
 
-    compiled, chunk = jax.jit(functools.partial(value_and_gradient, loss)), CHUNK * vocab
+    compiled, chunk = jax.jit(functools.partial(value_and_gradient, loss), compiler_options=quickly(0)), CHUNK * vocab
 
     def both(z, y):
-        values, gradients = [], []
-        with jax.enable_x64(True):
-            for start in range(0, len(z), chunk):
-                part, targets = z[start : start + chunk], y[start : start + chunk]
-                # Filled with the points themselves: beside rows of 0 a loss that looks at its batch would see those alone.
-                filled = np.resize(np.asarray(part, np.float64), (chunk, vocab))
-                value, gradient = compiled(jnp.asarray(filled), jnp.asarray(np.resize(targets, chunk), jnp.int32))
-                values.append(np.asarray(value, np.float64)[: len(part)])
-                gradients.append(np.asarray(gradient, np.float64)[: len(part)])
-        return np.concatenate(values), np.concatenate(gradients)
+        points = len(z)
+        # Filled with the points themselves: beside rows of 0 a loss that looks at its batch would see those alone.
+        last = points // chunk * chunk + np.resize(np.arange(points % chunk), chunk * (points % chunk > 0))
+        order = np.concatenate([np.arange(points // chunk * chunk), last])
+        z, y = np.asarray(z, np.float64)[order], np.asarray(y).astype(np.int32)[order]
+        with jax.enable_x64(True):  # and NumPy's arrays as they are: jnp.asarray would take as long as the loss does
+            parts = [compiled(z[start : start + chunk], y[start : start + chunk]) for start in range(0, len(z), chunk)]
+            values, gradients = (np.concatenate([np.asarray(each, np.float64) for each in both]) for both in zip(*parts))
+        return values[:points], gradients[:points]
 
     return Probe(loss, both, seed, vocab)
 
