@@ -64,13 +64,14 @@ def _says(request, what: str) -> bool:
 def _compiled_quickly(request):
     """Most programs here are small and run once, and to compile them well was half of the time.
 
-    But where a module asks what XLA makes of the head, or computes much: those say COMPILED_WELL = True. `LONG` always are.
+    But where a module's numbers are compared with those of a user's process: it says COMPILED_WELL = True. One that asks what
+    XLA makes of the head says FUSED_WELL = True, and the head is made as ever, but for LLVM. `LONG` are always compiled well.
     """
     if _says(request, "COMPILED_WELL") or not on_cpu():
         jax.clear_caches()  # of what was compiled carelessly
         yield
         return
-    careless = quickly(0) | {"xla_llvm_disable_expensive_passes": True}
+    careless = quickly(0, once=not _says(request, "FUSED_WELL")) | {"xla_llvm_disable_expensive_passes": True}
     real = compiler.compile_or_get_cached
 
     def compiled(backend, program, devices, options, *others, **named):

@@ -13,7 +13,6 @@ from scripts import script
 from xentlab import LabError, charts
 
 TRAINS = True
-COMPILED_WELL = True
 TORCH = importlib.util.find_spec("torch") is not None
 needs_torch = pytest.mark.skipif(not TORCH, reason="torch is in the extra bench")
 

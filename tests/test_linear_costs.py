@@ -14,7 +14,7 @@ from xentlab.linear import explain_plan, linear_loss
 from xentlab.linear.costs import Cost, head_costs
 from xentlab.products import moved_whole
 
-COMPILED_WELL = True
+FUSED_WELL = True
 
 
 def compiled(function, *shapes):

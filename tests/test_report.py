@@ -21,7 +21,6 @@ from xentlab.sources import MarkovSource, Text
 from xentlab.stages import Stage, run_stage, standard_stages
 
 TRAINS = True
-COMPILED_WELL = True
 LOSSES = ["nll", "brier"]
 
 

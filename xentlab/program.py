@@ -61,7 +61,7 @@ class Program:
     begin(rates [R], seeds [R]) -> states. draws(seeds [R]) -> an iterator over blocks: the number of its first step, and where
     in the text the windows of its steps begin, [R, steps, batch]. block(rates [R], states, start, places) -> states, train_loss
     [R]; the states given are used up. measure(states) -> validation_nll, smoothing, [R] each. rest: the model's static part.
-    spread: where runs lie on the mesh.
+    spread: where runs lie on the mesh. built, measures: both and measure as compiled, by the runs of a call.
     """
 
     begin: Callable
@@ -71,24 +71,31 @@ class Program:
     rest: Any
     spread: Spread
     built: dict[int, tuple[jax.stages.Compiled, jax.stages.Compiled]] = dataclasses.field(default_factory=dict)
+    measures: dict[int, jax.stages.Compiled] = dataclasses.field(default_factory=dict)
 
-    def _lowered(self, width: int) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
+    def _given(self, width: int) -> tuple[Any, ...]:
+        """The shapes that block is given; the second's are measure's too."""
         of = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype)
         rates, places = of(jnp.float32, width), of(jnp.int32, width, *next(self.draws([0]))[1].shape[1:])
-        states = jax.eval_shape(self.begin, rates, of(jnp.uint32, width))
-        return self.block.lower(rates, states, of(jnp.int32), places), self.measure.lower(states)
+        return rates, jax.eval_shape(self.begin, rates, of(jnp.uint32, width)), of(jnp.int32), places
 
     def compiled(self, width: int) -> tuple[jax.stages.Compiled, jax.stages.Compiled]:
         """block and measure for so many runs a call: compiled once, with XLA's account of their memory."""
         if width not in self.built:
             # LLVM's first level makes code as fast as its third here, in seven eighths of the time.
-            self.built[width] = tuple(each.compile(quickly(1, once=False)) for each in self._lowered(width))
+            compiled = lambda function, *given: function.lower(*given).compile(quickly(1, once=False))
+            given = self._given(width)
+            block = compiled(self.block, *given)
+            if width not in self.measures:
+                self.measures[width] = compiled(self.measure, given[1])
+            self.built[width] = block, self.measures[width]
         return self.built[width]
 
     def digest(self) -> str:
         """A hash of all that a run of it computes, and of what that closes over."""
         one = lambda dtype: jax.ShapeDtypeStruct((1,), dtype)
-        parts = self.begin.lower(one(jnp.float32), one(jnp.uint32)), *self._lowered(1)
+        given = self._given(1)
+        parts = self.begin.lower(one(jnp.float32), one(jnp.uint32)), self.block.lower(*given), self.measure.lower(given[1])
         return hashlib.sha256("".join(each.as_text() for each in parts).encode()).hexdigest()
 
     def needs(self, width: int) -> tuple[int, int]:
@@ -102,6 +109,13 @@ def program(
     loss: Loss, source: Source, model: str | Callable = "mlp", recipe: Recipe | None = None, mesh: Mesh | None = None
 ) -> Program:
     """Compiles nothing yet; arguments and errors as in `train`."""
+    return programs(source, model, recipe, mesh)(loss)
+
+
+def programs(
+    source: Source, model: str | Callable = "mlp", recipe: Recipe | None = None, mesh: Mesh | None = None
+) -> Callable[[Loss], Program]:
+    """`program` as a function of the loss alone: what is the same for several losses is traced and compiled once."""
     recipe = recipe or Recipe()
     make = resolve_model(model)
     tokens = source.split("train")
@@ -114,8 +128,6 @@ def program(
     if recipe.has_own_optimizer:
         recipe.check_optimizer(parameters)
     spread = Spread(mesh, recipe.batch, source.vocab)
-    step = _trainer(loss, recipe, rest, spread)
-    validated = _validator(link_of(loss), recipe, rest, held_out, source.vocab)
 
     def begin(rate, seed):
         arrays = eqx.filter(make(source.vocab, jax.random.key(seed)), eqx.is_inexact_array)
@@ -137,31 +149,50 @@ def program(
     def first(rates, seeds):
         return spread.states(jax.vmap(begin)(rates, seeds))
 
-    @functools.partial(jax.jit, donate_argnums=1)
-    def block(rates, states, start, places):
-        def advance(rate, state, places):
-            indices = start + jnp.arange(recipe.steps_a_block, dtype=jnp.int32)
-            go = lambda state, at: step(rate, state, *at)
-            # The last block may end early.
-            skip = lambda state, at: (state, jnp.zeros(()))
-            maybe = lambda state, at: jax.lax.cond(at[0] < recipe.steps, go, skip, state, at)
-            body = maybe if recipe.steps % recipe.steps_a_block else go
-            read = places[..., None] + jnp.arange(recipe.window, dtype=jnp.int32)[None, None]
-            before = state[0]
-            state, values = jax.lax.scan(body, state, (indices, (stream[read], answers[read + 1])))
-            done = jnp.minimum(recipe.steps - start, recipe.steps_a_block)
-            state = _stopped(*state, before, start + done - 1)
-            return state, jnp.where(state[-1] >= 0, jnp.nan, jnp.sum(values) / done.astype(values.dtype))
+    through = []  # a link, measure through it, and what was compiled of that: a link may have no hash
 
-        states, train_loss = _mapped(spread, advance, rates, states, places)
-        return spread.states(states), spread.everywhere(train_loss)
+    def measured(link):
+        for known, measure, measures in through:
+            if known is link:
+                return measure, measures
+        validated = _validator(link, recipe, rest, held_out, source.vocab)
 
-    # By itself: other losses of the same link share it, once JAX keeps what it compiled.
-    @jax.jit
-    def measure(states):
-        return spread.everywhere(_mapped(spread, validated, states))
+        @jax.jit
+        def measure(states):
+            return spread.everywhere(_mapped(spread, validated, states))
 
-    return Program(first, draws, block, measure, rest, spread)
+        through.append((link, measure, {}))
+        return through[-1][1:]
+
+    def of(loss):
+        step = _trainer(loss, recipe, rest, spread)
+
+        @functools.partial(jax.jit, donate_argnums=1)
+        def block(rates, states, start, places):
+            advance = functools.partial(_advance, step, recipe, stream, answers, start)
+            states, train_loss = _mapped(spread, advance, rates, states, places)
+            return spread.states(states), spread.everywhere(train_loss)
+
+        measure, measures = measured(link_of(loss))
+        return Program(first, draws, block, measure, rest, spread, measures=measures)
+
+    return of
+
+
+def _advance(step, recipe, stream, answers, start, rate, state, places):
+    """A run's state a block on, and the block's mean loss; places: where in the text its windows begin, [steps, batch]."""
+    indices = start + jnp.arange(recipe.steps_a_block, dtype=jnp.int32)
+    go = lambda state, at: step(rate, state, *at)
+    # The last block may end early.
+    skip = lambda state, at: (state, jnp.zeros(()))
+    maybe = lambda state, at: jax.lax.cond(at[0] < recipe.steps, go, skip, state, at)
+    body = maybe if recipe.steps % recipe.steps_a_block else go
+    read = places[..., None] + jnp.arange(recipe.window, dtype=jnp.int32)[None, None]
+    before = state[0]
+    state, values = jax.lax.scan(body, state, (indices, (stream[read], answers[read + 1])))
+    done = jnp.minimum(recipe.steps - start, recipe.steps_a_block)
+    state = _stopped(*state, before, start + done - 1)
+    return state, jnp.where(state[-1] >= 0, jnp.nan, jnp.sum(values) / done.astype(values.dtype))
 
 
 def _trainer(loss: Loss, recipe: Recipe, rest: Any, spread: Spread) -> Callable:

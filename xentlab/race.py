@@ -19,7 +19,7 @@ from xentlab.layout import Layout
 from xentlab.metrics import SMOOTHING
 from xentlab.models import check_causal, resolve_model
 from xentlab.names import FUNCTIONS, is_own, unplaced
-from xentlab.program import program, windows
+from xentlab.program import program, programs, windows
 from xentlab.recipe import Recipe
 from xentlab.results import Finished, Race, as_frames, best_rate, is_flat
 from xentlab.sources import Source, checked_source, identity
@@ -63,11 +63,12 @@ def race(
     """
     found, whole_recipe = planned(losses, source, model, learning_rates, seeds, steps, mesh, extensions, **recipe)
     examine = examiner(source, whole_recipe.window, whole_recipe.validation_tokens)
+    training_of = programs(source, model, whole_recipe, mesh)
     # As the losses' files are now, when they have been imported: one may be edited while another loss trains.
     all_made = {name: _made(loss, seeds, source, model, whole_recipe) if checkpoints else {} for name, loss in found.items()}
 
     def raced(name, loss):
-        compiled, grids = program(loss, source, model, whole_recipe, mesh), count()
+        compiled, grids = training_of(loss), count()
         link = link_of(loss)  # once: what is compiled of a link goes by its identity
 
         def at(rates):
@@ -114,7 +115,7 @@ def planned(
     if extensions < 0:
         raise LabError(f"a grid grows by some rates or by none; got extensions={extensions}.")
     # Does the model fit, do windows, do devices share a batch?
-    program(next(iter(found.values())), source, model, whole_recipe, mesh)
+    programs(source, model, whole_recipe, mesh)
     if callable(model) or is_own(model):
         check_causal(resolve_model(model), source.vocab)
     windows(source.split("test"), whole_recipe.window)

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from xentlab.contract import Loss, value_and_gradient
@@ -85,9 +84,10 @@ def make_probe(loss: Loss, seed: int = 0, vocab: int = VOCAB) -> Probe:
         order = np.concatenate([np.arange(points // chunk * chunk), last])
         z, y = np.asarray(z, np.float64)[order], np.asarray(y).astype(np.int32)[order]
         with jax.enable_x64(True):  # and NumPy's arrays as they are: jnp.asarray would take as long as the loss does
-            parts = [compiled(z[start : start + chunk], y[start : start + chunk]) for start in range(0, len(z), chunk)]
-            values, gradients = (np.concatenate([np.asarray(each, np.float64) for each in both]) for both in zip(*parts))
-        return values[:points], gradients[:points]
+            found = [compiled(z[start : start + chunk], y[start : start + chunk]) for start in range(0, len(z), chunk)]
+        wide = lambda parts: np.concatenate([np.asarray(each, np.float64) for each in parts])[:points]
+        values, gradients = map(wide, zip(*found, strict=True))
+        return values, gradients
 
     return Probe(loss, both, seed, vocab)
 

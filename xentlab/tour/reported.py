@@ -21,10 +21,10 @@ from xentlab import defaults
 from xentlab.catalogue import resolve
 from xentlab.charts import HUES, write_png
 from xentlab.console import progress
-from xentlab.contract import Loss, link_of
+from xentlab.contract import link_of
 from xentlab.examine import law_after, predict
 from xentlab.metrics import SMOOTHING, score
-from xentlab.program import program, windows
+from xentlab.program import programs, windows
 from xentlab.race import beyond
 from xentlab.recipe import Recipe
 from xentlab.results import paired
@@ -65,12 +65,13 @@ def trials(
     import pandas as pd
 
     whole_recipe = Recipe(steps=steps, **recipe)
+    training_of, measured = programs(source, model, whole_recipe), _measurer(source, whole_recipe.window)
 
     def tried(name):
         loss = resolve(name)
-        compiled, measured = program(loss, source, model, whole_recipe), _measurer(loss, source, whole_recipe.window)
+        compiled, link = training_of(loss), link_of(loss)
         told = lambda done: tell(f"{arm}: {name}", done, steps)
-        at = lambda rates: measured(train(loss, source, model, rates, seeds, whole_recipe, told, compiled=compiled))
+        at = lambda rates: measured(link, train(loss, source, model, rates, seeds, whole_recipe, told, compiled=compiled))
         runs = _grown(at, sorted({*rates, one_rate} - {None}))
         chosen = {arm: _best(runs), at_one_rate(arm): one_rate and _best(runs[runs.rate == one_rate])}
         for place, best in chosen.items():
@@ -93,25 +94,24 @@ def at_one_rate(arm: str) -> str:
     return f"{arm}, one rate"
 
 
-def _measurer(loss: Loss, source: Source, window: int) -> Callable[[Trained], pd.DataFrame]:
-    """A function of trained runs -> a row each: validation_nll, validation_accuracy, test_nll, accuracy, kl_to_law."""
+def _measurer(source: Source, window: int) -> Callable[[Callable, Trained], pd.DataFrame]:
+    """A function of a link and runs -> a row each: validation_nll, validation_accuracy, test_nll, accuracy, kl_to_law."""
     import pandas as pd
 
-    link = link_of(loss)
-    parts = {part: jnp.asarray(windows(source.split(part), window)) for part in ("validation", "test")}
+    parts = {part: jax.device_put(windows(source.split(part), window)) for part in ("validation", "test")}
 
-    def of_windows(model, share, tokens):
+    def of_windows(link, model, share, tokens):
         found = score(jnp.log(predict(link, model, share, tokens[:, :-1])), tokens[:, 1:], law_after(source, tokens[:, :-1]))
         return {name: jnp.mean(found[name]) for name in ("nll", "correct", "kl")}
 
     @eqx.filter_jit
-    def of_run(model, share):
-        return {part: of_windows(model, share, tokens) for part, tokens in parts.items()}
+    def of_run(link, model, share):
+        return {part: of_windows(link, model, share, tokens) for part, tokens in parts.items()}
 
-    def measured(trained):
+    def measured(link, trained):
         rows = []
         for run, (rate, seed) in enumerate(zip(trained.rates, trained.seeds, strict=True)):
-            found = of_run(trained.model(run), jnp.float32(SMOOTHING[trained.smoothing[run]]))
+            found = of_run(link, trained.model(run), jnp.float32(SMOOTHING[trained.smoothing[run]]))
             held, test = ({name: float(x) for name, x in found[part].items()} for part in parts)
             row = {"rate": rate, "seed": seed, "diverged": trained.diverged_at[run] >= 0}
             row |= {"validation_nll": held["nll"], "validation_accuracy": held["correct"]}
