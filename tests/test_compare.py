@@ -199,7 +199,7 @@ def test_of_many_differences_a_table_shows_the_first(folder, tmp_path, capsys):
     shutil.copytree(folder, tmp_path / "moved")
     without_sums(tmp_path / "moved")
     curves = pd.read_csv(folder / "curves.csv")
-    rows = pd.concat([curves.assign(seed=curves.seed + 10 * turn) for turn in range(60)])
+    rows = pd.concat([curves.assign(seed=curves.seed + 10 * turn) for turn in range(4)])
     rows.to_csv(tmp_path / "moved" / "curves.csv", index=False)
     shutil.copytree(tmp_path / "moved", tmp_path / "other")
     rows.assign(train_loss=rows.train_loss + 1).to_csv(tmp_path / "other" / "curves.csv", index=False)
