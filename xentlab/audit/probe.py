@@ -78,10 +78,10 @@ def make_probe(loss: Loss, seed: int = 0, vocab: int = VOCAB) -> Probe:
     compiled, chunk = jax.jit(functools.partial(value_and_gradient, loss), compiler_options=quickly(0)), CHUNK * vocab
 
     def both(z, y):
-        points = len(z)
+        points, rest = len(z), len(z) % chunk
         # Filled with the points themselves: beside rows of 0 a loss that looks at its batch would see those alone.
-        last = points // chunk * chunk + np.resize(np.arange(points % chunk), chunk * (points % chunk > 0))
-        order = np.concatenate([np.arange(points // chunk * chunk), last])
+        last = points - rest + np.resize(np.arange(rest), chunk if rest else 0)
+        order = np.concatenate([np.arange(points - rest), last])
         z, y = np.asarray(z, np.float64)[order], np.asarray(y).astype(np.int32)[order]
         with jax.enable_x64(True):  # and NumPy's arrays as they are: jnp.asarray would take as long as the loss does
             found = [compiled(z[start : start + chunk], y[start : start + chunk]) for start in range(0, len(z), chunk)]
