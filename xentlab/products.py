@@ -136,3 +136,11 @@ def quickly(level: int, once: bool = True) -> dict[str, Any] | None:
     # An older generator of code, which newer versions have no more, takes half the time; its code takes a quarter longer.
     older = {"xla_cpu_use_fusion_emitters": False} if once and jaxlib.version.__version_info__ < (0, 11) else {}
     return {"xla_backend_optimization_level": level} | older
+
+
+def for_training() -> dict[str, Any] | None:
+    """Compiler options of a training, and of what is measured as in one.
+
+    LLVM's first level makes code as fast as its third here, in seven eighths of the time.
+    """
+    return quickly(1, once=False)

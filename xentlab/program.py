@@ -21,7 +21,7 @@ from xentlab.layout import Spread
 from xentlab.linear import linear_loss
 from xentlab.metrics import smoothed_nll
 from xentlab.models import logits, model_shapes, resolve_model
-from xentlab.products import quickly
+from xentlab.products import for_training, quickly
 from xentlab.recipe import Recipe
 from xentlab.sources import Source
 
@@ -82,12 +82,10 @@ class Program:
     def compiled(self, width: int) -> tuple[jax.stages.Compiled, jax.stages.Compiled]:
         """block and measure for so many runs a call: compiled once, with XLA's account of their memory."""
         if width not in self.built:
-            # LLVM's first level makes code as fast as its third here, in seven eighths of the time.
-            compiled = lambda function, *given: function.lower(*given).compile(quickly(1, once=False))
             given = self._given(width)
-            block = compiled(self.block, *given)
+            block = self.block.lower(*given).compile(for_training())
             if width not in self.measures:
-                self.measures[width] = compiled(self.measure, given[1])
+                self.measures[width] = self.measure.lower(given[1]).compile(for_training())
             self.built[width] = block, self.measures[width]
         return self.built[width]
 

@@ -19,7 +19,7 @@ from xentlab.layout import Layout
 from xentlab.metrics import SMOOTHING
 from xentlab.models import check_causal, resolve_model
 from xentlab.names import FUNCTIONS, is_own, unplaced
-from xentlab.program import program, programs, windows
+from xentlab.program import Program, program, programs, windows
 from xentlab.recipe import Recipe
 from xentlab.results import Finished, Race, as_frames, best_rate, is_flat
 from xentlab.sources import Source, checked_source, identity
@@ -61,9 +61,8 @@ def race(
     >>> result.table[["loss", "best_rate", "runs", "diverged"]].values.tolist()
     [['nll', 0.1, 2, 0]]
     """
-    found, whole_recipe = planned(losses, source, model, learning_rates, seeds, steps, mesh, extensions, **recipe)
+    found, whole_recipe, training_of = planned(losses, source, model, learning_rates, seeds, steps, mesh, extensions, **recipe)
     examine = examiner(source, whole_recipe.window, whole_recipe.validation_tokens)
-    training_of = programs(source, model, whole_recipe, mesh)
     # As the losses' files are now, when they have been imported: one may be edited while another loss trains.
     all_made = {name: _made(loss, seeds, source, model, whole_recipe) if checkpoints else {} for name, loss in found.items()}
 
@@ -101,8 +100,8 @@ def planned(
     mesh: Mesh | None,
     extensions: int,
     **recipe: Any,
-) -> tuple[dict[str, Loss], Recipe]:
-    """The losses and the recipe of a `race` with these arguments. Raises `LabError` for all that shows without training."""
+) -> tuple[dict[str, Loss], Recipe, Callable[[Loss], Program]]:
+    """Losses, recipe and `programs` of a `race` with these arguments. Raises `LabError` for all that shows without training."""
     found = resolve_all(losses, checked_source(source).vocab)
     for loss in found.values():
         if not is_catalogued(loss):
@@ -115,11 +114,11 @@ def planned(
     if extensions < 0:
         raise LabError(f"a grid grows by some rates or by none; got extensions={extensions}.")
     # Does the model fit, do windows, do devices share a batch?
-    programs(source, model, whole_recipe, mesh)
+    training_of = programs(source, model, whole_recipe, mesh)
     if callable(model) or is_own(model):
         check_causal(resolve_model(model), source.vocab)
     windows(source.split("test"), whole_recipe.window)
-    return found, whole_recipe
+    return found, whole_recipe, training_of
 
 
 def _made(loss, seeds, source, model, recipe):

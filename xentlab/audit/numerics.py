@@ -11,7 +11,7 @@ import numpy as np
 
 from xentlab.audit.probe import Probe, Verdict, plain
 from xentlab.contract import value_and_gradient
-from xentlab.products import quickly
+from xentlab.products import for_training
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -39,7 +39,7 @@ def numerics(probe: Probe) -> dict[str, Verdict]:
     largest at ordinary logits counts as that large.
     """
 
-    @functools.partial(jax.jit, compiler_options=quickly(1, once=False))  # as a training is
+    @functools.partial(jax.jit, compiler_options=for_training())
     def both(z):
         return value_and_gradient(probe.loss, z, jnp.zeros(z.shape[0], jnp.int32))
 
