@@ -40,7 +40,6 @@ _SINGLE: dict[str, Callable[[Probe], Verdict]] = {
         shape.local,
         shape.zero_at_certainty,
         shape.bounded,
-        shape.lipschitz,
         kinship.same_gradient_as,
     )
 }
@@ -90,7 +89,7 @@ def audit(loss: str | Loss, seed: int = 0, vocab: int = VOCAB) -> Audit:
     for name, question in _SINGLE.items():
         found[name] = _guarded(question, probe)
     honest, conservative = found["honest_autodiff"].value is not NO, found["conservative"].value
-    for question in (shape.monotone, shape.convex):
+    for question in (shape.lipschitz, shape.monotone, shape.convex):
         found[question.__name__] = _guarded(functools.partial(question, honest=honest), probe)
     for names, question in (
         (("low_p_limit", "low_p_order"), limits.low_p),

@@ -61,7 +61,7 @@ def decide(
     what = "value" if honest else "potential"
     through, how = None, f"{len(found)} distributions over {probe.vocab} classes, {STARTS} starts, {what} in float64"
     misses: dict[str, Verdict] = {}
-    for name, link in (links(probe) | _scaled(found[0])).items():
+    for name, link in (links(probe) | _scaled(next((each for each in found if not each.unknown), found[0]))).items():
         misses[name] = _reads_back(merit, honest, link, found, level=shift is YES and name == "softmax")
         if misses[name].value is not NO:
             through = name if misses[name].value is YES else UNDECIDED
@@ -91,29 +91,60 @@ def _reads_back(merit: Callable, honest: bool, link: Callable, found: list[Minim
     """Whether link(z*) is P for every P and every minimiser z* of the merit, which is a value only where that is honest.
 
     level: whether the link is softmax and no shift changes the loss, so that any point below log P answers for a search that
-    came to no end.
+    came to no end, and for one that read P back to its tolerance.
     """
-    every = np.concatenate([each.logits for each in found])
-    with jax.enable_x64(True):
-        # In one shape, so that every audit's links are compiled once.
-        reads = np.asarray(link(jnp.asarray(np.resize(every, (STARTS * LAWS, every.shape[1])))))[: len(every)]
-    pairs = list(zip(found, np.split(reads, np.cumsum([len(each.logits) for each in found])[:-1]), strict=True))
-    for each, read in pairs:
+    read = lambda rows: _read(link, rows)
+    reads = np.split(
+        read(np.concatenate([each.logits for each in found])), np.cumsum([len(each.logits) for each in found])[:-1]
+    )
+    unsure = []
+    for each, here in zip(found, reads, strict=True):
         if each.unknown:
             continue
-        off = np.abs(read - each.law).max(axis=1) / each.tolerance
+        off = np.abs(here - each.law).max(axis=1) / each.tolerance
         worst = int(np.argmax(off))
         if off[worst] > 1 or each.at_infinity:
-            here, there = _beside_log_p(merit, each, worst)
-            less = here < there - 1e-9 * (1 + abs(there))
+            value, other = _beside_log_p(merit, each, worst)
+            less = value < other - 1e-9 * (1 + abs(other))
+            more = level and value > other + 1e-14 * (1 + abs(other))  # than at log P: no minimum is there
+            if not each.at_infinity and not (level and less) and (more or not _is_off(read, each, worst, here[worst])):
+                unsure.append(Verdict(UNDECIDED, f"{_flat(each)}, and where it is least is known too loosely to be read"))
+                continue
             how = f"{'least' if less else 'as small'} elsewhere" + (", at infinity" if each.at_infinity else "")
-            return _elsewhere(how, honest, each, worst, read, here, there)
-    for each, read in pairs if level else ():
-        if each.unknown:
-            here, there = _beside_log_p(merit, each, 0)
-            if here < there - 1e-9 * (1 + abs(there)):
-                return _elsewhere("less elsewhere", honest, each, 0, read, here, there)
-    return next((_no_zero(each) for each in found if each.unknown), Verdict(YES, "reads back P"))
+            return _elsewhere(how, honest, each, worst, here, value, other)
+    for each, here in zip(found, reads, strict=True) if level else ():
+        values = merit(each.logits, np.tile(each.law, (len(each.logits), 1)))
+        place = int(np.argmin(np.where(np.isnan(values), np.inf, values)))
+        value, other = _beside_log_p(merit, each, place)
+        if value < other - (1e-12 if honest else 1e-9) * (1 + abs(other)):
+            return _elsewhere("less elsewhere", honest, each, place, here, value, other)
+    return next(iter([*unsure, *(_no_zero(each) for each in found if each.unknown)]), Verdict(YES, "reads back P"))
+
+
+def _read(link: Callable, rows: np.ndarray) -> np.ndarray:
+    """What a link makes of logits [N, V]: in parts of one shape, so that every audit's links are compiled once."""
+    part = STARTS * LAWS
+    filled = np.resize(rows, (-(-len(rows) // part) * part, rows.shape[1]))
+    with jax.enable_x64(True):
+        return np.concatenate([np.asarray(link(jnp.asarray(each))) for each in np.split(filled, len(filled) // part)])[
+            : len(rows)
+        ]
+
+
+def _is_off(read: Callable, minimiser: Minimiser, place: int, here: np.ndarray) -> bool:
+    """Whether P is not what is read there, nor where else the minimum may lie."""
+    if minimiser.loose is None:
+        return True
+    z, beside = minimiser.logits[place], minimiser.loose[place]
+    endless = np.linalg.norm(beside, axis=1, keepdims=True) > 0.99  # no curvature shows, so that it may lie anywhere
+    beside = np.where(endless, (10 + 2 * np.ptp(z)) * beside, beside)
+    there = read(z + np.concatenate([beside, -beside]))
+    slack = np.nan_to_num(np.abs(there - here).max(axis=1), nan=1.0).reshape(2, -1).max(axis=0).sum()
+    return bool(np.abs(here - minimiser.law).max() > np.max(minimiser.tolerance) + 2 * slack)
+
+
+def _flat(minimiser: Minimiser) -> str:
+    return f"for P = {plain(minimiser.law.round(4))} the field is about 0 far around its zero"
 
 
 def _beside_log_p(merit: Callable, minimiser: Minimiser, place: int) -> np.ndarray:
@@ -141,12 +172,17 @@ def _keeps_the_argmax(merit: Callable, found: list[Minimiser], how: str, honest:
         if each.unknown:
             return _no_zero(each)
         top = int(np.argmax(each.law))
-        lead = each.logits[:, top] - np.delete(each.logits, top, axis=1).max(axis=1)
+        lead = _lead(each.logits, top)
         worst = int(np.argmin(lead))
+        slack = 0.0
+        if each.loose is not None and not each.at_infinity:
+            slack = float(np.abs(_lead(each.logits[worst] + each.loose[worst], top) - lead[worst]).sum())
         if each.at_infinity and _indifferent(merit, each, top):
             law = plain(each.law.round(4))
             why = "and there the likeliest class and another may change places for less than going on changes"
             return Verdict(UNDECIDED, f"the infimum for P = {law} lies at infinity, {why}")
+        if slack > 1e-6 and abs(lead[worst]) < slack:
+            return Verdict(UNDECIDED, f"{_flat(each)}, and no class is known to lead there")
         if lead[worst] < 1e-6:
             return no(
                 "the likeliest class does not lead at this minimiser: " + ("a tie" if lead[worst] > -1e-6 else "another does"),
@@ -155,6 +191,11 @@ def _keeps_the_argmax(merit: Callable, found: list[Minimiser], how: str, honest:
                 **{_merit_name(honest): each.least},
             )
     return Verdict(YES, f"the likeliest class leads at every minimiser; {how}")
+
+
+def _lead(z: np.ndarray, top: int) -> np.ndarray:
+    """By how much a class leads the others, [M], in logits [M, V]."""
+    return z[:, top] - np.delete(z, top, axis=1).max(axis=1)
 
 
 def _indifferent(merit: Callable, minimiser: Minimiser, top: int) -> bool:

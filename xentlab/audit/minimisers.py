@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from xentlab.audit.probe import Probe
+from xentlab.audit.probe import STEP, Probe
 
 # Without a majority, near ties, spikes, and entries under .01; the greatest is not always the first.
 FIXED = np.array(
@@ -34,6 +34,8 @@ LINK_TOLERANCE = 1e-4
 # Where the field is rounding P is read back far better: label smoothing of 1e-4 is not proper.
 EXACT, EXACT_TOLERANCE = 1e-11, 1e-7
 ZERO = 1e-6  # of the field, in its own unit: Newton may end there where the least lies at infinity
+RESOLVED = 1e-8  # of a curvature, relative to the greatest and to 1: what is less, differences of the field do not tell from 0
+BEYOND = 10.0 ** np.arange(1, 7)  # times as far out, where a minimum at infinity is still none
 HALVINGS = 40  # of a ray, by which a kink is found to 1e-12 of its length
 PANELS, NODES = 8, 12  # of the integral along a ray: 1e-13 at a spread of 1e3, 1e-9 at 1e6
 SCALES = (0.0, 1.0, 2.0, 10.0, 100.0)  # of log P, where Newton starts: a loss may measure logits in other units
@@ -52,6 +54,7 @@ class Minimiser:
     settled: bool  # every one is a zero of the field, or the LP's optimum
     at_infinity: bool
     tolerance: float | np.ndarray = LINK_TOLERANCE  # of what each one reads back
+    loose: np.ndarray | None = None  # [M, V, V]: rows by which each one may lie beside the minimum; None for an exact one
 
     @property
     def unknown(self) -> bool:
@@ -144,7 +147,7 @@ def minimise(probe: Probe, honest: bool, polyhedral: bool) -> tuple[list[Minimis
     asked = laws(probe.seed, probe.vocab)
     if not polyhedral:
         merit = potential(probe, honest)
-        return _by_newton(probe, asked, merit), merit
+        return _by_newton(probe, asked, merit, 1e-12 if honest else 1e-9), merit
     pieces = None if honest else _of_pieces(probe)
     return _by_programs(probe, asked, pieces), pieces or potential(probe, honest)
 
@@ -160,8 +163,11 @@ def is_polyhedral(probe: Probe) -> bool:
 
 
 @np.errstate(over="ignore")  # far out, of an exponential
-def _by_newton(probe: Probe, asked: np.ndarray, merit: Callable, sweeps: int = 150) -> list[Minimiser]:
-    """Saddle-free Newton on the expected field, all laws from all starts at once, with a search along each step."""
+def _by_newton(probe: Probe, asked: np.ndarray, merit: Callable, digits: float, sweeps: int = 150) -> list[Minimiser]:
+    """Saddle-free Newton on the expected field, all laws from all starts at once, with a search along each step.
+
+    digits: how far the merit can be told from its least, relative.
+    """
     rng = np.random.default_rng((probe.seed, 42))
     log_law = np.log(asked)
     log_law -= log_law.mean(axis=1, keepdims=True)
@@ -192,6 +198,15 @@ def _by_newton(probe: Probe, asked: np.ndarray, merit: Callable, sweeps: int = 1
         ended = (~lower & ~flat) | (np.ptp(z[rows], axis=1) > FARTHEST) | (np.linalg.norm(field, axis=1) < 1e-13)
         active[rows[ended]] = False
     length, further = np.linalg.norm(expected(probe, z, law)[1], axis=1), merit(2 * z, law)
+    # Of values that are alike to all digits the field still tells which one is further up.
+    rises = np.einsum("kv,kv->k", z, expected(probe, 2 * z, law)[1]) > 0
+    rows = np.flatnonzero(
+        active & (np.ptp(z, axis=1) > FAR)
+    )  # under way still: the minimum may lie further out, and not at infinity
+    if len(rows):
+        out = merit((BEYOND[:, None, None] * z[rows]).reshape(-1, probe.vocab), np.tile(law[rows], (len(BEYOND), 1)))
+        further[rows] = np.maximum(further[rows], out.reshape(len(BEYOND), -1).max(axis=0))
+    loose = _loose(probe, z, law, now, merit)
     found = []
     for i in range(len(asked)):
         mine = np.arange(i, len(z), len(asked))
@@ -199,17 +214,49 @@ def _by_newton(probe: Probe, asked: np.ndarray, merit: Callable, sweeps: int = 1
         near = mine[now[mine] <= least + 1e-9 * (1 + abs(least))]
         near = near[np.argsort(length[near])]
         # At infinity it is where it is no greater twice as far out.
-        endless = (np.ptp(z[near], axis=1) > FAR) & ~(further[near] > least + 1e-9 * (1 + abs(least)))
+        endless = (np.ptp(z[near], axis=1) > FAR) & ~(further[near] > least + 1e-9 * (1 + abs(least))) & ~rises[near]
+        if not endless.any():
+            near = near[now[near] <= least + digits * (1 + abs(least))]
         tolerance = np.where(length[near] < EXACT, EXACT_TOLERANCE, LINK_TOLERANCE)
         settled, at_infinity = bool((length[near] < ZERO).all()), bool(endless.any())
-        found.append(Minimiser(asked[i], z[near], float(least), settled, at_infinity, tolerance))
+        found.append(Minimiser(asked[i], z[near], float(least), settled, at_infinity, tolerance, loose[near]))
     return found
 
 
-def _newton_step(probe: Probe, z: np.ndarray, law: np.ndarray, field: np.ndarray) -> np.ndarray:
+@np.errstate(over="ignore", invalid="ignore")
+def _loose(probe: Probe, z: np.ndarray, law: np.ndarray, now: np.ndarray, merit: Callable) -> np.ndarray:
+    """By how much logits [K, V] may lie beside the minimum they are near: rows [K, V, V], along each axis of the curvature.
+
+    What Newton's step would still be, with the field's rounding; 1, where there is less curvature than shows, but none where it
+    is flat: those are all minima.
+    """
+    field = expected(probe, z, law)[1]
+    values, vectors = np.linalg.eigh(_curvature(probe, z, law))
+    along = np.einsum("kij,ki->kj", vectors, field)
+    rounding = 1e-15 * (1 + np.abs(field).max(axis=1, keepdims=True) + np.abs(now)[:, None])
+    left = np.minimum(1, (np.abs(along) + rounding) / np.maximum(np.abs(values), 1e-300))
+    least = np.maximum(RESOLVED * np.maximum(1, np.abs(values).max(axis=1, keepdims=True)), rounding / STEP)
+    rows, axes = np.nonzero(np.abs(values) < least)
+    if len(rows):
+        way, far = vectors[rows, :, axes], 10 + 2 * np.ptp(z[rows], axis=1, keepdims=True)
+        around = lambda step: np.concatenate([z[rows] + step * way, z[rows] - step * way])
+        laws, level, reach = np.tile(law[rows], (2, 1)), np.tile(now[rows], 2), np.tile(far[:, 0], 2)
+        same = np.abs(merit(around(far), laws) - level) < 4e-15 * (reach + np.abs(level))
+        still = (expected(probe, around(2.0), laws)[1] == np.tile(field[rows], (2, 1))).all(axis=1)  # behind a clip, say
+        flat = same.reshape(2, -1).all(axis=0) | still.reshape(2, -1).any(axis=0)
+        left[rows, axes] = np.where(flat, 0, 1)
+    return left[:, :, None] * np.swapaxes(vectors, 1, 2)
+
+
+def _curvature(probe: Probe, z: np.ndarray, law: np.ndarray) -> np.ndarray:
+    """The expected field's derivative [K, V, V], as a symmetric one."""
     each = probe.jacobian(np.repeat(z, probe.vocab, axis=0), np.tile(np.arange(probe.vocab), len(z)))
     jacobian = np.einsum("kv,kvij->kij", law, each.reshape(*law.shape, *each.shape[1:]))
-    values, vectors = np.linalg.eigh((jacobian + np.swapaxes(jacobian, 1, 2)) / 2)
+    return np.nan_to_num((jacobian + np.swapaxes(jacobian, 1, 2)) / 2)
+
+
+def _newton_step(probe: Probe, z: np.ndarray, law: np.ndarray, field: np.ndarray) -> np.ndarray:
+    values, vectors = np.linalg.eigh(_curvature(probe, z, law))
     along = np.einsum("kij,ki->kj", vectors, field)
     floor = 1e-9 + 1e-8 * np.abs(values).max(axis=1, keepdims=True)
     # Negative curvature is descended as if it were positive; a direction without any gets a step of its gradient's sign.

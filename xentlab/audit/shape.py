@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 
@@ -10,9 +11,12 @@ import numpy as np
 from xentlab.audit.probe import NO, UNDECIDED, YES, Probe, Verdict, no
 
 ROUNDING = 1e-9  # of a value, relative; beside 0, of the gradient's size
+HALVINGS, STEEPER = 30, 5.0  # of a chord; by how much a slope grows from one ten of them to the next
 LEAD = 1e4  # that is certainty, for a temperature of hundreds too
 DISTANCES, NEAR = [1e2, 1e3, 1e4, 1e5, 1e6], [1e-2, 1e-3, 1e-4, 1e-5, 1e-6]  # along rays: away from 0, and towards it
-KEEPS_ON, FADES = 0.6, 0.2  # of a decade's growth, the next decade's: of log log x it is .7 and more, of 1 - 1/x a tenth
+KEEPS_ON, FADES = 0.9, 0.2  # of a decade's growth, the next decade's: of log x it is 1, of 1 - 1/x a tenth
+# Where what lies between is asked again: of log log x each of these adds as much as the one before, of what has a bound less.
+FURTHER, FADES_FURTHER = [1e6, 1e12, 1e24, 1e48, 1e96, 1e192], 0.6
 
 
 def _same(probe: Probe, moved: np.ndarray, targets: np.ndarray, z: np.ndarray, y: np.ndarray, what: str, kept: str) -> Verdict:
@@ -122,58 +126,66 @@ def monotone(probe: Probe, honest: bool = True) -> Verdict:
     return Verdict(YES, f"dL/dz_y <= 0 at {len(z)} points with |z| <= 20")
 
 
-def _goes_on(most: np.ndarray, unit: float) -> bool | None:
-    """Whether a greatest size, one at each of `DISTANCES`, grows without end; None where that cannot be told yet."""
+def _goes_on(most: np.ndarray, unit: float, fades: float = FADES) -> bool | None:
+    """Whether a greatest size, one at each of several distances, grows without end; None where that cannot be told."""
     if (most == np.inf).any():
         return True
     with np.errstate(invalid="ignore"):
-        last = np.diff(most)[1:]  # three decades
+        last = np.diff(most)[-3:]
     noise = ROUNDING * (unit + np.abs(most[np.isfinite(most)]).max(initial=0))
     if (last > noise).all() and (last[1:] >= KEEPS_ON * last[:-1]).all():
         return True
-    return None if last[-1] > max(noise, FADES * last[-2]) else False
+    return False if last[-1] <= max(noise, fades * last[-2]) else None
 
 
-def _growth(probe: Probe, size: Callable, what: str, name: str) -> Verdict:
+def _growth(probe: Probe, size: Callable, what: str, name: str, falls: bool = True) -> Verdict:
     """Whether size(z, y) [N] stays finite along rays: it grows where each decade adds about as much as the one before.
 
-    To the greatest of all rays, or takes from the least: by what is added, so that a constant in a loss changes nothing.
-    Once a target, for the greatest of one may hide another's growth; what cannot be told yet is asked of all together, whose
-    greatest is less a matter of chance.
+    To the greatest of all rays, or takes from the least, if it may fall: by what is added, so that a constant in a loss changes
+    nothing. Once a target, for the greatest of one may hide another's growth; what cannot be told yet is asked further out, and
+    then of all together, whose greatest is less a matter of chance.
     """
     rng, vocab = np.random.default_rng((probe.seed, 8)), probe.vocab
     rays = np.concatenate(
         [np.eye(vocab), -np.eye(vocab), np.ones((1, vocab)), -np.ones((1, vocab)), rng.normal(size=(30, vocab))]
     )
     rays, y = np.repeat(rays, vocab, axis=0), np.tile(np.arange(vocab), len(rays))
-    with np.errstate(all="ignore"):
-        sizes = np.stack([size(distance * rays, y) for distance in DISTANCES + NEAR])
-    nan, slow = np.isnan(sizes), []
-    targets = [*(y == each for each in range(vocab)), np.ones(len(y), bool)]
-    ways = itertools.product(((1, "grows"), (-1, "falls")), targets, ((0, ""), (len(DISTANCES), " towards 0")))
-    for (sign, word), asked, (start, where) in ways:
-        here = slice(start, start + len(DISTANCES))
-        ends = np.where(nan | ~asked, -np.inf, sign * sizes)[here]
+
+    @functools.cache
+    def sizes(*distances):
+        with np.errstate(all="ignore"):
+            return np.stack([size(distance * rays, y) for distance in distances])
+
+    def along(distances, sign, asked):
+        return np.where(np.isnan(sizes(*distances)) | ~asked, -np.inf, sign * sizes(*distances))
+
+    slow, targets = [], [*(y == each for each in range(vocab)), np.ones(len(y), bool)]
+    ways = itertools.product(((1, "grows"), (-1, "falls"))[: 1 + falls], targets, ((DISTANCES, ""), (NEAR, " towards 0")))
+    for (sign, word), asked, (distances, where) in ways:
+        ends = along(distances, sign, asked)
         most = ends.max(axis=1)
         goes_on = _goes_on(most, probe.unit)
+        if goes_on is None and not where:
+            distances, ends = FURTHER, along(FURTHER, sign, asked)
+            goes_on = _goes_on(ends.max(axis=1), probe.unit, FADES_FURTHER)
         if goes_on is None and asked.all() and not where:
             slow.append(f"{what} {word} ever more slowly, by {', '.join(f'{step:.3g}' for step in np.diff(most))} a decade")
         if goes_on:
-            endless = np.flatnonzero(most == np.inf)
-            far = max(1, endless[0]) if len(endless) else len(DISTANCES) - 1
-            ray, far = ends[far].argmax(), start + far
-            distances = DISTANCES + NEAR
+            endless = np.flatnonzero(ends.max(axis=1) == np.inf)
+            far = max(1, endless[0]) if len(endless) else len(distances) - 1
+            ray = ends[far].argmax()
             return no(
                 f"{what} {word} without end along a ray{where}",
                 logits=distances[far - 1] * rays[ray],
                 target=y[ray],
-                **{name: sizes[far - 1, ray]},
+                **{name: sizes(*distances)[far - 1, ray]},
                 other_logits=distances[far] * rays[ray],
                 other_target=y[ray],
-                **{f"other_{name}": sizes[far, ray]},
+                **{f"other_{name}": sizes(*distances)[far, ray]},
             )
-    if nan.any():
-        place, ray = np.argwhere(nan)[0]
+    every = sizes(*DISTANCES, *NEAR)
+    if np.isnan(every).any():
+        place, ray = np.argwhere(np.isnan(every))[0]
         at = ((DISTANCES + NEAR)[place] * rays[ray]).round(8).tolist()
         return Verdict(
             UNDECIDED,
@@ -182,8 +194,8 @@ def _growth(probe: Probe, size: Callable, what: str, name: str) -> Verdict:
         )
     if slow:
         return Verdict(UNDECIDED, f"{slow[-1]} from 10^2 to 10^6")
-    along = f"along {len(rays)} rays from 10^2 to 10^6, and from 10^-2 to 10^-6"
-    return Verdict(YES, f"{what} stays within {sizes.min():.4g} and {sizes.max():.4g} {along}")
+    way = f"along {len(rays)} rays from 10^2 to 10^6, and from 10^-2 to 10^-6"
+    return Verdict(YES, f"{what} stays within {every.min():.4g} and {every.max():.4g} {way}")
 
 
 def bounded(probe: Probe) -> Verdict:
@@ -191,9 +203,44 @@ def bounded(probe: Probe) -> Verdict:
     return _growth(probe, lambda z, y: probe.value(z, y), "the value", "value")
 
 
-def lipschitz(probe: Probe) -> Verdict:
-    """The gradient's length is bounded."""
-    return _growth(probe, lambda z, y: np.linalg.norm(probe.field(z, y), axis=1), "the gradient", "gradient_norm")
+def lipschitz(probe: Probe, honest: bool = True) -> Verdict:
+    """The gradient's length is bounded, and so is the value's slope along chords: at a jump there is no gradient to see.
+
+    honest: whether the gradient is the value's, so that the value may be asked too.
+    """
+    grows = _growth(probe, lambda z, y: np.linalg.norm(probe.field(z, y), axis=1), "the gradient", "gradient_norm", falls=False)
+    steep = _steep(probe) if honest and grows.value is YES else None
+    return steep or grows
+
+
+@np.errstate(invalid="ignore", over="ignore")
+def _steep(probe: Probe) -> Verdict | None:
+    """A place where the value's slope grows without end as a chord is halved, each time to its steeper half."""
+    (a, y), (b, _) = probe.points(each=40, salt=16), probe.points(each=40, salt=17)
+    at_a, at_b, slopes = probe.value(a, y), probe.value(b, y), []
+    for _ in range(HALVINGS):
+        middle = (a + b) / 2
+        at_middle = probe.value(middle, y)
+        left = np.abs(at_middle - at_a) >= np.abs(at_b - at_middle)
+        a, b = np.where(left[:, None], a, middle), np.where(left[:, None], middle, b)
+        at_a, at_b = np.where(left, at_a, at_middle), np.where(left, at_middle, at_b)
+        slopes.append(np.abs(at_b - at_a) / np.linalg.norm(b - a, axis=1))
+    slopes = np.stack(slopes)
+    # A thousand times shorter each: where there is a slope it has come to it, at a jump it is a thousand times as great.
+    growth = np.min([slopes[-1] / slopes[-11], slopes[-11] / slopes[-21]], axis=0)
+    growth = np.where(np.abs(at_b - at_a) > ROUNDING * (probe.unit + np.abs(at_a) + np.abs(at_b)), growth, 0)
+    worst = _greatest(growth)
+    if not growth[worst] > STEEPER:
+        return None
+    return no(
+        "the value's slope grows without end between two points that come together",
+        a=a[worst],
+        b=b[worst],
+        target=y[worst],
+        value_a=at_a[worst],
+        value_b=at_b[worst],
+        slope=slopes[-1, worst],
+    )
 
 
 def convex(probe: Probe, honest: bool = True, domain: float = 20.0) -> Verdict:
