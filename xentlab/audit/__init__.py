@@ -91,12 +91,13 @@ def audit(loss: str | Loss, seed: int = 0, vocab: int = VOCAB) -> Audit:
     honest, conservative = found["honest_autodiff"].value is not NO, found["conservative"].value
     for question in (shape.lipschitz, shape.monotone, shape.convex):
         found[question.__name__] = _guarded(functools.partial(question, honest=honest), probe)
+    kinds = ("convex", "shift_invariant", "permutation_equivariant")
     for names, question in (
         (("low_p_limit", "low_p_order"), limits.low_p),
         (("finite", "max_error"), numerics.numerics),
         (
             ("strictly_proper", "proper_through", "calibrated"),
-            lambda probe: decide(probe, honest, conservative, found["convex"].value, found["shift_invariant"].value),
+            lambda probe: decide(probe, honest, conservative, *(found[name].value for name in kinds)),
         ),
     ):
         several = _guarded(question, probe)

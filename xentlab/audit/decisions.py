@@ -40,6 +40,8 @@ def _scaled(minimiser: Minimiser) -> dict[str, Callable]:
     for name, (have, want) in wanted.items():
         if have.any():
             factor = float(have @ want / (have @ have))
+            if f"{factor:.4g}" == "1":
+                continue
             found[f"{name}({factor:.4g}z)"] = lambda z, link=links[name], factor=factor: link(factor * z)
     return found
 
@@ -50,6 +52,7 @@ def decide(
     conservative: bool | str,
     convex: bool | str = UNDECIDED,
     shift: bool | str = UNDECIDED,
+    even: bool | str = YES,
 ) -> dict[str, Verdict]:
     """`strictly_proper`, `proper_through` and `calibrated`: of the loss over its unit, which changes none of them."""
     unit, probe = probe.unit, probe.in_units()
@@ -57,7 +60,7 @@ def decide(
         reason = Verdict(UNDECIDED, "the field is no function's gradient: it has no minimum to speak of")
         return dict.fromkeys(("strictly_proper", "proper_through", "calibrated"), reason)
     polyhedral = convex is not NO and is_polyhedral(probe)
-    found, merit = minimise(probe, honest, polyhedral)
+    found, merit = minimise(probe, honest, polyhedral, even is not NO)
     what = "value" if honest else "potential"
     through, how = None, f"{len(found)} distributions over {probe.vocab} classes, {STARTS} starts, {what} in float64"
     misses: dict[str, Verdict] = {}
@@ -66,11 +69,15 @@ def decide(
         if misses[name].value is not NO:
             through = name if misses[name].value is YES else UNDECIDED
             break
+    rare = _of_a_rare_class(merit, probe.vocab) if through == "softmax" and honest and shift is YES else None
+    if rare:
+        misses["softmax"], through = rare, None
     strictly, tolerance = misses["softmax"], max(float(np.max(each.tolerance)) for each in found)
     if strictly.value is YES:
         strictly = Verdict(YES, f"softmax(z*) = P to {tolerance:g} for {how}")
     words = f"z* reads back P to {tolerance:g}; {how}" if through else f"none of {', '.join(misses)}; {how}"
     words = misses[name].evidence if through is UNDECIDED else words
+    words = "softmax(z*) is P, but not where a class is rarer than in any other P that was asked about" if rare else words
     verdicts = {
         "strictly_proper": strictly,
         "proper_through": Verdict(through, words, None if through else strictly.witness),
@@ -119,6 +126,21 @@ def _reads_back(merit: Callable, honest: bool, link: Callable, found: list[Minim
         if value < other - (1e-12 if honest else 1e-9) * (1 + abs(other)):
             return _elsewhere("less elsewhere", honest, each, place, here, value, other)
     return next(iter([*unsure, *(_no_zero(each) for each in found if each.unknown)]), Verdict(YES, "reads back P"))
+
+
+def _of_a_rare_class(merit: Callable, vocab: int) -> Verdict | None:
+    """A P of whose least class a loss would rather hear nothing: it clips p where no other P of the audit looks."""
+    least = np.array([1e-3, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9])[:, None]
+    laws = np.concatenate([np.tile((1 - least) / (vocab - 1), vocab - 1), least], axis=1)
+    less = np.log(laws) - 30 * (np.arange(vocab) == vocab - 1)
+    here, there = merit(less, laws), merit(np.log(laws), laws)
+    lower = there - here - 1e-13 * (1 + np.abs(there))
+    if not (lower > 0).any():
+        return None
+    place = int(np.nanargmax(lower))
+    read = np.exp(less - np.logaddexp.reduce(less, axis=1, keepdims=True))
+    shown = {"expected_loss": here[place], "expected_loss_at_log_P": there[place]}
+    return no("the expected loss is less elsewhere", P=laws[place], logits=less[place], reads=read[place], **shown)
 
 
 def _read(link: Callable, rows: np.ndarray) -> np.ndarray:

@@ -42,6 +42,7 @@ SCALES = (0.0, 1.0, 2.0, 10.0, 100.0)  # of log P, where Newton starts: a loss m
 LEVEL = 15.0  # of all logits, for the starts that are drawn: what clips logits has other minimisers there
 STARTS = len(SCALES) + 3  # for each P
 LAWS = 12  # P's that every loss is asked about
+NEAR_TIE = 1.002  # of two classes: weights of classes that differ by more change which of them leads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +63,19 @@ class Minimiser:
         return not self.settled and not self.at_infinity
 
 
-def laws(seed: int, vocab: int) -> np.ndarray:
-    """The distributions that every loss is asked about, [12, V]: eight fixed, four drawn."""
+def laws(seed: int, vocab: int, even: bool = True) -> np.ndarray:
+    """The distributions that a loss is asked about, [12, V]: eight fixed, four drawn.
+
+    even: whether all classes are alike to it; else near ties of each class and the next one come to them, [12 + 2 V, V].
+    """
     drawn = np.random.default_rng((seed, 40)).dirichlet(np.ones(vocab), LAWS - len(FIXED))
     drawn = 0.9 * drawn + 0.1 / vocab + 1e-3 * (4 / vocab) * np.arange(vocab)  # no exact tie
-    return np.concatenate([_fixed(vocab), drawn / drawn.sum(axis=1, keepdims=True)])
+    found = [_fixed(vocab), drawn]
+    if not even:
+        first, places = np.ones((vocab, vocab)), np.arange(vocab)
+        first[places, places], first[places, (places + 1) % vocab] = 1.1 * NEAR_TIE, 1.1
+        found += [first, np.flip(first)]  # one and the next, one and the one before
+    return np.concatenate([each / each.sum(axis=1, keepdims=True) for each in found])
 
 
 def _fixed(vocab: int) -> np.ndarray:
@@ -139,12 +148,12 @@ def _of_pieces(probe: Probe) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     return integral
 
 
-def minimise(probe: Probe, honest: bool, polyhedral: bool) -> tuple[list[Minimiser], Callable]:
+def minimise(probe: Probe, honest: bool, polyhedral: bool, even: bool = True) -> tuple[list[Minimiser], Callable]:
     """Where the potential is least for each of `laws`, and the potential.
 
     By linear programs for convex polyhedral losses, by Newton's method else.
     """
-    asked = laws(probe.seed, probe.vocab)
+    asked = laws(probe.seed, probe.vocab, even)
     if not polyhedral:
         merit = potential(probe, honest)
         return _by_newton(probe, asked, merit, 1e-12 if honest else 1e-9), merit
