@@ -13,10 +13,12 @@ from naive_heads import BRIER, NLL, TOKENS, VOCAB, batch, both, close, reference
 from xentlab import LOSSES, LabError, at_target, loss
 from xentlab.contract import facts_of
 from xentlab.linear import explain_plan, linear_log_probs, linear_loss
+from xentlab.products import quickly
 from xentlab.targets import off_target
 
 TRAINS = True  # NumPy's float64 meets float32 in the references
 TILES = (7, 13)
+PERCEPTRON = LOSSES["perceptron"]
 
 
 @both
@@ -307,3 +309,41 @@ def test_within_a_shard_map_of_the_callers(name, plan):
     close((value, slope, jax.jit(inside)(hidden, weight, targets)), (3 * right, 3 * exact, 3 * exact))
     log_p = jax.shard_map(linear_log_probs, mesh=mesh, in_specs=(split, whole, split), out_specs=(split, split))
     assert jax.jit(log_p)(hidden, weight, targets)[0].shape == (TOKENS,)
+
+
+@both
+@pytest.mark.parametrize("options", [None, quickly(0)])
+def test_the_greatest_rival_is_known_by_its_class(plan, options):
+    """Logits that are made anew are equal to what they were, or a rounding away from it, by what XLA fuses."""
+    rng = np.random.default_rng(0)
+    hidden, weight, bias = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((257, 1), (1, 3), (3,)))
+    targets = jnp.asarray(rng.integers(0, 3, 257), jnp.int32)
+    head = lambda bias: linear_loss(
+        hidden, weight, targets, loss=PERCEPTRON, bias=bias, reduction="sum", plan=plan, tiles=TILES
+    )
+    exact = jax.grad(lambda bias: jnp.sum(PERCEPTRON(hidden @ weight + bias[None], targets)))(bias)
+    assert jnp.array_equal(jax.jit(jax.grad(head), compiler_options=options)(bias), exact)
+    # Whole numbers, of which many tie: they share the slope.
+    whole = functools.partial(linear_loss, weight=jnp.eye(3, 5), targets=targets, loss=PERCEPTRON, reduction="sum", plan=plan)
+    draws = jnp.asarray(rng.integers(-1, 2, (257, 3)), jnp.float32)
+    slopes = jax.jit(jax.grad(lambda hidden: whole(hidden, tiles=(7, 2))))(draws)
+    close(slopes, np.asarray(jax.grad(lambda hidden: jnp.sum(PERCEPTRON(hidden @ jnp.eye(3, 5), targets)))(draws), np.float64))
+
+
+def test_a_loss_without_any_derivative_has_its_value():
+    hidden, weight, targets = batch(6)
+
+    def called_back(logits, targets):
+        shape = jax.ShapeDtypeStruct(targets.shape, logits.dtype)
+        return jax.pure_callback(lambda z: np.asarray(z).max(-1), shape, logits, vmap_method="expand_dims")
+
+    run = lambda h: linear_loss(h, weight, targets, loss=called_back, tiles=TILES)
+    close(jax.jit(run)(hidden), np.asarray(jnp.max(hidden @ weight, axis=-1).mean(), np.float64))
+    with pytest.raises(ValueError, match="Pure callbacks"):
+        jax.jit(jax.grad(run))(hidden)
+
+
+@pytest.mark.parametrize("softcap", [1e39, 1e-39, 1.7e308])
+def test_a_cap_that_float32_cannot_hold_is_refused(softcap):
+    with pytest.raises(LabError, match="None caps nothing"):
+        linear_loss(*batch(6), softcap=softcap)

@@ -29,7 +29,7 @@ def test_only_what_pulls_the_same_pulls_just_as_hard(size, said):
 
 @pytest.mark.parametrize(
     ("order", "said"),
-    [(0.0, "holds"), (0.002, "holds"), (0.05, "goes to 0 with p"), (1, "goes to 0 with p"), (-0.1, "still grows")],
+    [(0.0, "holds"), (0.002, "holds"), (0.05, "falls slowly with p"), (1, "goes to 0 with p"), (-0.1, "still grows")],
 )
 def test_a_pull_that_goes_to_0_slowly_does_not_hold(order, said):
     assert f"{said} for nll (0.5)" in reading.gradients(profiles({"nll": 0.5}, order=order))[0]
@@ -109,6 +109,7 @@ def test_a_temperature_helps_where_less_is_left_costs_where_more_is_and_else_cha
 # A board of which only what a test gives says anything.
 BLANK = {"read_through": "softmax(z)", "proper_through": "softmax", "tokens_needed": NAN, "bias": 0.0, "simulated": NAN}
 BLANK |= {"finite_float32": True, "finite_float16": True, "low_p_even": 1.0, "low_p_one": 1.0, "escape_steps": 10.0}
+BLANK |= {"low_p_order": NAN}
 BLANK |= dict.fromkeys(("lipschitz", "convex", "strictly_proper", "local"), False) | {"calibrated": True}
 
 
@@ -156,6 +157,9 @@ def test_a_pull_is_gone_only_where_it_is_gone_on_both_paths():
     assert "alone keeps its pull" not in said
     assert "Steps out of a confidently wrong start, each at its best rate: nll 10, mae 20 and grow 30." in said
     assert "At no rate that was tried did brier get out." in said
+    said = " ".join(board(["brier", "gone", "slow"], low_p_even=0.0, low_p_one=0.0, low_p_order=[1.0, NAN, 0.0]))
+    assert "teaches nothing holds for brier and gone: the pull goes to 0 with p." in said
+    assert "For slow it holds in the limit alone: the pull falls slowly with p, see its order." in said
     said = " ".join(board(["brier", "weighed", "open"], escape_steps=INF, calibrated=[True, False, "undecided"]))
     assert "did open come to 95% of the best accuracy and stay. Whether it is calibrated is not settled" in said
     assert "At no rate that was tried did brier get out." in said

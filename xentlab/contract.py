@@ -10,6 +10,9 @@ import functools
 import hashlib
 import inspect
 import operator
+import os
+import sysconfig
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
@@ -35,13 +38,24 @@ class LabError(ValueError):
 
 
 def in_short(error: BaseException) -> str:
-    """What an error is and the first line of what it says, as a part of a sentence.
+    """What an error is, the first line of what it says, and where in a user's own file, as a part of a sentence.
 
     >>> in_short(ValueError("no such shape.\\nAnd much more."))
     'ValueError: no such shape'
     """
     first = str(error).strip().split("\n")[0].rstrip(".")
-    return f"{type(error).__name__}: {first}"
+    return f"{type(error).__name__}: {first}{_where(error)}"
+
+
+def _where(error: BaseException) -> str:
+    """The innermost line that an error came by in a file that is nobody's package, " (mine.py:3, in helper)", or nothing."""
+    lines = [(frame.f_code.co_filename, line, frame.f_code.co_name) for frame, line in traceback.walk_tb(error.__traceback__)]
+    places = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    packages = (os.path.dirname(__file__), *places)
+    for file, line, function in reversed(lines):
+        if os.path.isfile(file) and not os.path.abspath(file).startswith(packages):
+            return f" ({os.path.basename(file)}:{line}, in {function})"
+    return ""
 
 
 def softmax_link(logits: Logits) -> Logits:
@@ -208,10 +222,12 @@ def checked(loss: Loss, vocab: int = 5, shape: tuple[int, ...] = (2, 3), dtype: 
             raise LabError(f"{name_of(loss)} fails on {shown}: {error} {other_way}") from error
         raise
     except FAILURES as error:
-        remedy = (
-            "A loss takes (logits [..., V], targets [...]) and keyword settings with defaults; factors of tokens are "
-            "linear_loss's token_weights."
-        )
+        remedy = "It is a function of (logits [..., V], targets [...])."
+        if isinstance(error, TypeError):  # of its arguments, maybe
+            remedy = (
+                "A loss takes (logits [..., V], targets [...]) and keyword settings with defaults; factors of tokens are "
+                "linear_loss's token_weights."
+            )
         if isinstance(error, jax.errors.TracerArrayConversionError):
             remedy = "Take jax.numpy where it takes NumPy: the lab differentiates and compiles it."
         elif isinstance(error, jax.errors.ConcretizationTypeError):

@@ -305,6 +305,16 @@ def load_batch(logits: Batch, targets: Batch | None = None) -> tuple[np.ndarray,
     return logits, targets.astype(np.int32)
 
 
+def are_probabilities(logits: np.ndarray) -> bool:
+    """Whether every row of [N, V] lies in [0, 1] and sums to 1, as logits never do but by chance.
+
+    >>> are_probabilities(np.array([[0.5, 0.5], [0.9, 0.1]])), are_probabilities(np.array([[0.5, 0.6]]))
+    (True, False)
+    """
+    within = bool((logits >= 0).all() and (logits <= 1).all())
+    return within and bool(np.allclose(logits.sum(axis=-1, dtype=np.float64), 1, atol=1e-3))
+
+
 def _load(path: pathlib.Path):
     if not path.is_file():
         what = f"{path} is a folder" if path.is_dir() else f"no file {path}"

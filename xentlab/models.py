@@ -256,7 +256,7 @@ def _keyed(make: Callable) -> ModelMaker:
 def model_shapes(make: ModelMaker, vocab: int) -> Any:
     """The model that a function makes, by shapes alone, and checked. Raises `LabError`."""
     try:
-        model = eqx.filter_eval_shape(make, vocab, jax.random.key(0))
+        model, again = (eqx.filter_eval_shape(make, vocab, jax.random.key(0)) for _ in range(2))
     except LabError:
         raise
     except FAILURES as error:
@@ -264,6 +264,11 @@ def model_shapes(make: ModelMaker, vocab: int) -> Any:
             f"the model's function fails: {in_short(error)}. It is called with (vocab, key), in this order: a "
             "whole number and a key of jax.random; and JAX traces it."
         ) from error
+    if jax.tree.structure(model) != jax.tree.structure(again):
+        raise LabError(
+            "the model's function makes another kind of model at every call. Is a class or a lambda made inside it? Make it "
+            "once, beside the function."
+        )
     return checked_model(model, vocab)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
-from xentlab.contract import FAILURES, LabError, name_of, named
+from xentlab.contract import FAILURES, LabError, in_short, name_of, named
 
 TAKES = {"loss": "(logits, targets)", "model": "(vocab, key)", "optimizer": "a schedule", "schedule": "the number of steps"}
 FUNCTIONS = ("model", "optimizer", "schedule")  # that a race takes by name, besides losses
@@ -179,7 +179,7 @@ def _module_at(path: pathlib.Path, what: str) -> ModuleType:
         spec.loader.exec_module(module)
     except FAILURES as error:
         del sys.modules[name]
-        raise LabError(f"{path} fails to import: {type(error).__name__}: {error}") from error
+        raise LabError(f"{path} fails to import: {in_short(error)}.") from error
     finally:
         sys.path.remove(beside)
     return module

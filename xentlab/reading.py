@@ -13,6 +13,7 @@ LOW = 1e-6  # where "at low probability" is read off
 HIGHER = 1e-3  # and where a limit is told from a trend
 ROUNDING = 2.0**-20  # eight steps of float32: means over tokens that differ by less, relative to them, are equal
 SLIGHT = 0.01  # a power of p that is none: what has a greater one goes to 0, however slowly
+SLOW = 0.25  # a power of p by which a pull is still felt where it is read off: 1 / log(1/p) looks like one of .07
 ENOUGH = 30  # test tokens that a mean over them is quoted of
 
 
@@ -54,19 +55,21 @@ def _order(low: float, higher: float) -> float:
 def gradients(profiles: pd.DataFrame) -> list[str]:
     """Which losses still teach at low probability, in the logit and in the probability."""
     low, higher = (_at(profiles, "even", p, "dvalue_dlogit") for p in (LOW, HIGHER))
-    kinds: dict[str, list[str]] = {"falls": [], "grows": [], "holds": []}
+    kinds: dict[str, list[str]] = {"falls": [], "fades": [], "grows": [], "holds": []}
     no_number = [name for name, size in low.items() if math.isnan(size)]
     for name, size in low.items():
         if name in no_number:
             continue
         order = _order(size, higher[name])
-        kind = "falls" if order > SLIGHT else "grows" if order < -SLIGHT else "holds"
+        kind = "falls" if order > SLOW else "fades" if order > SLIGHT else "grows" if order < -SLIGHT else "holds"
         kinds[kind].append(f"{name} ({number(size)})")
     said = []
     if kinds["holds"]:
         said.append(f"it holds for {words(kinds['holds'])}")
     if kinds["falls"]:
         said.append(f"goes to 0 with p for {words(kinds['falls'])}")
+    if kinds["fades"]:
+        said.append(f"falls slowly with p for {words(kinds['fades'])}")
     if kinds["grows"]:
         said.append(f"still grows for {words(kinds['grows'])}")
     if no_number:

@@ -83,6 +83,8 @@ def make_report(
     stages = standard_stages(text, seed, quick)
     folder = runs.new_folder("report", out)
 
+    for left in folder.glob("*.coded"):  # of a report that was here, of other losses maybe
+        left.unlink()
     progress("profiles", 0, 1)
     profiles = gradient_profile(found.values(), profile_points(), PROFILE_VOCAB, "both")
     progress("profiles", 1, 1)

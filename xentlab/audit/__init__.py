@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from types import MappingProxyType
@@ -11,15 +12,27 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from xentlab.audit import autodiff, kinship, limits, numerics, shape
 from xentlab.audit.decisions import decide
 from xentlab.audit.probe import NO, UNDECIDED, VOCAB, YES, Probe, Verdict, make_probe, no
 from xentlab.catalogue import resolve
-from xentlab.contract import Facts, LabError, Loss, facts_of, low_p_claim, name_of
+from xentlab.contract import (
+    Facts,
+    LabError,
+    Loss,
+    check_gradient,
+    checked,
+    facts_of,
+    low_p_claim,
+    name_of,
+    settings_of,
+    unwrapped,
+)
 from xentlab.gradients import PATHS
 
-__all__ = ["VERDICTS", "Audit", "Verdict", "as_json", "audit", "claims", "disagreements"]
+__all__ = ["FAILED", "VERDICTS", "Audit", "Verdict", "as_json", "audit", "claims", "disagreements", "has_facts"]
 
 VERDICTS = (
     *("elementwise", "honest_autodiff", "conservative", "rejects_bad_targets"),
@@ -82,8 +95,7 @@ def audit(loss: str | Loss, seed: int = 0, vocab: int = VOCAB) -> Audit:
     if (first := found["elementwise"].value) is not YES:
         why = "not one value a token that depends on that token alone" if first is NO else "see elementwise"
         if found["elementwise"].evidence.startswith(FAILED):
-            told = f"All is asked at V = {vocab}: has the loss a vocabulary of its own? Ask there, with --vocab or vocab="
-            found["elementwise"] = Verdict(UNDECIDED, f"{found['elementwise'].evidence}. {told}")
+            found["elementwise"] = Verdict(UNDECIDED, f"{FAILED}: {_why(function, vocab)}")
         rest = Verdict(UNDECIDED, f"{why}: nothing else is asked")
         return _audit(probe, {**found, **{name: rest for name in VERDICTS if name not in found}})
     for name, question in _SINGLE.items():
@@ -103,6 +115,19 @@ def audit(loss: str | Loss, seed: int = 0, vocab: int = VOCAB) -> Audit:
         several = _guarded(question, probe)
         found.update(dict.fromkeys(names, several) if isinstance(several, Verdict) else several)
     return _audit(probe, found)
+
+
+def _why(loss: Loss, vocab: int) -> str:
+    """Why a loss cannot be asked anything, and what is to be done."""
+    try:
+        checked(loss, vocab)
+        check_gradient(loss, vocab)
+    except LabError as error:
+        sizes = any(word in str(error) for word in ("shape", "broadcast", "size", "dimension", "out of bounds"))
+        sizes &= not isinstance(error.__cause__, jax.errors.JAXTypeError)  # which shows a shape, but is of a value
+        own = f" All is asked at V = {vocab}: has the loss a vocabulary of its own? Ask there, with --vocab or vocab="
+        return str(error) + own * sizes
+    return "it works at ordinary shapes, and not on float64 logits; what it makes itself has the logits' dtype."
 
 
 def _audit(probe: Probe, found: dict[str, Verdict]) -> Audit:
@@ -140,8 +165,20 @@ def claims(loss: Loss) -> bool:
     return facts_of(loss) != Facts()
 
 
+def has_facts(loss: Loss) -> bool:
+    """Whether a loss's facts are of the settings that it has: of those by default, or of others that they name."""
+    given = {name: value for name, value in settings_of(loss).items() if name != "prior"}
+    parameters = inspect.signature(unwrapped(loss)[0]).parameters
+    usual = {name: parameter.default for name, parameter in parameters.items()}
+    named = [usual | dict(each) for each in facts_of(loss).settings]
+    return any(all(np.array_equal(value, each.get(name)) for name, value in given.items()) for each in named)
+
+
 def disagreements(found: Audit, loss: Loss) -> list[str]:
-    """Where an audit and the facts that a loss claims differ, a line each; claims that nobody made are passed over."""
+    """Where an audit and the facts that a loss claims differ, a line each; claims that nobody made are passed over.
+
+    Facts are of the settings that they name; at others no more is claimed than a limit that is a function of them.
+    """
     if not claims(loss):
         return []
     facts, verdicts = facts_of(loss), found.verdicts
@@ -157,6 +194,7 @@ def disagreements(found: Audit, loss: Loss) -> list[str]:
         ("local", facts.local, verdicts["local"].value),
     ]
     # Claims are of three classes and more: between two the hinge is calibrated, and whatever is shift invariant is local.
+    pairs = pairs if has_facts(loss) else []
     kept = [each for each in pairs if each[1] is not None and not (found.vocab == 2 and each[2] is True)]
     said = [f"{name}: claimed {claim}, found {value}" for name, claim, value in kept if claim != value]
     for rivals in PATHS:

@@ -111,8 +111,8 @@ def low_p(probe: Probe) -> dict[str, Verdict]:
                 found = UNDECIDED
                 said[-1] += f"; no power of p and of log(1/p) fits (residual {residual:.2g})"
             else:
-                said[-1] += f", as p^{round(found, 3) + 0.0:.3f} log(1/p)^{round(k, 2) + 0.0:.2f}"
+                said[-1] += f", as p^{round(found, 2) + 0.0:.2f} log(1/p)^{round(k, 2) + 0.0:.2f}"
         if rivals == "even":
             order = found
-    rounded = round(order, 3) + 0.0 if isinstance(order, float) else order
+    rounded = round(order, 2) + 0.0 if isinstance(order, float) else order  # a fit errs by thousandths
     return {"low_p_limit": Verdict(limits, "; ".join(said)), "low_p_order": Verdict(rounded, said[0])}

@@ -12,6 +12,7 @@ from xentlab.audit.probe import NO, UNDECIDED, YES, Probe, Verdict, no
 
 ROUNDING = 1e-9  # of a value, relative; beside 0, of the gradient's size
 HALVINGS, STEEPER = 30, 5.0  # of a chord; by how much a slope grows from one ten of them to the next
+SHOWN = 15  # halvings after which its ends are shown: further on ten digits would not tell them apart
 LEAD = 1e4  # that is certainty, for a temperature of hundreds too
 DISTANCES, NEAR = [1e2, 1e3, 1e4, 1e5, 1e6], [1e-2, 1e-3, 1e-4, 1e-5, 1e-6]  # along rays: away from 0, and towards it
 KEEPS_ON, FADES = 0.9, 0.2  # of a decade's growth, the next decade's: of log x it is 1, of 1 - 1/x a tenth
@@ -218,7 +219,9 @@ def _steep(probe: Probe) -> Verdict | None:
     """A place where the value's slope grows without end as a chord is halved, each time to its steeper half."""
     (a, y), (b, _) = probe.points(each=40, salt=16), probe.points(each=40, salt=17)
     at_a, at_b, slopes = probe.value(a, y), probe.value(b, y), []
-    for _ in range(HALVINGS):
+    for halving in range(HALVINGS):
+        if halving == SHOWN:
+            shown = {"a": a, "b": b, "target": y, "value_a": at_a, "value_b": at_b}
         middle = (a + b) / 2
         at_middle = probe.value(middle, y)
         left = np.abs(at_middle - at_a) >= np.abs(at_b - at_middle)
@@ -232,15 +235,9 @@ def _steep(probe: Probe) -> Verdict | None:
     worst = _greatest(growth)
     if not growth[worst] > STEEPER:
         return None
-    return no(
-        "the value's slope grows without end between two points that come together",
-        a=a[worst],
-        b=b[worst],
-        target=y[worst],
-        value_a=at_a[worst],
-        value_b=at_b[worst],
-        slope=slopes[-1, worst],
-    )
+    further = f"{HALVINGS - SHOWN} halvings on it is {slopes[-1, worst]:.3g}"
+    said = f"between these points the value's slope grows without end: {further}"
+    return no(said, **{name: each[worst] for name, each in shown.items()})
 
 
 def convex(probe: Probe, honest: bool = True, domain: float = 20.0) -> Verdict:

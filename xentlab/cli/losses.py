@@ -15,7 +15,7 @@ from typing import Any
 from xentlab import console
 from xentlab.cli.writing import finish
 from xentlab.commands import Audit, Budget, Gradients, List, Plan, Show
-from xentlab.contract import LabError
+from xentlab.contract import LabError, Loss
 
 QUICK = (0.9, 0.1, 1e-6)
 
@@ -112,12 +112,15 @@ def run_gradients(command: Gradients) -> None:
 
 def run_budget(command: Budget) -> None:
     """Where a batch's gradient goes."""
-    from xentlab.gradients import BINS, gradient_budget
+    from xentlab.gradients import BINS, are_probabilities, gradient_budget, load_batch
 
     begun = time.perf_counter()
-    frame = gradient_budget(command.losses, command.file, command.targets, command.bins or BINS)
+    logits, targets = load_batch(command.file, command.targets)
+    frame = gradient_budget(command.losses, logits, targets, command.bins or BINS)
     read = [_batch(path) for path in (command.file, command.targets) if path and command.out]
     finish(command, {"budgets": frame}, "budgets", begun, read)
+    if are_probabilities(logits):
+        print("Each row lies in [0, 1] and sums to 1. Are these probabilities? Losses take logits: their log.", file=sys.stderr)
     for loss, rows in frame.groupby("loss", sort=False):
         if rows.share_of_gradient.isna().all():
             where = ", ".join(f"{p:g}" for p in rows.p_low[(rows.tokens > 0) & ~(rows.gradient < math.inf)])
@@ -142,12 +145,14 @@ def run_plan(command: Plan) -> None:
     from xentlab.linear.costs import check_evenly, head_costs
     from xentlab.mesh import make_mesh, parse_mesh
 
-    axes, loss = parse_mesh(command.mesh), resolve(command.loss, check=False)
+    axes = parse_mesh(command.mesh)
     shape = (command.tokens, command.features, command.vocab)
     layout = (axes.get("data", 1), axes.get("model", 1))
     check_evenly(command.tokens, command.vocab, layout)  # before so many devices are made
+    mesh = make_mesh(axes)
+    loss = resolve(command.loss, check=False)  # whose file may start JAX, which has its devices by then
     begun = lambda head: print(f"compiling: {head}", file=sys.stderr)
-    costs = head_costs(*shape, loss, command.dtype, make_mesh(axes), begun)
+    costs = head_costs(*shape, loss, command.dtype, mesh, begun)
     if command.format != "table":
         console.print_rows([dataclasses.asdict(cost) for cost in costs], command.format)
         return
@@ -164,9 +169,10 @@ def run_plan(command: Plan) -> None:
     held = {cost.head: cost.temporary_bytes for cost in costs}
     plans = [plan for plan in ("stream", "tokens") if plan in held]
     reckoned = {plan: explain_plan(*shape, loss, command.dtype, plan, layout=layout).temporary_bytes for plan in plans}
-    if sorted(plans, key=held.get) != sorted(plans, key=reckoned.get):
+    least = min(plans, key=held.get)
+    if reckoned[taken.name] <= reckoned[least] and held[least] < 0.98 * held[taken.name]:
         guessed = " and ".join(f"{megabytes(reckoned[plan])} MB for {plan}" for plan in plans)
-        print(f"It goes by an estimate, {guessed}; as compiled, above, it is the other way round.")
+        print(f'It goes by an estimate, {guessed}; as compiled, above, {least} holds less: plan="{least}" takes it.')
     if held["naive"] < held[taken.name]:
         print("The naive head holds less here: of so few logits a device, a loop's own arrays are more.")
     import jax
@@ -176,7 +182,7 @@ def run_plan(command: Plan) -> None:
 
 def run_audit(command: Audit) -> None:
     """Verdicts."""
-    from xentlab.audit import as_json, audit, claims, disagreements
+    from xentlab.audit import FAILED, audit
     from xentlab.catalogue import LOSSES, resolve
 
     names = tuple(LOSSES) if command.all else command.losses
@@ -188,6 +194,14 @@ def run_audit(command: Audit) -> None:
         for i, (name, loss) in enumerate(zip(names, losses, strict=True)):
             tell(f"audit of {name}", i, len(losses))
             audits.append(audit(loss, command.seed, command.vocab))
+    _print_audits(command, audits, losses)
+    if any(each.verdicts["elementwise"].evidence.startswith(FAILED) for each in audits):
+        sys.exit(1)
+
+
+def _print_audits(command: Audit, audits: list[Any], losses: list[Loss]) -> None:
+    from xentlab.audit import as_json
+
     if command.format == "json":
         json.dump(as_json(audits), sys.stdout, indent=1)
         print()
@@ -205,16 +219,29 @@ def run_audit(command: Audit) -> None:
             console.print_table([{name.replace("_", "\n"): row[name] for name in columns} for row in rows])
         else:
             console.print_table([{"verdict": name, **{row["loss"]: row[name] for row in rows}} for name in columns[1:]])
-        differ = {each.loss: said for each, loss in zip(audits, losses, strict=True) if (said := disagreements(each, loss))}
-        claimed = [each.loss for each, loss in zip(audits, losses, strict=True) if claims(loss)]
-        if claimed and not differ:
-            whose = ", ".join(claimed) if len(claimed) < 4 else f"{len(claimed)} of these losses"
-            print(f"What is claimed of {whose} is what was found.")
-        for name, said in differ.items():
-            print(f"{name}: {'; '.join(said)}")
+        _print_claims(audits, losses)
         for each in audits:
             if (first := each.verdicts["elementwise"]).value == "undecided":
                 print(f"{each.loss}: {first.evidence}")
         print('low_p_limit, max_error, evidence, witnesses: one loss at a time, or --format json. "?" is undecided.')
         return
     console.print_audit(audits[0])
+    print()
+    _print_claims(audits, losses)
+
+
+def _print_claims(audits: list[Any], losses: list[Loss]) -> None:
+    """Whether what was found of losses is what is claimed of them."""
+    from xentlab.audit import claims, disagreements, has_facts
+
+    pairs = list(zip(audits, losses, strict=True))
+    differ = {each.loss: said for each, loss in pairs if (said := disagreements(each, loss))}
+    claimed = [each.loss for each, loss in pairs if claims(loss) and has_facts(loss)]
+    others = [each.loss for each, loss in pairs if claims(loss) and not has_facts(loss)]
+    if claimed and not differ:
+        whose = ", ".join(claimed) if len(claimed) < 4 else f"{len(claimed)} of these losses"
+        print(f"What is claimed of {whose} is what was found.")
+    for name, said in differ.items():
+        print(f"{name}: {'; '.join(said)}")
+    if others:
+        print(f"What is claimed of {', '.join(others)} is claimed at other settings.")

@@ -37,6 +37,8 @@ def run_scoreboard(command: Scoreboard) -> None:
     if command.format == "table":
         for sentence in sentences(board.table, board.codes):
             print(f"- {sentence}")
+        if command.quick:
+            print("- A quick scoreboard shows that all works; its races are too short to mean anything.")
 
 
 def run_report(command: Report) -> None:
@@ -54,6 +56,8 @@ def run_report(command: Report) -> None:
         console.print_table(console.summary(report.table))
         for sentence in itertools.chain(*report.said.values()):
             print(f"- {sentence}")
+        if command.quick:
+            print("- A quick report shows that all works; of the losses it says nothing.")
     print(f"Open {report.folder / 'report.html'} in a browser.", file=sys.stderr)
 
 

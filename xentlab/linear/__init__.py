@@ -241,6 +241,8 @@ def _softcap(softcap):
         whole = False
     if not whole:
         raise LabError(f"softcap is a positive number or None; got {softcap!r}.")
+    if softcap is not None and not 1e-30 < float(softcap) < 1e30:  # in float32 z / c or c itself would be none
+        raise LabError(f"softcap is a bound of logits, of tens as a rule; got {softcap!r}. None caps nothing.")
     return None if softcap is None else float(softcap)
 
 

@@ -41,7 +41,7 @@ class Tile(NamedTuple):
 
     rivals: the logits [N, C], wide, with -inf where no rival is. counts: where one is. below: the rivals less the greatest so
     far; fallen [N]: by how much that one has risen with this tile, as a number <= 0. Both are free of derivatives of that
-    greatest, a mere shift. target [N]: z_y, where a reduction asks for it.
+    greatest, a mere shift. target [N]: z_y, where a reduction asks for it. first: the class of its first column.
     """
 
     rivals: jax.Array
@@ -49,14 +49,19 @@ class Tile(NamedTuple):
     below: jax.Array
     fallen: jax.Array
     target: jax.Array | None
+    first: jax.Array | int
 
 
 class Row(NamedTuple):
-    """What a tile's slopes may need of its logits z [N, C] besides, from columns: the greatest rival, z_y, exp(z - shift)."""
+    """What a tile's slopes may need of its logits z [N, C] besides, from columns: the greatest rival, z_y, exp(z - shift).
+
+    first: the class of the tile's first column.
+    """
 
     shift: jax.Array
     target: jax.Array
     share: jax.Array
+    first: jax.Array | int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +92,12 @@ def lowest(tokens: int, dtype: Any) -> jax.Array:
     return jnp.full(tokens, LOWEST, dtype)
 
 
-def risen(shift: jax.Array, rivals: jax.Array, counts: jax.Array, target: jax.Array | None) -> tuple[jax.Array, Tile]:
-    """The greatest rival with those of a tile [N, C], and the tile."""
+def risen(
+    shift: jax.Array, rivals: jax.Array, counts: jax.Array, target: jax.Array | None, first: jax.Array | int
+) -> tuple[jax.Array, Tile]:
+    """The greatest rival with those of a tile [N, C] of the classes from `first` on, and the tile."""
     higher = lax.stop_gradient(jnp.maximum(shift, jnp.max(rivals, axis=-1)))
-    return higher, Tile(rivals, counts, rivals - higher[:, None], shift - higher, target)
+    return higher, Tile(rivals, counts, rivals - higher[:, None], shift - higher, target, first)
 
 
 def greatest(value: jax.Array, axis: str) -> jax.Array:
@@ -230,30 +237,52 @@ def _entropy() -> Reduction:
 
 def _top() -> Reduction:
     def add(state, tile):
-        top, ties = state
+        top, ties, place = state
         higher = jnp.maximum(top, jnp.max(tile.rivals, axis=-1))
         # A tie shares the slope, as JAX's own max does; what ties with nothing yet is at -inf. A NaN, which a CPU's vectorised
         # maximum loses, is in no order with the top, and shows here.
         ordered = jnp.where(tile.rivals <= higher[:, None], 0, jnp.nan).astype(top.dtype)
-        tied = jnp.sum(jnp.where((tile.rivals == higher[:, None]) & tile.counts, 1, ordered), axis=-1)
-        return higher, jnp.where((top == higher) | jnp.isnan(ties), ties, 0) + tied
+        at_top, still = (tile.rivals == higher[:, None]) & tile.counts, top == higher
+        tied = jnp.sum(jnp.where(at_top, 1, ordered), axis=-1)
+        found = jnp.sum(jnp.where(at_top, _columns(tile.first, tile.rivals), 0), axis=-1)
+        return higher, jnp.where(still | jnp.isnan(ties), ties, 0) + tied, jnp.where(still, place, 0) + found
 
     def merge(state, fallen, axis):
-        top, ties = state
+        top, ties, place = state
         highest = top == greatest(top, axis)
         # The mean of those that are at the top, which keeps a derivative where pmax has none.
-        held, at_top, ties = lax.psum(
-            (jnp.where(highest, top, 0), highest.astype(top.dtype), jnp.where(highest | jnp.isnan(ties), ties, 0)), axis
+        held, at_top, ties, place = lax.psum(
+            (
+                jnp.where(highest, top, 0),
+                highest.astype(top.dtype),
+                jnp.where(highest | jnp.isnan(ties), ties, 0),
+                jnp.where(highest, place, 0),
+            ),
+            axis,
         )
-        return held / at_top, ties
+        return held / at_top, ties, place
+
+    def finish(state, shift):
+        top, ties, place = state
+        return or_nan(top, ties), jnp.where(ties == 1, place, -ties)  # of one its class, of more their number
+
+    def slope(value, one_or_many, z, row):
+        # Of one by its class: logits that are made anew may be a rounding away from those of which it was the greatest.
+        tied = z >= value - 4 * jnp.finfo(z.dtype).eps * jnp.abs(value)
+        return jnp.where(one_or_many >= 0, _columns(row.first, z) == one_or_many, tied / -one_or_many).astype(z.dtype)
 
     return Reduction(
-        start=lambda tokens, dtype: (jnp.full(tokens, -jnp.inf, dtype), _zeros(tokens, dtype)),
+        start=lambda tokens, dtype: (jnp.full(tokens, -jnp.inf, dtype), _zeros(tokens, dtype), _zeros(tokens, dtype)),
         add=add,
         merge=merge,
-        finish=lambda state, shift: (or_nan(*state), state[1]),
-        slope=lambda value, ties, z, row: (z == value).astype(z.dtype) / ties,
+        finish=finish,
+        slope=slope,
     )
+
+
+def _columns(first: jax.Array | int, z: jax.Array) -> jax.Array:
+    """The classes of a tile's columns [1, C], as numbers of its own type: exact below 2^24."""
+    return (first + jnp.arange(z.shape[1], dtype=jnp.int32)).astype(z.dtype)[None]
 
 
 REDUCTIONS: dict[str, Reduction] = {

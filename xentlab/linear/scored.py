@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 from jax.sharding import Mesh
 
-from xentlab.contract import LabError, Loss
+from xentlab.contract import FAILURES, LabError, Loss
 from xentlab.linear.reductions import Stream, or_nan_outside
 from xentlab.products import accumulator
 
@@ -71,7 +71,12 @@ def _on_a_mesh(value) -> bool:
 
 def losses_of(score: Score, seen: Any, targets: jax.Array, values: list[jax.Array]) -> jax.Array:
     """Each token's loss [N], so that it can be differentiated forward where the loss, by a custom_vjp, cannot."""
-    return jax.vjp(lambda seen, values: score(seen, targets, values), seen, values)[0]
+    try:
+        return jax.vjp(lambda seen, values: score(seen, targets, values), seen, values)[0]
+    except (
+        FAILURES
+    ):  # no derivative at all, a callback's say: the value is asked for alone, or whoever asks for more is told so
+        return score(seen, targets, values)
 
 
 def no_gradients(values: list[jax.Array]) -> list[jax.Array | None]:

@@ -66,7 +66,7 @@ def reduce(
         # From where they are kept, so that z is copied there before it is written into.
         own = read_at(z if kept is None else kept_tile(kept, start, tokens, tile), places)
         rivals = rivals_of(z, places, own, overlap)
-        shift, seen_as = risen(shift, rivals, counts, ahead)
+        shift, seen_as = risen(shift, rivals, counts, ahead, first + start)
         states = {name: reduction.add(states[name], seen_as) for name, reduction in reductions.items()}
         return states, shift, target + own, kept
 
@@ -172,7 +172,7 @@ def tile_gradient(reductions, head: Head, vocab: int, targets, found: Found, asi
     first = head.place(head.classes) * vocab
 
     def to_logits_of(z, start):
-        row = Row(asides[SHIFT], found["target"], jnp.exp(z - asides[SHIFT]))
+        row = Row(asides[SHIFT], found["target"], jnp.exp(z - asides[SHIFT]), first + start)
         to_logits = jnp.zeros_like(z)
         for name, reduction in reductions.items():
             to_logits = to_logits + cotangents[name] * reduction.slope(found[name], asides.get(name), z, row)

@@ -25,7 +25,7 @@ def _tsallis_stream(rivals, rivals_alpha, target, *, alpha):
 
 
 def _tsallis(log_p, missed, others, alpha):
-    """From log p_y, 1 - p_y and the rivals' sum of p^alpha: their differences from 1, for at certainty the rest cancels."""
+    """From log p_y, 1 - p_y and the rivals' sum of p^alpha: by their differences from 1, for at certainty those of 1 cancel."""
     lost = one_minus_exp((alpha - 1) * log_p)
     return lost - (alpha - 1) * missed * (1 - lost) + (alpha - 1) * others
 
@@ -166,5 +166,7 @@ def mse_logits(logits: Logits, targets: Targets, *, k: Setting = 1.0, M: Setting
     >>> mse_logits(jnp.array([3.0, 2.0]), jnp.array(0))  # (3 - 1)^2 + 2^2
     Array(8., dtype=float32)
     """
+    for name, value in (("k", k), ("M", M)):
+        check_setting(value, lambda value: value > 0, f"mse_logits needs {name} above 0; got {value}.")
     rivals = off_target(logits, targets)
     return k * (at_target(logits, targets) - M) ** 2 + jnp.sum(rivals**2, axis=-1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from xentlab.reading import number, words
+from xentlab.reading import SLOW, number, words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,11 +116,15 @@ def _numerics(table: pd.DataFrame) -> list[str]:
 
 def _optimisation(table: pd.DataFrame) -> list[str]:
     said = []
-    gone = list(table.loss[(table.low_p_even == 0) & (table.low_p_one == 0)])
+    none = (table.low_p_even == 0) & (table.low_p_one == 0)
+    fades = none & (table.low_p_order.abs() <= SLOW)  # where there is no order it is exactly 0 from some p on
+    gone, slowly = list(table.loss[none & ~fades]), list(table.loss[fades])
     grows = list(table.loss[(table.low_p_even == math.inf)])
     holds = list(table.loss[(table.low_p_even > 0) & (table.low_p_even < math.inf) & (table.low_p_one > 0)])
     if gone:
         said.append(f"The claim that a confident mistake teaches nothing holds for {words(gone)}: the pull goes to 0 with p.")
+    if slowly:
+        said.append(f"For {words(slowly)} it holds in the limit alone: the pull falls slowly with p, see its order.")
     others = [name for name in holds if name != "nll"]
     if others and "nll" in holds:
         verb = "keeps" if len(others) == 1 else "keep"
