@@ -54,7 +54,10 @@ def decide(
     shift: bool | str = UNDECIDED,
     even: bool | str = YES,
 ) -> dict[str, Verdict]:
-    """`strictly_proper`, `proper_through` and `calibrated`: of the loss over its unit, which changes none of them."""
+    """`strictly_proper`, `proper_through` and `calibrated`: of the loss over its unit, which changes none of them.
+
+    The rest are verdicts that were found before; even: whether renaming the classes changes nothing.
+    """
     unit, probe = probe.unit, probe.in_units()
     if conservative is NO:
         reason = Verdict(UNDECIDED, "the field is no function's gradient: it has no minimum to speak of")
@@ -101,9 +104,8 @@ def _reads_back(merit: Callable, honest: bool, link: Callable, found: list[Minim
     came to no end, and for one that read P back to its tolerance.
     """
     read = lambda rows: _read(link, rows)
-    reads = np.split(
-        read(np.concatenate([each.logits for each in found])), np.cumsum([len(each.logits) for each in found])[:-1]
-    )
+    ends = np.cumsum([len(each.logits) for each in found])[:-1]
+    reads = np.split(read(np.concatenate([each.logits for each in found])), ends)
     unsure = []
     for each, here in zip(found, reads, strict=True):
         if each.unknown:

@@ -209,9 +209,8 @@ def _by_newton(probe: Probe, asked: np.ndarray, merit: Callable, digits: float, 
     length, further = np.linalg.norm(expected(probe, z, law)[1], axis=1), merit(2 * z, law)
     # Of values that are alike to all digits the field still tells which one is further up.
     rises = np.einsum("kv,kv->k", z, expected(probe, 2 * z, law)[1]) > 0
-    rows = np.flatnonzero(
-        active & (np.ptp(z, axis=1) > FAR)
-    )  # under way still: the minimum may lie further out, and not at infinity
+    # Of those still under way the minimum may lie further out, and not at infinity.
+    rows = np.flatnonzero(active & (np.ptp(z, axis=1) > FAR))
     if len(rows):
         out = merit((BEYOND[:, None, None] * z[rows]).reshape(-1, probe.vocab), np.tile(law[rows], (len(BEYOND), 1)))
         further[rows] = np.maximum(further[rows], out.reshape(len(BEYOND), -1).max(axis=0))
