@@ -1,5 +1,6 @@
 """What XLA says of the compiled head: FLOPs, memory, what is written; nothing is run."""
 
+import dataclasses
 import functools
 import re
 
@@ -108,12 +109,15 @@ def test_large_heads_are_told_in_megabytes_too(monkeypatch, capsys):
 
 
 def test_an_estimate_that_the_compiler_contradicts_is_told(monkeypatch, capsys):
+    alike = lambda *shape, real=explain_plan, **rest: dataclasses.replace(real(*shape, **rest), temporary_bytes=10**9)
+    monkeypatch.setattr("xentlab.linear.explain_plan", alike)
     for stream, tokens in ((2, 1), (1, 2)):
         held = {"stream": stream * 10**9, "tokens": tokens * 10**9, "naive": 3 * 10**9}
         costs = [Cost(head, False, each, 10**6, 3, 10**9, {}) for head, each in held.items()]
         monkeypatch.setattr("xentlab.linear.costs.head_costs", lambda *_, costs=costs: costs)
         _, out, _ = in_process(capsys, "plan", "--tokens", 8192, "--features", 8, "--vocab", 65_536)
-        assert ("MB for tokens; as compiled, above, tokens holds less" in out) == (stream > tokens)
+        assert "auto takes tokens" in out
+        assert ("MB for tokens; as compiled, above, stream holds less" in out) == (stream < tokens)
 
 
 @pytest.mark.parametrize("plan", ["tokens", "stream"])

@@ -268,8 +268,9 @@ def _top() -> Reduction:
 
     def slope(value, one_or_many, z, row):
         # Of one by its class: logits that are made anew may be a rounding away from those of which it was the greatest.
-        tied = z >= value - 4 * jnp.finfo(z.dtype).eps * jnp.abs(value)
-        return jnp.where(one_or_many >= 0, _columns(row.first, z) == one_or_many, tied / -one_or_many).astype(z.dtype)
+        own = (_columns(row.first, z) == one_or_many).astype(z.dtype)
+        tied = (z >= value - 4 * jnp.finfo(z.dtype).eps * jnp.abs(value)).astype(z.dtype)
+        return jnp.where(one_or_many >= 0, own, tied / -one_or_many)
 
     return Reduction(
         start=lambda tokens, dtype: (jnp.full(tokens, -jnp.inf, dtype), _zeros(tokens, dtype), _zeros(tokens, dtype)),
