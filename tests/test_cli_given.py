@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from scripts import in_process
 
 from xentlab.cli import main
 
@@ -33,3 +35,62 @@ def test_a_record_has_the_probabilities_that_were_asked(tmp_path, capsys):
     main(["gradients", "--quick", "--losses", "nll", "--out", str(tmp_path / "run"), "--format", "json"])
     asked = {row["p"] for row in json.loads(capsys.readouterr().out)}
     assert asked == set(json.loads((tmp_path / "run" / "run.json").read_text())["arguments"]["probabilities"])
+
+
+OWN = """
+import jax
+import jax.numpy as jnp
+import numpy as np
+from xentlab import at_target
+
+WEIGHTS = jnp.linspace(0.5, 1, 64)  # JAX starts as this file is imported
+
+
+def weighted(logits, targets):
+    return -at_target(jax.nn.log_softmax(logits), targets) * WEIGHTS[targets]
+
+
+def helper(logits):
+    return [logits][1]
+
+
+def deep(logits, targets):
+    return helper(logits)
+
+
+def branches(logits, targets):
+    return logits[..., 0] if logits.sum() > 0 else logits[..., 1]
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+
+
+def test_a_plan_has_its_devices_before_a_losss_file_starts_jax(own):
+    """In a process of its own, for in this one JAX has started."""
+    line = "plan --tokens 64 --features 8 --vocab 64 --mesh data=2 --loss ./own.py:weighted --format json"
+    said = subprocess.run([sys.executable, "-m", "xentlab", *line.split()], capture_output=True, text=True)
+    assert (said.returncode, {row["head"] for row in json.loads(said.stdout)}) == (0, {"tokens", "naive"})
+
+
+def test_where_a_users_own_code_failed_is_told(own, capsys):
+    code, _, err = in_process(capsys, "gradients", "--quick", "--losses", "./own.py:deep")
+    assert (code, "IndexError: list index out of range (own.py:15, in helper)" in err) == (2, True)
+    code, out, _ = in_process(capsys, "audit", "./own.py:deep")
+    assert (code, "(own.py:15, in helper)" in out, "has the loss a vocabulary of its own" in out) == (1, True, False)
+
+
+def test_an_audit_that_can_ask_nothing_says_why(own, capsys):
+    code, out, _ = in_process(capsys, "audit", "./own.py:branches")
+    assert (code, "take jnp.where in place of an if" in out, "has the loss a vocabulary of its own" in out) == (1, True, False)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"), [([[0.25] * 4] * 3, True), ([[0.5, 0.5, 0.5, 0.5]] * 3, False), ([[1, -1, 2, 3.0]], False)]
+)
+def test_probabilities_are_no_logits(rows, said, tmp_path, capsys):
+    np.savez(tmp_path / "batch.npz", logits=np.array(rows), targets=np.zeros(len(rows), int))
+    _, _, err = in_process(capsys, "budget", tmp_path / "batch.npz", "--losses", "nll")
+    assert ("Are these probabilities?" in err) == said

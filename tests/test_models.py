@@ -176,3 +176,18 @@ def test_a_function_that_makes_no_model_is_told_why():
         model_shapes(lambda vocab, key: 1 // 0, 5)
     expected = ["a model is a name, one of bigram, mlp, transformer, or a function (vocab, key) -> model; got NoneType."]
     assert unchecked("__import__('xentlab.models').models.resolve_model(None)") == expected
+
+
+def test_a_function_that_makes_another_kind_of_model_each_time_is_told():
+    def make(vocab, key):
+        class Own(eqx.Module):
+            embedding: jax.Array
+            weight: jax.Array
+
+            def hidden(self, tokens):
+                return self.embedding[tokens]
+
+        return Own(jax.random.normal(key, (vocab, 3)), jax.random.normal(key, (3, vocab)))
+
+    with pytest.raises(LabError, match="Is a class or a lambda made inside it"):
+        model_shapes(make, 5)

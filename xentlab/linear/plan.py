@@ -265,7 +265,8 @@ def _temporary(name, streams, tokens, vocab, features, chunk, tile, dtype):
     """Bytes beside arguments and gradients: tiles or chunks of logits, copies, and what sums hold wide of a narrow type.
 
     On a CPU within about 1.3 either way of what XLA says of nll and entmax15, by 24 shapes in each type of 50 to 32,768
-    tokens; heads of a few MB may be off by 2. Of other losses that see rows it is rather too much.
+    tokens; heads of a few MB may be off by 2. Of other losses that see rows it is rather too much, and of stream by a bfloat16
+    weight [V, D], whose layout it is not told.
     """
     narrow, wide = jnp.dtype(dtype).itemsize, accumulator(dtype).itemsize
     kept_wide = dtype == jnp.float16  # see tokens.kept_type
