@@ -18,18 +18,7 @@ from xentlab.audit import autodiff, kinship, limits, numerics, shape
 from xentlab.audit.decisions import decide
 from xentlab.audit.probe import NO, UNDECIDED, VOCAB, YES, Probe, Verdict, make_probe, no
 from xentlab.catalogue import resolve
-from xentlab.contract import (
-    Facts,
-    LabError,
-    Loss,
-    check_gradient,
-    checked,
-    facts_of,
-    low_p_claim,
-    name_of,
-    settings_of,
-    unwrapped,
-)
+from xentlab.contract import Facts, LabError, Loss, facts_of, low_p_claim, name_of, settings_of, unwrapped
 from xentlab.gradients import PATHS
 
 __all__ = ["FAILED", "VERDICTS", "Audit", "Verdict", "as_json", "audit", "claims", "disagreements", "has_facts"]
@@ -120,8 +109,7 @@ def audit(loss: str | Loss, seed: int = 0, vocab: int = VOCAB) -> Audit:
 def _why(loss: Loss, vocab: int) -> str:
     """Why a loss cannot be asked anything, and what is to be done."""
     try:
-        checked(loss, vocab)
-        check_gradient(loss, vocab)
+        resolve(loss, vocab=vocab)
     except LabError as error:
         sizes = any(word in str(error) for word in ("shape", "broadcast", "size", "dimension", "out of bounds"))
         sizes &= not isinstance(error.__cause__, jax.errors.JAXTypeError)  # which shows a shape, but is of a value

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xentlab.audit.minimisers import LAWS, STARTS, Minimiser, is_polyhedral, minimise
+from xentlab.audit.minimisers import LAWS, STARTS, Minimiser, anywhere, is_polyhedral, minimise
 from xentlab.audit.probe import NO, UNDECIDED, YES, Probe, Verdict, no, plain
 from xentlab.contract import facts_of, link_of, softmax_link
 from xentlab.losses.sparse import entmax15_link, sparsemax_link
@@ -103,9 +103,8 @@ def _reads_back(merit: Callable, honest: bool, link: Callable, found: list[Minim
     level: whether the link is softmax and no shift changes the loss, so that any point below log P answers for a search that
     came to no end, and for one that read P back to its tolerance.
     """
-    read = lambda rows: _read(link, rows)
     ends = np.cumsum([len(each.logits) for each in found])[:-1]
-    reads = np.split(read(np.concatenate([each.logits for each in found])), ends)
+    reads = np.split(_read(link, np.concatenate([each.logits for each in found])), ends)
     unsure = []
     for each, here in zip(found, reads, strict=True):
         if each.unknown:
@@ -116,7 +115,7 @@ def _reads_back(merit: Callable, honest: bool, link: Callable, found: list[Minim
             value, other = _beside_log_p(merit, each, worst)
             less = value < other - 1e-9 * (1 + abs(other))
             more = level and value > other + 1e-14 * (1 + abs(other))  # than at log P: no minimum is there
-            if not each.at_infinity and not (level and less) and (more or not _is_off(read, each, worst, here[worst])):
+            if not each.at_infinity and not (level and less) and (more or not _is_off(link, each, worst, here[worst])):
                 unsure.append(Verdict(UNDECIDED, f"{_flat(each)}, and where it is least is known too loosely to be read"))
                 continue
             how = f"{'least' if less else 'as small'} elsewhere" + (", at infinity" if each.at_infinity else "")
@@ -140,9 +139,8 @@ def _of_a_rare_class(merit: Callable, vocab: int) -> Verdict | None:
     if not (lower > 0).any():
         return None
     place = int(np.nanargmax(lower))
-    read = np.exp(less - np.logaddexp.reduce(less, axis=1, keepdims=True))
-    shown = {"expected_loss": here[place], "expected_loss_at_log_P": there[place]}
-    return no("the expected loss is less elsewhere", P=laws[place], logits=less[place], reads=read[place], **shown)
+    found = Minimiser(laws[place], less[place : place + 1], here[place], settled=False, at_infinity=False)
+    return _elsewhere("less elsewhere", True, found, 0, _read(jax.nn.softmax, found.logits), here[place], there[place])
 
 
 def _read(link: Callable, rows: np.ndarray) -> np.ndarray:
@@ -150,19 +148,18 @@ def _read(link: Callable, rows: np.ndarray) -> np.ndarray:
     part = STARTS * LAWS
     filled = np.resize(rows, (-(-len(rows) // part) * part, rows.shape[1]))
     with jax.enable_x64(True):
-        return np.concatenate([np.asarray(link(jnp.asarray(each))) for each in np.split(filled, len(filled) // part)])[
-            : len(rows)
-        ]
+        reads = [np.asarray(link(jnp.asarray(each))) for each in np.split(filled, len(filled) // part)]
+    return np.concatenate(reads)[: len(rows)]
 
 
-def _is_off(read: Callable, minimiser: Minimiser, place: int, here: np.ndarray) -> bool:
+def _is_off(link: Callable, minimiser: Minimiser, place: int, here: np.ndarray) -> bool:
     """Whether P is not what is read there, nor where else the minimum may lie."""
     if minimiser.loose is None:
         return True
     z, beside = minimiser.logits[place], minimiser.loose[place]
     endless = np.linalg.norm(beside, axis=1, keepdims=True) > 0.99  # no curvature shows, so that it may lie anywhere
-    beside = np.where(endless, (10 + 2 * np.ptp(z)) * beside, beside)
-    there = read(z + np.concatenate([beside, -beside]))
+    beside = np.where(endless, anywhere(z) * beside, beside)
+    there = _read(link, z + np.concatenate([beside, -beside]))
     slack = np.nan_to_num(np.abs(there - here).max(axis=1), nan=1.0).reshape(2, -1).max(axis=0).sum()
     return bool(np.abs(here - minimiser.law).max() > np.max(minimiser.tolerance) + 2 * slack)
 

@@ -239,14 +239,13 @@ def _loose(probe: Probe, z: np.ndarray, law: np.ndarray, now: np.ndarray, merit:
     is flat: those are all minima.
     """
     field = expected(probe, z, law)[1]
-    values, vectors = np.linalg.eigh(_curvature(probe, z, law))
-    along = np.einsum("kij,ki->kj", vectors, field)
+    values, vectors, along = _axes(probe, z, law, field)
     rounding = 1e-15 * (1 + np.abs(field).max(axis=1, keepdims=True) + np.abs(now)[:, None])
     left = np.minimum(1, (np.abs(along) + rounding) / np.maximum(np.abs(values), 1e-300))
     least = np.maximum(RESOLVED * np.maximum(1, np.abs(values).max(axis=1, keepdims=True)), rounding / STEP)
     rows, axes = np.nonzero(np.abs(values) < least)
     if len(rows):
-        way, far = vectors[rows, :, axes], 10 + 2 * np.ptp(z[rows], axis=1, keepdims=True)
+        way, far = vectors[rows, :, axes], anywhere(z[rows])
         around = lambda step: np.concatenate([z[rows] + step * way, z[rows] - step * way])
         laws, level, reach = np.tile(law[rows], (2, 1)), np.tile(now[rows], 2), np.tile(far[:, 0], 2)
         same = np.abs(merit(around(far), laws) - level) < 4e-15 * (reach + np.abs(level))
@@ -256,16 +255,21 @@ def _loose(probe: Probe, z: np.ndarray, law: np.ndarray, now: np.ndarray, merit:
     return left[:, :, None] * np.swapaxes(vectors, 1, 2)
 
 
-def _curvature(probe: Probe, z: np.ndarray, law: np.ndarray) -> np.ndarray:
-    """The expected field's derivative [K, V, V], as a symmetric one."""
+def anywhere(z: np.ndarray) -> np.ndarray:
+    """How far [..., 1] from logits [..., V] whatever is not flat shows it: past any other class, and back."""
+    return 10 + 2 * np.ptp(z, axis=-1, keepdims=True)
+
+
+def _axes(probe: Probe, z: np.ndarray, law: np.ndarray, field: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The expected field's curvatures [K, V], their axes [K, V, V], and the field along these [K, V]."""
     each = probe.jacobian(np.repeat(z, probe.vocab, axis=0), np.tile(np.arange(probe.vocab), len(z)))
     jacobian = np.einsum("kv,kvij->kij", law, each.reshape(*law.shape, *each.shape[1:]))
-    return np.nan_to_num((jacobian + np.swapaxes(jacobian, 1, 2)) / 2)
+    values, vectors = np.linalg.eigh(np.nan_to_num((jacobian + np.swapaxes(jacobian, 1, 2)) / 2))
+    return values, vectors, np.einsum("kij,ki->kj", vectors, field)
 
 
 def _newton_step(probe: Probe, z: np.ndarray, law: np.ndarray, field: np.ndarray) -> np.ndarray:
-    values, vectors = np.linalg.eigh(_curvature(probe, z, law))
-    along = np.einsum("kij,ki->kj", vectors, field)
+    values, vectors, along = _axes(probe, z, law, field)
     floor = 1e-9 + 1e-8 * np.abs(values).max(axis=1, keepdims=True)
     # Negative curvature is descended as if it were positive; a direction without any gets a step of its gradient's sign.
     scaled = along / np.maximum(np.abs(values), np.maximum(floor, np.abs(along) / 4))

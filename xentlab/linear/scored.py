@@ -73,9 +73,8 @@ def losses_of(score: Score, seen: Any, targets: jax.Array, values: list[jax.Arra
     """Each token's loss [N], so that it can be differentiated forward where the loss, by a custom_vjp, cannot."""
     try:
         return jax.vjp(lambda seen, values: score(seen, targets, values), seen, values)[0]
-    except (
-        FAILURES
-    ):  # no derivative at all, a callback's say: the value is asked for alone, or whoever asks for more is told so
+    except FAILURES:
+        # It has no derivative at all, a callback's say: the value is asked for alone, or whoever asks for more is told so.
         return score(seen, targets, values)
 
 
