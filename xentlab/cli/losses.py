@@ -200,7 +200,7 @@ def run_audit(command: Audit) -> None:
 
 
 def _print_audits(command: Audit, audits: list[Any], losses: list[Loss]) -> None:
-    from xentlab.audit import as_json
+    from xentlab.audit import as_json, claims
 
     if command.format == "json":
         json.dump(as_json(audits), sys.stdout, indent=1)
@@ -226,8 +226,9 @@ def _print_audits(command: Audit, audits: list[Any], losses: list[Loss]) -> None
         print('low_p_limit, max_error, evidence, witnesses: one loss at a time, or --format json. "?" is undecided.')
         return
     console.print_audit(audits[0])
-    print()
-    _print_claims(audits, losses)
+    if claims(losses[0]):
+        print()
+        _print_claims(audits, losses)
 
 
 def _print_claims(audits: list[Any], losses: list[Loss]) -> None:
