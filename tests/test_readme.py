@@ -6,11 +6,9 @@ import pathlib
 import re
 import shlex
 
-import numpy as np
 import pytest
 from scripts import documents
 
-from xentlab import LOSSES
 from xentlab.cli import main
 
 TRAINS = True
@@ -98,23 +96,12 @@ def test_the_shown_audit_is_what_the_audit_says():
     assert documents().own_loss(README) in README
 
 
-def test_the_four_doors_are_measured_again():
-    """What is deterministic to three digits; a race anew within the interval that the results keep."""
-    from xentlab.audit import audit
-    from xentlab.scoreboard import DRAWS
-    from xentlab.scoreboard.efficiency import efficiency, make_truth
-    from xentlab.scoreboard.escape import wrong_start
+def test_the_bits_of_the_four_doors_are_measured_again():
+    """By a race anew, within the interval that the results keep; the other doors are test_experiments.py's."""
     from xentlab.sources import Text
     from xentlab.stages import run_stage, standard_stages
 
     rows = {row["loss"]: row for row in json.loads(documents().RESULTS.read_text())["four_doors"]}
-    for name in ("nll", "brier"):
-        loss, row = LOSSES[name], rows[name]
-        needed = np.mean([efficiency(loss, make_truth(seed=draw)).tokens_needed for draw in DRAWS])
-        assert needed == pytest.approx(row["tokens_needed"], rel=1e-3)
-        error = audit(loss).verdicts["max_error"].value["bfloat16"]["gradient"]
-        assert error == pytest.approx(row["gradient_error_bfloat16"], rel=0.3)
-        assert wrong_start(loss).steps == pytest.approx(float(row["escape_steps"]), rel=0.1)
     stage = standard_stages(Text())[0]
     stage = dataclasses.replace(stage, learning_rates=(rows["nll"]["best_rate"],))
     bits = run_stage(stage, ["nll"]).race.table.bits_per_byte[0]
