@@ -179,6 +179,21 @@ def test_second_order_forward_over_reverse(plan, name, dtype):
     close(product, exact, 2e-5 if dtype == jnp.float32 else 2e-2)
 
 
+@both
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_a_hessian_is_the_naive_head_s(plan, backend, monkeypatch):
+    """Which is a vmap of second derivatives, whose first one is the same for all."""
+    hidden, weight, targets = batch(9, 3, 7)
+    heads = [
+        lambda h, w: linear_loss(h, w, targets, loss=LOSSES["brier"], plan=plan, tiles=(4, 3)),
+        lambda h, w: naive(LOSSES["brier"], targets, h, w),
+    ]
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    found, right = (jax.jit(jax.jacfwd(jax.grad(head, (0, 1)), (0, 1)))(hidden, weight) for head in heads)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(right), strict=True):
+        close(one, np.asarray(other), 2e-5)
+
+
 def test_a_broken_multiple_has_a_second_derivative():
     """A root of a share that is 0 has none: such a multiple is an exponential of its own."""
 

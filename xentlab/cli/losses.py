@@ -154,7 +154,10 @@ def run_plan(command: Plan) -> None:
     begun = lambda head: print(f"compiling: {head}", file=sys.stderr)
     costs = head_costs(*shape, loss, command.dtype, mesh, begun)
     if command.format != "table":
-        console.print_rows([dataclasses.asdict(cost) for cost in costs], command.format)
+        rows = [dataclasses.asdict(cost) for cost in costs]
+        if command.format == "csv":  # a cell is one number
+            rows = [row | {f"sent_{kind.replace('-', '_')}": size for kind, size in row.pop("sent").items()} for row in rows]
+        console.print_rows(rows, command.format)
         return
     kinds = sorted({kind for cost in costs for kind in cost.sent})
     megabytes = lambda count: f"{count / 1e6:,.3g}" if count < 1e3 * 1e6 else f"{count / 1e6:,.0f}"

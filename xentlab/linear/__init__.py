@@ -64,7 +64,9 @@ def linear_loss(
 
     A token's loss is a function of its own row of logits, its target and what it closes over: class weights, a temperature that
     is learned. That may be traced, and has its gradient; but under plan "tokens" it may not lie on the mesh, and within a
-    `jax.shard_map` of your own it has one only with check_vma=False. What a loss draws at random may be alike in many tokens.
+    `jax.shard_map` of your own it has one only with check_vma=False. What a loss draws at random may be alike in many tokens. A
+    logit of +inf makes a loss NaN.
+
     Sums and reductions are held in float32 whatever the input (float64 for float64), and the result is; by plan "stream"
     devices' shares of the weight's gradient are added in its own type; a bias or token_weights of integers are cast.
     Differentiable by hidden, weight, bias and token_weights, and a second time, forward over reverse (jax.jvp of jax.grad). To

@@ -56,7 +56,7 @@ class Plan:
     """How a head runs: plan, why, tiles (tokens a chunk, classes a tile), matrix products of value and gradient, memory.
 
     temporary_bytes is reckoned from the shapes: what is held beside arguments and gradients at the height of the pass. With
-    token_weights there is a copy of the hidden states more.
+    token_weights there is a copy of the hidden states more. naive_bytes: the same of a head that holds all logits.
     flops are those of value and gradient, 2 N D V a product.
     """
 

@@ -148,7 +148,8 @@ def _by_tiles(
             more = once(more.astype(to_weight.dtype), overlap, lambda: head.part(to_weight, start, tile), head.vocab_axis)
         return to_hidden + head.to_hidden(to_logits.astype(weight.dtype), part), head.put(to_weight, more, start), to_bias
 
-    to_weight, to_bias = sums or (lax.empty(weight.shape, weight.dtype), None if bias is None else jnp.zeros_like(bias))
+    # Zeros, and no lax.empty: within a vmap that is batched whatever it is for, and a Hessian's gradient is not.
+    to_weight, to_bias = sums or (jnp.zeros(weight.shape, weight.dtype), None if bias is None else jnp.zeros_like(bias))
     to_weight = to_weight.view(jnp.uint16) if bits else to_weight
     begun = jnp.zeros(hidden.shape, accumulator(hidden.dtype)), to_weight, to_bias
     to_hidden, to_weight, to_bias = over_tiles(step, begun, vocab, tile)

@@ -189,7 +189,7 @@ def _through_kept_gradients(how, hidden, weight, bias, targets, weights, values,
         losses = lax.dynamic_update_slice_in_dim(losses, each.astype(dtype), start, 0)
         return to_logits, losses, None if bias is None else to_bias + more, to_values
 
-    begun = lax.empty((group, head.vocab(weight)), weight.dtype), jnp.zeros(group, dtype), *others
+    begun = jnp.zeros((group, head.vocab(weight)), weight.dtype), jnp.zeros(group, dtype), *others
     to_logits, losses, *others = over_tiles(step, begun, group, how.chunk)
     to_hidden = head.to_hidden(to_logits, weight)
     # The only one is rounded as it is made: a wide one beside it would be the largest thing here.
