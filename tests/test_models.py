@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from scripts import unchecked
 
-from xentlab import LabError
+from xentlab import LOSSES, LabError
 from xentlab.models import MODELS, checked_model, logits, model_shapes, resolve_model
+from xentlab.program import program
+from xentlab.sources import MarkovSource
 
 NAMES = ["bigram", "bigram(features=3)", "mlp(context=3)", "transformer(features=16, layers=2, heads=2)"]
 every_model = pytest.mark.parametrize("name", NAMES)
@@ -191,3 +193,36 @@ def test_a_function_that_makes_another_kind_of_model_each_time_is_told():
 
     with pytest.raises(LabError, match="Is a class or a lambda made inside it"):
         model_shapes(make, 5)
+
+
+class Shuffled(eqx.Module):
+    """Beside its weight, what no training moves."""
+
+    order: jax.Array
+    weight: jax.Array
+
+    def hidden(self, tokens):
+        return jax.nn.one_hot(self.order[tokens], len(self.weight), dtype=self.weight.dtype)
+
+
+@jax.numpy_dtype_promotion("standard")  # optax's schedules
+def test_what_is_not_trained_is_the_same_for_every_seed_or_refused():
+    source, weight = MarkovSource(vocab=8, tokens=2000), jnp.zeros((8, 8))
+    drawn = lambda vocab, key: Shuffled(jax.random.permutation(key, vocab), weight)
+    with pytest.raises(LabError, match=r"they differ from seed to seed. .* a key of their own, jax\.random\.key\(0\)"):
+        program(LOSSES["nll"], source, drawn)
+    fixed = lambda vocab, key: drawn(vocab, jax.random.key(0))
+    assert program(LOSSES["nll"], source, fixed).rest.order.tolist() == fixed(8, None).order.tolist()
+
+
+def test_a_model_without_a_parameter_is_told_so():
+    class Fixed(eqx.Module):
+        def hidden(self, tokens):
+            return jax.nn.one_hot(tokens, 5)
+
+        @property
+        def weight(self):
+            return jnp.eye(5)
+
+    with pytest.raises(LabError, match="Fixed has no parameter"):
+        checked_model(Fixed(), 5)

@@ -141,6 +141,22 @@ def test_a_model_that_reads_what_it_is_to_predict_is_refused():
         make = lambda vocab, key: Sees(jax.random.normal(key, (vocab, vocab)), back)
         return race(["nll"], MarkovSource(vocab=4, tokens=500), make, [0.1], [0], steps=2, batch=2, window=8)
 
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass
+    class Opens:
+        """Begins without its way to the next token, as a gate at 0 does, and has it in windows of training alone."""
+
+        weight: jax.Array
+        gate: jax.Array
+
+        def hidden(self, tokens):
+            one = lambda tokens: jax.nn.one_hot(tokens, len(self.weight), dtype=jnp.float32)
+            ahead = self.gate * one(jnp.roll(tokens, -1, axis=-1))
+            return one(tokens) + ahead if tokens.shape[-1] > 7 else one(tokens)
+
+    gated = lambda vocab, key: Opens(jax.random.normal(key, (vocab, vocab)), jnp.zeros((), jnp.float32))
+    with pytest.raises(LabError, match="the model reads the future"):
+        race(["nll"], MarkovSource(vocab=4, tokens=500), gated, [0.1], [0], steps=2, batch=2, window=8)
     with pytest.raises(LabError, match=r"the model reads the future: .* Position i may read tokens 0\.\.i alone"):
         of(-1)
     assert len(of(0).table) == 1

@@ -263,7 +263,7 @@ def test_windows_cover_a_stream_without_overlap():
         ({"optimizer": "adan"}, "did you mean adam"),
         ({"optimizer": "adam(beta=1)"}, "no option 'beta'; its options: b1"),
         ({"schedule": "cosin"}, "did you mean cosine"),
-        ({"clip": -1.0}, "positive length"),
+        ({"clip": -1.0}, "positive and finite length"),
         (
             {"optimizer": "sgd(momentum='x')"},
             r"the optimizer sgd\(momentum='x'\) fails: .* Has each option a value of its kind",
@@ -293,7 +293,7 @@ def test_recipes_refuse_what_is_of_another_kind():
     assert schedule.startswith("the schedule <lambda> makes float of the number of steps, no function of the step: lambda")
     nothing = "the optimizer <lambda> makes NoneType of a schedule, and no optax transformation. Does it return one?"
     assert unchecked(f"{recipe}(optimizer=lambda rate: None)") == [nothing]
-    assert clip == "clip is a positive length, or none; got '1'."
+    assert clip == "clip is a positive and finite length, or none; got '1'."
     assert noise == "label_noise is a share of the targets, from 0 to 1; got 'a'."
     check = "__import__('xentlab.training').training.check_grid"
     assert unchecked(f"{check}(['a'], [0])") == ["learning rates are positive and finite; got ['a']."]
@@ -347,3 +347,32 @@ def test_a_long_race_is_kept_and_stopped_in_between():
     assert len(recipe.starts) == 1001
     assert recipe.starts[-1] == 1_000_000
     assert Recipe(steps=400).steps_a_block == 20
+
+
+def test_parameters_of_float16_may_be_long():
+    """The norm of 65,792 ones is no float16; none of them is infinite."""
+
+    class Long(eqx.Module):
+        embedding: jax.Array
+        weight: jax.Array
+
+        def hidden(self, tokens):
+            return self.embedding[tokens] / self.embedding.shape[-1]
+
+    make = lambda vocab, key: Long(jnp.ones((vocab, 8224), jnp.float16), jnp.zeros((8224, vocab), jnp.float16))
+    recipe = Recipe(steps=2, blocks=1, batch=2, window=8, optimizer="sgd")
+    found = train(LOSSES["nll"], MarkovSource(vocab=8, tokens=2000), make, [1e-3], [0], recipe)
+    assert found.diverged_at.tolist() == [-1]
+
+
+def test_a_step_that_fails_is_told_in_a_line():
+    def small(logits, targets):
+        if len(targets) > 9:
+            raise ValueError("too many tokens")
+        return LOSSES["nll"](logits, targets)
+
+    recipe = Recipe(steps=2, blocks=1, batch=2, window=8)
+    with pytest.raises(
+        LabError, match=r"step of small, 2 windows of 8 tokens, fails: ValueError: too many tokens \(.*in small"
+    ):
+        train(small, MarkovSource(vocab=8, tokens=2000), "bigram", [1e-3], [0], recipe)

@@ -277,6 +277,8 @@ def checked_model(model: Any, vocab: int) -> Any:
     # By name: a property, a tied embedding's transpose say, can be read of arrays only.
     if not callable(getattr(model, "hidden", None)) or "weight" not in dir(model):
         raise LabError(f"{type(model).__name__} needs .hidden(tokens [..., T]) -> [..., T, D] and .weight [D, V].")
+    if isinstance(model, eqx.Module) and not jax.tree.leaves(model):
+        raise LabError(f"{type(model).__name__} has no parameter: no field of it is an array that training could move.")
     if jax.tree_util.treedef_is_leaf(jax.tree.structure(model)):
         raise LabError(
             f"{type(model).__name__} is no pytree, so JAX finds no parameter in it. Make it one: an equinox.Module, say, or "
@@ -298,12 +300,24 @@ def checked_model(model: Any, vocab: int) -> Any:
     return model
 
 
-def check_causal(make: ModelMaker, vocab: int) -> None:
-    """Raises `LabError` for a model whose hidden states depend on tokens that come later, which are those to be predicted."""
-    ends = jnp.zeros((2, 6), jnp.int32).at[1, -1].set(vocab - 1)
-    hidden = eqx.filter_jit(lambda key: make(vocab, key).hidden(ends))(jax.random.key(0))
-    one, other = np.asarray(hidden[:, :-1], np.float64)
-    if not np.allclose(one, other, rtol=1e-3, atol=1e-5):
+def check_causal(make: ModelMaker, vocab: int, window: int) -> None:
+    """Raises `LabError` for a model whose hidden states depend on tokens that come later, which are those to be predicted.
+
+    Asked of windows as long as those of training: of the model as it is made, and of one whose parameters are all moved, for
+    what begins at 0 may open a way that training finds.
+    """
+    ends = jnp.zeros((2, window), jnp.int32).at[1, -1].set(vocab - 1)
+
+    @eqx.filter_jit
+    def hidden(key, much):
+        moved = lambda leaf: leaf + (much * jnp.sin(1 + jnp.arange(leaf.size))).reshape(leaf.shape).astype(leaf.dtype)
+        parameters, rest = eqx.partition(make(vocab, key), eqx.is_inexact_array)
+        return eqx.combine(jax.tree.map(moved, parameters), rest).hidden(ends)
+
+    one, other = np.concatenate(
+        [np.asarray(hidden(jax.random.key(0), much)[:, :-1], np.float64) for much in (0.0, 0.1)], axis=1
+    )
+    if not np.allclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True):
         raise LabError(
             "the model reads the future: its hidden states before the last token change with that token. Position i may read "
             "tokens 0..i alone, for it predicts token i + 1."

@@ -15,13 +15,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from xentlab.contract import LabError, Loss, link_of
+from xentlab.contract import FAILURES, LabError, Loss, in_short, link_of, name_of
 from xentlab.information import weighted_mean
 from xentlab.layout import Spread
 from xentlab.linear import linear_loss
 from xentlab.metrics import smoothed_nll
 from xentlab.models import logits, model_shapes, resolve_model
-from xentlab.products import for_training, quickly
+from xentlab.products import accumulator, for_training, quickly
 from xentlab.recipe import Recipe
 from xentlab.sources import Source
 
@@ -205,7 +205,15 @@ def _trainer(loss: Loss, recipe: Recipe, rest: Any, spread: Spread) -> Callable:
     def step(rate, state, index, batch):
         arrays, optimizer_state, diverged_at = state
         tokens, targets = map(spread.batch, batch)
-        value, gradient = jax.value_and_grad(objective)(arrays, tokens, targets)
+        try:
+            value, gradient = jax.value_and_grad(objective)(arrays, tokens, targets)
+        except LabError:
+            raise
+        except FAILURES as error:  # of the loss or the model, of so many tokens as nobody has tried it on
+            raise LabError(
+                f"a step of {name_of(loss)}, {recipe.batch} windows of {recipe.window} tokens, fails: {in_short(error)}. Loss "
+                "and model are functions of any number of tokens."
+            ) from error
         updates, optimizer_state = recipe.transformation(rate).update(gradient, optimizer_state, arrays)
         diverged_at = jnp.where(jnp.isfinite(value) | (diverged_at >= 0), diverged_at, index)
         return (optax.apply_updates(arrays, updates), optimizer_state, diverged_at), value
@@ -218,7 +226,9 @@ def _stopped(arrays, optimizer_state, diverged_at, before, last):
 
     Once a block, for each step would take two more passes over all that is learned.
     """
-    sound = jnp.isfinite(optax.tree.norm(arrays))
+    # In float32 at least: float16 has no norm above 256 or so.
+    wide = jax.tree.map(lambda leaf: leaf.astype(accumulator(leaf.dtype)), arrays)
+    sound = jnp.isfinite(optax.tree.norm(wide))
     diverged_at = jnp.where(sound | (diverged_at >= 0), diverged_at, last)
     kept = jax.tree.map(lambda new, old: jnp.where(diverged_at < 0, new, old), arrays, before)
     return kept, optimizer_state, diverged_at
@@ -252,10 +262,16 @@ def _mapped(spread: Spread, each: Callable, *runs: Any) -> Any:
 def _parted(make: Callable, vocab: int) -> tuple[Any, Any]:
     """A model's parameters, by shapes alone, and what of it is none.
 
-    Only one with other arrays is made for these: the compiling of that would take a second.
+    Only one with other arrays is made for these: the compiling of that would take a second. They are no part of a run's state,
+    so all seeds have the same: raises `LabError` where two seeds' differ.
     """
     parameter = lambda leaf: hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
     parameters, rest = eqx.partition(model_shapes(make, vocab), parameter)
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(rest)):
-        _, rest = eqx.partition(make(vocab, jax.random.key(0)), eqx.is_inexact_array)
+        rest, others = (eqx.partition(make(vocab, jax.random.key(seed)), eqx.is_inexact_array)[1] for seed in (0, 1))
+        if not eqx.tree_equal(rest, others):
+            raise LabError(
+                "the model has arrays that are not trained, whole numbers or keys, and they differ from seed to seed. All runs "
+                "of a grid have the same ones: make them of a key of their own, jax.random.key(0), and not of the one given."
+            )
     return parameters, rest

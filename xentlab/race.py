@@ -116,7 +116,7 @@ def planned(
     # Does the model fit, do windows, do devices share a batch?
     training_of = programs(source, model, whole_recipe, mesh)
     if callable(model) or is_own(model):
-        check_causal(resolve_model(model), source.vocab)
+        check_causal(resolve_model(model), source.vocab, whole_recipe.window)
     windows(source.split("test"), whole_recipe.window)
     return found, whole_recipe, training_of
 

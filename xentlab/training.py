@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 class Trained:
     """A grid of finished runs of one loss. Arrays are [runs] or [runs, blocks]; models is a pytree with runs in front.
 
-    diverged_at: the step at which a run's loss was not finite, or the last of the block that left a parameter so; or -1. It
-    kept the parameters that it began that block with.
+    diverged_at: the step at which a run's loss was not finite, or the last of the block after which its parameters' norm, in
+    float32, was not; or -1. It kept the parameters that it began that block with.
     """
 
     rates: np.ndarray
