@@ -20,6 +20,29 @@ def test_a_shells_unset_variable_is_told(given, capsys):
     assert "is a shell's variable unset?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--checkpoint-every", "nan"), "--checkpoint-every is a number of seconds"),
+        (("--checkpoint-every", "inf"), "--checkpoint-every is a number of seconds"),
+        (("--clip", "inf"), "clip is a positive and finite length"),
+        (("--steps", str(10**12)), "steps is counted in 32 bits"),
+    ],
+)
+def test_a_number_that_is_none_is_told(given, said, capsys):
+    code, _, told = in_process(capsys, "race", "--losses", "nll", "--markov", "4", *given)
+    assert (code, told.count("\n")) == (2, 1)
+    assert said in told
+
+
+def test_a_plan_s_cells_are_numbers(capsys):
+    main(["plan", "--tokens", "8", "--features", "4", "--vocab", "16", "--format", "csv"])
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert "sent" not in head.split(",")
+    assert len(rows) == 3
+    assert not any("{" in row for row in rows)
+
+
 def test_a_narrow_stream_gets_plain_characters_and_no_other_verdict():
     said = subprocess.run(
         [sys.executable, "-c", "from xentlab.cli import _open_closed; _open_closed(); print('– ∞ ± ⇥ −1 ä')"],

@@ -333,6 +333,8 @@ def test_a_race_refuses():
         ({"learning_rates": [0.1, 0.1]}, "learning rates repeat"),
         ({"seeds": [1, 1]}, "seeds repeat"),
         ({"window": 5000}, "fewer than one window"),
+        ({"steps": 2**31}, "steps is counted in 32 bits"),
+        ({"clip": float("inf")}, "clip is a positive and finite length"),
     ):
         with pytest.raises(LabError, match=message):
             race(["nll"], SOURCE, "bigram", **arguments)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +50,21 @@ def test_what_is_nobody_s_run_is_not_written_over(tmp_path, capsys, name):
     assert (code, said.count("\n")) == (2, 1)
     assert f"holds {name}, which race may write over. Move that away, or give another --out." in said
     assert [each.name for each in place.parent.iterdir()] == [name]
+
+
+def test_a_folder_that_is_deleted_under_its_race_is_written_at_the_end(tmp_path, capsys, quick_pictures, monkeypatch):
+    """Its checkpoints made it again, and are no stranger's."""
+    real, folder = Grid.after, tmp_path / "r"
+
+    def after(grid, done, last, everything):
+        if done == 2:
+            shutil.rmtree(folder)
+        return real(grid, done, last, everything)
+
+    monkeypatch.setattr(Grid, "after", after)
+    code, _, _ = in_process(capsys, *RACE, "--out", folder, "--checkpoint-every", "0")
+    assert code == 0
+    assert {f"{name}.csv" for name in FRAMES} <= {each.name for each in folder.iterdir()}
 
 
 def test_of_a_folder_of_checkpoints_only_the_race_s_own_are_removed(tmp_path):

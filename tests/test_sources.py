@@ -1,7 +1,10 @@
 """The Markov source against its own mathematics, the text against its own bytes, and the texts that are none."""
 
 import builtins
+import errno
+import gzip
 import itertools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -236,8 +239,9 @@ def test_a_folder_is_read_in_the_order_of_names(tmp_path):
     [
         (None, "no file or folder"),
         (b"", "is empty"),
-        (b" \n" * 900, "is empty"),
+        (b" \n" * 900, "is blank"),
         (b"short", "5 characters, too few"),
+        (gzip.compress(os.urandom(2000)), "not UTF-8.*Unpack it first"),
         (b"a" * 2000 + b"\xe9t\xe9", "not UTF-8: byte 2000 is 0xe9.*iconv -f latin1"),
         (("é" * 2000).encode("utf-16"), "not UTF-8: byte 0 is 0xff.*iconv -f utf-16"),
         (b"\xfe\xff" + ("é" * 2000).encode("utf-16-be"), "not UTF-8: byte 0 is 0xfe.*iconv -f utf-16"),
@@ -251,6 +255,32 @@ def test_what_is_no_text_is_refused(tmp_path, content, message):
         path.write_bytes(content)
     with pytest.raises(LabError, match=message):
         Text(path)
+
+
+def test_a_folder_s_links_are_followed_once_and_what_cannot_be_read_is_said(tmp_path, monkeypatch):
+    folder, elsewhere = tmp_path / "many", tmp_path / "elsewhere"
+    for place, letter in ((folder, "a"), (elsewhere, "b")):
+        place.mkdir()
+        (place / f"{letter}.txt").write_text(letter * 1000)
+    (folder / "linked").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(folder)
+    assert Text(folder).text == "a" * 1000 + "\n" + "b" * 1000
+    scan = os.scandir
+
+    def refused(path):
+        if str(path).endswith("linked"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(LabError, match=r"cannot read .*linked: Permission denied"):
+        Text(folder)
+
+
+def test_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(LabError, match=r"can be read once, .* Write it into a file first"):
+        Text(tmp_path / "pipe")
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path):

@@ -95,6 +95,9 @@ class Spread:
             raise LabError(
                 f"{devices} devices cannot share a batch of {self.windows} windows evenly; take a multiple of {devices}."
             )
+        devices = self.mesh.shape.get("model", 1) if self.mesh else 1
+        if self.vocab % devices:
+            raise LabError(f"{devices} devices cannot share {self.vocab} classes evenly; take a divisor of it as model's size.")
 
     @property
     def within(self) -> Mesh | None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -82,9 +83,10 @@ class Recipe:
     def __post_init__(self):
         for field in ("steps", "batch", "window", "blocks", "validation_tokens"):
             value = getattr(self, field)
-            whole(value, 1, f"{field} is a whole number of at least 1; got {value}.")
-        if self.clip is not None and not (hasattr(self.clip, "__float__") and self.clip > 0):
-            raise LabError(f"clip is a positive length, or none; got {self.clip!r}.")
+            if whole(value, 1, f"{field} is a whole number of at least 1; got {value}.") >= 2**31:
+                raise LabError(f"{field} is counted in 32 bits, up to {2**31 - 1}; got {value}.")
+        if self.clip is not None and not (hasattr(self.clip, "__float__") and 0 < self.clip < math.inf):
+            raise LabError(f"clip is a positive and finite length, or none; got {self.clip!r}.")
         if not (hasattr(self.label_noise, "__float__") and 0 <= self.label_noise <= 1):
             raise LabError(f"label_noise is a share of the targets, from 0 to 1; got {self.label_noise!r}.")
         if self.head not in ("linear_loss", "naive"):

@@ -32,7 +32,7 @@ def started(folder: pathlib.Path) -> dict[str, Any]:
             raise LabError(f"{folder} is finished: nothing is left to resume. `xentlab rerun {here}` does it again.")
         if has_begun(folder):
             raise LabError(f"{path} is gone, by which a race goes on. Put it back; else {anew}.")
-        raise LabError(f"{folder} holds no unfinished race. `xentlab race --out {here}` begins one.")
+        raise LabError(f"{folder} holds no unfinished race. `xentlab race` with --out and a folder begins one.")
     record = runs.read_json(path, f"Delete it: {anew}.")
     if not all(isinstance(record.get(name), dict) for name in ("arguments", "losses")):
         raise LabError(f"{path} does not say what the race began with. Delete it: {anew}.")

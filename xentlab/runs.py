@@ -70,7 +70,13 @@ def new_folder(kind: str, out: str | pathlib.Path | None = None, replace: bool =
 
 def _in_the_way(folder: pathlib.Path) -> list[str]:
     """What somebody else has in a folder, of the kinds that runs leave there."""
-    return sorted(each.name for each in folder.iterdir() if each.suffix in WRITTEN or each.name == KEPT)
+    from xentlab.checkpoints import is_grid_folder
+
+    # A race whose folder was deleted while it ran has made it again by the next block that it kept.
+    kept = [each.name for each in (folder / KEPT).iterdir()] if (folder / KEPT).is_dir() else []
+    ours = bool(kept) and all(map(is_grid_folder, kept))
+    inside = folder.iterdir()
+    return sorted(each.name for each in inside if each.suffix in WRITTEN or (each.name == KEPT and not ours))
 
 
 def quoted(folder: pathlib.Path) -> str:

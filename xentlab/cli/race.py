@@ -52,6 +52,7 @@ def run_race(command: Race) -> None:
             try:
                 write(command, result.frames(), begun, [source.describe()], **kept)
             except LabError as error:
+                _tell(dataclasses.replace(command, out=None), result)  # or a table that took hours would be seen by nobody
                 raise LabError(
                     f"{error} All runs are done and kept: once it can be written, `xentlab race --resume "
                     f"{runs.quoted(folder)}` does so at once."
@@ -64,7 +65,7 @@ def run_race(command: Race) -> None:
 def _refuse_contradictions(command: Race) -> None:
     if command.markov is not None and command.text is not None:
         raise LabError("--text and --markov exclude each other: a race has one source.")
-    if command.checkpoint_every < 0:
+    if not 0 <= command.checkpoint_every < float("inf"):
         raise LabError(f"--checkpoint-every is a number of seconds, 0 for every block; got {command.checkpoint_every:g}.")
     if command.anyway and not (command.out or command.resume):
         raise LabError("--anyway is for a folder that is there: give it with --out or --resume.")

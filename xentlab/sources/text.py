@@ -20,6 +20,7 @@ MARKS = {
     (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE): "utf-32",
     (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE): "utf-16",
 }
+PACKED = (b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, zip, bzip2, xz, zstandard
 
 
 @functools.cache
@@ -41,20 +42,19 @@ def builtin_text() -> str:
 def read_text(path: str | pathlib.Path) -> str:
     """A UTF-8 file's text, or that of every file in a folder, in the order of their names, hidden ones left out.
 
-    Without the byte order mark that some editors begin a file with: it is no text.
+    Without the byte order mark that some editors begin a file with: it is no text. Raises `LabError` for what cannot be read,
+    is no UTF-8, or is not there.
     """
     if not isinstance(path, str | os.PathLike):
         raise LabError(f"a text is given as the path of a UTF-8 file or of a folder of them; got {path!r}.")
     path = pathlib.Path(path).expanduser()
     if path.is_dir():
-        try:
-            files = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path)))
-        except OSError as error:
-            raise LabError(f"cannot read {error.filename or path}: {error.strerror}.") from error
-        if not files:
+        if not (files := _files(path)):
             raise LabError(f"{path} has no files in it. Give a UTF-8 text file, or a folder of them.")
     elif path.is_file():
         files = [path]
+    elif path.exists():
+        raise LabError(f"{path} can be read once, and a race is repeated from its text. Write it into a file first.")
     else:
         raise LabError(f"no file or folder {path}. Give a UTF-8 text file, or a folder of them.")
     texts = []
@@ -65,17 +65,34 @@ def read_text(path: str | pathlib.Path) -> str:
         except UnicodeDecodeError as error:
             found, at = error.object, error.start
             encoding = next((name for marks, name in MARKS.items() if found.startswith(marks)), "latin1")
+            remedy = "Unpack it first" if found.startswith(PACKED) else f"Convert it first (iconv -f {encoding} -t utf-8)"
             raise LabError(
-                f"{file} is not UTF-8: byte {at} is {found[at]:#04x}. "
-                f"Convert it first (iconv -f {encoding} -t utf-8), or leave it out of the folder."
+                f"{file} is not UTF-8: byte {at} is {found[at]:#04x}. {remedy}, or leave it out of the folder."
             ) from error
         except OSError as error:
             raise LabError(f"cannot read {file}: {error.strerror}.") from error
     return "\n".join(texts)
 
 
-def _hidden(path: pathlib.Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """All files in a folder and those within it, linked ones too, in the order of their names, but for hidden ones.
+
+    A folder that several ways lead to counts once. Raises `LabError` for one that cannot be read: not to say that a part of
+    the text is missing would be worse.
+    """
+    found, known = [], set()
+
+    def refused(error):
+        raise LabError(f"cannot read {error.filename or folder}: {error.strerror}.") from error
+
+    for here, within, names in os.walk(folder, onerror=refused, followlinks=True):
+        if (place := os.path.realpath(here)) in known:
+            within.clear()
+            continue
+        known.add(place)
+        within[:] = sorted(name for name in within if not name.startswith("."))
+        found += [pathlib.Path(here, name) for name in names if not name.startswith(".")]
+    return sorted(file for file in found if file.is_file())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +121,8 @@ class Text:
             least = "a byte-level BPE has 256 bytes and at least one merge: bpe_vocab > 256, a whole number; got "
             object.__setattr__(self, "bpe_vocab", whole(self.bpe_vocab, 257, f"{least}{self.bpe_vocab!r}."))
         if not self.text.strip():
-            raise LabError(f"{self.path} is empty. Give a text of some thousand characters.")
+            what = "blank" if self.text else "empty"
+            raise LabError(f"{self.path} is {what}. Give a text of some thousand characters.")
         if len(self.text) < 1000:
             raise LabError(
                 f"{self.path} has {len(self.text)} characters, too few to train, validate and test on; give at least 1000."
