@@ -222,11 +222,13 @@ def races(benchmark: dict) -> str:
     scaled = [row for row in benchmark["rows"] if row["grid"].endswith("scaled")]
     runs = [f"{row['runs']}: {1e3 * row['seconds'] / row['runs']:.0f}" for row in scaled if row["what"] == "xentlab"]
     devices = [f"{row['devices']}: {row['seconds']:.2f}" for row in scaled if row["what"] != "xentlab"]
+    shared = next(row for row in scaled if row["what"] != "xentlab")
     foot = (
         f"Seconds of the whole grid: medians of {benchmark['rounds']} rounds in which all took turns, with quartiles, on "
-        f"{benchmark['machine']['cores']} cores; compiled beforehand unless it says so. Milliseconds a run, by the number of "
-        f"runs: {', '.join(runs)}. Seconds, by the number of virtual devices that share the runs on these cores: "
-        f"{', '.join(devices)}. {_versions(benchmark)}."
+        f"{benchmark['machine']['cores']} cores; compiled beforehand unless it says so. Of shorter runs of the mlp, "
+        f"{shared['steps']} steps each: milliseconds a run, by the number of runs, {', '.join(runs)}; seconds of "
+        f"{shared['runs']} runs on a mesh, by the number of virtual devices on these cores, {', '.join(devices)}. "
+        f"{_versions(benchmark)}."
     )
     return "\n".join([fastest(benchmark), "", *lines, "", foot])
 

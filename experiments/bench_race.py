@@ -222,7 +222,9 @@ def chart(frame: pd.DataFrame) -> alt.VConcatChart:
         above.append((bars + base.mark_circle(size=60, opacity=1).encode(x, hues) + written).properties(width=300, height=190))
     for what, axis in ((OURS, "runs"), (f"{OURS}, mesh", "devices")):
         part = rows[(rows.what == what) & rows.to_floor.isna()].assign(each=lambda rows: 1e3 * rows.seconds / rows.runs)
-        line = alt.Chart(part).mark_line(point=alt.OverlayMarkDef(color=charts.HUES[1]), color=charts.HUES[1])
+        runs = "by the number of runs" if axis == "runs" else f"{part.runs.iloc[0]} runs on a mesh, by the number of devices"
+        title = alt.Title(f"mlp, {part.steps.iloc[0]} steps a run", subtitle=runs)
+        line = alt.Chart(part, title=title).mark_line(point=alt.OverlayMarkDef(color=charts.HUES[1]), color=charts.HUES[1])
         x = alt.X(f"{axis}:Q").scale(type="log", base=2).axis(values=sorted(part[axis]))
         below.append(
             line.encode(x, alt.Y("each:Q", title="milliseconds a run").scale(zero=True)).properties(width=300, height=150)

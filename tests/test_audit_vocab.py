@@ -4,6 +4,7 @@ import functools
 import json
 
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from scripts import in_process
@@ -21,6 +22,13 @@ def weighted(logits, targets):
     """Weights for 8 classes: it is least where the model says w P, and P may be read back through no link."""
     weights = jnp.broadcast_to(jnp.asarray(WEIGHTS, logits.dtype), logits.shape)
     return at_target(weights, targets) * LOSSES["nll"](logits, targets)
+
+
+@pytest.mark.parametrize(("given", "said"), [({"vocab": 4.0}, "2 to 32.* got 4.0"), ({"seed": 0.5}, "number.* got 0.5")])
+def test_what_is_no_whole_number_is_refused(given, said, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(LabError, match=said):
+        audit("mae", **given)
 
 
 def test_a_loss_that_knows_its_vocabulary_is_judged_there_alone():

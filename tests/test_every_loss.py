@@ -207,7 +207,7 @@ def test_bounded_fact(loss):
 
 @every_loss
 def test_low_probability_facts(loss):
-    """|dL/dz_y| at p = 1e-9 is near its stated limit on both paths; an infinite limit is passing 4 and still rising."""
+    """|dL/dz_y| at p = e^-200 is at its stated limit on both paths; an infinite limit is passing 4 and still rising."""
     for path in ("even", "one"):
         limit = low_p_claim(loss, path, VOCAB)
         found = []
@@ -225,7 +225,7 @@ def test_low_probability_facts(loss):
 def test_proper_fact_at_a_known_law(loss):
     """Where the loss is proper, its expected gradient vanishes at the logits whose link is P, and not at a neighbour.
 
-    The link is inverted by descent on the convex conjugate's stand-in: P is taken *from* logits, so no inverse is needed.
+    P is taken *from* logits, so that no link needs to be inverted.
     """
     facts = facts_of(loss)
     z = np.log(np.array([0.4, 0.25, 0.2, 0.1, 0.05]))

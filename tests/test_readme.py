@@ -9,7 +9,10 @@ import shlex
 import pytest
 from scripts import documents
 
-from xentlab.cli import main
+from xentlab import resolve
+from xentlab.cli import _parse, main
+from xentlab.mesh import parse_mesh
+from xentlab.names import is_own
 
 TRAINS = True
 COMPILED_WELL = True
@@ -46,16 +49,20 @@ def test_the_own_loss_example_runs(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("line", sorted(set(re.findall(r"`(xentlab [a-z][^`]*)`", README))))
-def test_commands_in_the_text_are_understood(line, capsys):
-    """Parsed with --help at their end, so that nothing runs but a wrong name would be seen."""
+def test_commands_in_the_text_are_understood(line):
+    """Parsed whole, so that nothing runs but a wrong option, value or name of a loss would be seen."""
     words = shlex.split(line)[1:]
     if words[0] == "COMMAND":
         return
-    with pytest.raises(SystemExit) as end:
-        main([*words[:1], "--help"])
-    assert end.value.code == 0
-    shown = capsys.readouterr().out
-    assert all(word in shown for word in words if word.startswith("--") and word != "--help")
+    if len(words) == 1:  # the command as such, which may ask for more
+        with pytest.raises(SystemExit) as end:
+            main([*dict.fromkeys([*words, "--help"])])
+        assert end.value.code == 0
+        return
+    command = _parse(words)
+    for name in (*getattr(command, "losses", ()), *filter(None, [getattr(command, "loss", None)])):
+        assert is_own(name) or resolve(name)
+    assert parse_mesh(getattr(command, "mesh", None)) is not None
 
 
 def test_links_and_pictures_exist():

@@ -29,6 +29,14 @@ def test_a_curve_draws_the_best_rate_alone_its_mean_and_its_extremes_over_seeds(
     assert drawn(charts.curves(frame, table, ["nll"], "s")) == [{"loss": "nll", "step": 1, "mean": 4, "low": 1, "high": 9}]
 
 
+def test_a_curve_says_how_many_rates_its_own_source_had():
+    frame = pd.concat([trained(validation_nll=[1.0], source=[name], rate=[rate]) for name, rate in (("s", 0.1), ("t", 1.0))])
+    table = pd.DataFrame({"source": ["s", "t"], "loss": ["nll"] * 2, "best_rate": [0.1, 1.0]})
+    said = lambda frame: charts.curves(frame, table, ["nll"], "s").to_dict()["title"]["subtitle"][0]
+    assert said(frame) == "every loss at the rate 0.1"
+    assert said(pd.concat([frame, trained(validation_nll=[2.0], rate=[1.0])])) == "each loss at its own best rate"
+
+
 def test_a_rate_of_which_a_seed_diverged_is_not_drawn_by_its_survivors():
     frame = trained(rate=[0.1, 0.1, 0.2, 0.2], validation_nll=[2.0, 2.0, 9.0, 1.0], diverged_at=[-1, -1, 0, -1])
     assert [row["rate"] for row in drawn(charts.sweep(frame, ["nll"], "s"))] == [0.1]
@@ -119,6 +127,8 @@ def test_an_interval_covers_0_where_the_seeds_tell_nothing_apart(apart):
     assert ("covers 0" in page) != apart
     small = markup.pairs_table(pd.DataFrame([row | {"difference": 2e-5, "low": 1e-5, "high": 3e-5}]))
     assert "<td>+2.0e-05 <small>[+1.0e-05, +3.0e-05]" in small
+    mixed = markup.pairs_table(pd.DataFrame([row | {"difference": 5e-3, "low": 2e-4, "high": 9e-3}]))
+    assert "<td>+5.0e-03 <small>[+2.0e-04, +9.0e-03]" in mixed  # all in the one notation
 
 
 def board(**columns):

@@ -103,7 +103,7 @@ def budget(frame: pd.DataFrame, losses: Sequence[str], title: str, legend: bool 
     rows = frame.copy()
     rows["bin"] = [f"{low:g}–{high:g}" for low, high in zip(rows.p_low, rows.p_high, strict=True)]
     order = list(dict.fromkeys(rows["bin"]))
-    x = alt.X("bin:O", sort=order, title="p, the probability that the model gave the right token").axis(labelAngle=-40)
+    x = alt.X("bin:O", sort=order, title="p, which the model gave the right token").axis(labelAngle=-40)
     bars = (
         alt.Chart(rows[rows.loss == rows.loss.iloc[0]])
         .mark_bar(color="#999999", opacity=0.28)
@@ -134,7 +134,7 @@ def budget(frame: pd.DataFrame, losses: Sequence[str], title: str, legend: bool 
         .transform_filter("indexof(shown, datum.loss) >= 0")
     )
     shown = alt.param(name="shown", value=list(losses))
-    subtitle = "lines: share of the gradient; bars: share of the tokens"
+    subtitle = ["lines: share of the gradient", "bars: share of the tokens"]
     return alt.layer(bars, lines, title=alt.Title(title, subtitle=subtitle)).add_params(shown)
 
 
@@ -171,13 +171,14 @@ def curves(
     """Validation NLL against steps, each loss at its best rate; the band spans its seeds."""
     best = table[table.source == source].set_index("loss").best_rate
     rows = frame[(frame.source == source) & (frame.rate == frame.loss.map(best))]
-    each = "each loss at its own best rate" if frame.rate.nunique() > 1 else f"every loss at the rate {frame.rate.iloc[0]:g}"
+    tried = frame[frame.source == source].rate.unique()
+    each = "each loss at its own best rate" if len(tried) > 1 else f"every loss at the rate {tried[0]:g}"
     return _bands(
         _over_seeds(rows, ["loss", "step"]),
         losses,
         alt.X("step:Q", title="step").scale(nice=False),
         alt.Tooltip("step:Q"),
-        alt.Title(f"Learning on {source}", subtitle=f"{each}; bands span the seeds"),
+        alt.Title(f"Learning on {source}", subtitle=[each, "bands span the seeds"]),
         legend,
     )
 
@@ -192,7 +193,9 @@ def sweep(frame: pd.DataFrame, losses: Sequence[str], source: str, legend: bool 
         losses,
         alt.X("rate:Q", title="learning rate").scale(type="log").axis(values=sorted(frame.rate.unique()), format="~g"),
         alt.Tooltip("rate:Q", format="~g"),
-        alt.Title(f"The rate sweep on {source}", subtitle="final validation NLL where no seed diverged; bands span the seeds"),
+        alt.Title(
+            f"The rate sweep on {source}", subtitle=["final validation NLL where no seed diverged", "bands span the seeds"]
+        ),
         legend,
     )
 
@@ -224,9 +227,9 @@ def rarity(frame: pd.DataFrame, losses: Sequence[str], source: str, legend: bool
     return _bands(
         _over_seeds(rows, ["loss", "seen"], "test_nll"),
         losses,
-        alt.X("seen:O", sort=order, title="how often training saw the token").axis(labelAngle=0),
+        alt.X("seen:O", sort=order, title="how often training saw the token").axis(labelAngle=0, labelOverlap=True),
         alt.Tooltip("seen:O"),
-        alt.Title(f"Rare tokens on {source}", subtitle="the models that are tested; bands span the seeds"),
+        alt.Title(f"Rare tokens on {source}", subtitle=["the models that are tested", "bands span the seeds"]),
         legend,
         "test NLL, nats a token",
     )

@@ -16,7 +16,10 @@ Losses = Annotated[
 ]
 Out = Annotated[
     pathlib.Path | None,
-    arg(help="folder to write into; made if need be, and a finished run of the same command in it is replaced (a race asks)"),
+    arg(
+        help="folder to write into; made if need be, and a finished run of the same command in it is replaced (of "
+        "races only with --anyway)"
+    ),
 ]
 
 

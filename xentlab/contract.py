@@ -140,6 +140,7 @@ def loss(**facts: Any) -> Callable[[Loss], Loss]:
     """Attaches `Facts` to a loss, given by the names of its fields, and hands back the same function.
 
     A race reads the model through `link`, which gives probabilities, and not their logarithms; without one, by a softmax.
+    Raises `LabError` for a fact that is none, and for a function that takes no attributes.
 
     >>> @loss(source="a notebook, 1999", formula="1 - p_y")
     ... def miss(logits, targets):

@@ -31,7 +31,7 @@ def self_information(p: Float[Array, "..."]) -> Float[Array, "..."]:
 def cross_entropy(p: Distribution, q: Distribution) -> PerDistribution:
     """H(P, Q) = -sum P log Q in nats, [..., V], [..., V] -> [...]: the mean length of P's news in Q's code.
 
-    +inf where P has mass on what Q calls impossible. Shannon 1948.
+    +inf where P has mass on what Q calls impossible. Raises `LabError` where the shapes differ. Shannon 1948.
 
     >>> float(cross_entropy(jnp.array([0.5, 0.5]), jnp.array([1.0, 0.0])))
     inf
@@ -53,7 +53,7 @@ def entropy(p: Distribution) -> PerDistribution:
 def kl_divergence(p: Distribution, q: Distribution) -> PerDistribution:
     """KL(P || Q) = sum P log(P / Q) in nats, [..., V], [..., V] -> [...]; +inf on a support mismatch.
 
-    NaN for what is itself NaN alone. Kullback & Leibler 1951.
+    NaN for what is itself NaN alone. Raises `LabError` where the shapes differ. Kullback & Leibler 1951.
 
     >>> kl_divergence(jnp.array([1.0, 0.0]), jnp.array([0.5, 0.5])) / jnp.log(2.0)
     Array(1., dtype=float32)

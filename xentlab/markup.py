@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from xentlab.audit.numerics import DTYPES
 from xentlab.console import half_interval, verdict_text
-from xentlab.reading import all_seen, covered, seen
+from xentlab.reading import all_seen, covered
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,8 +77,9 @@ def _pairs_beside(against: str, rows: pd.DataFrame) -> str:
         cells = f'<th scope="row">{html.escape(str(loss))}</th><td>{html.escape(str(source))}</td>'
         for metric in dict.fromkeys(rows.metric):
             one = both[both.metric == metric].iloc[0]
-            interval = f"[{', '.join(all_seen(one.low, one.high))}] {covered(one)}".rstrip()
-            cells += f"<td>{seen(one.difference, '+')} <small>{'no interval' if math.isnan(one.low) else interval}</small></td>"
+            mean, low, high = all_seen(one.difference, one.low, one.high)
+            interval = f"[{low}, {high}] {covered(one)}".rstrip()
+            cells += f"<td>{mean} <small>{'no interval' if math.isnan(one.low) else interval}</small></td>"
         body += f"<tr>{cells}</tr>"
     title = f"Test NLL beside {html.escape(against)}'s, seed by seed"
     about = f"<h3>{title}</h3><p>Mean difference over seeds, and its 95% interval: the bootstrap's or, where it is wider, "

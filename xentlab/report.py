@@ -214,8 +214,8 @@ CAPTIONS = {
     ),
     "curves": (
         "How each loss trains",
-        "The same model, tokens and seeds for every loss, each at its own best learning rate, scored by likelihood through "
-        "its own link.",
+        "The same model, tokens and seeds for every loss, each at the best learning rate that was tried, scored by likelihood "
+        "through its own link.",
         "curves",
     ),
     "reliability": (
@@ -231,7 +231,7 @@ CAPTIONS = {
     ),
     "sweep": (
         "Each loss at every learning rate",
-        "Rates are tuned for each loss: the best for one may be far from the best for another.",
+        "Every rate that was tried: the best for one loss may be far from the best for another.",
         "curves",
     ),
 }
@@ -270,7 +270,8 @@ def page(report: Report, losses: dict[str, Loss], made: dict) -> str:
         + _download(report.folder, "pairs"),
         scoreboard=scoreboard_tables(report.board.table, report.board.codes)
         + sentences_list(report.said.get("scoreboard", []))
-        + _download(report.folder, "scoreboard"),
+        + _download(report.folder, "scoreboard")
+        + _download(report.folder, "codes"),
         audit=audit_table(report.board.audits),
         formulas="".join(_formula(name, loss) for name, loss in losses.items()),
         record=html.escape(json.dumps(made, indent=2, default=str)),

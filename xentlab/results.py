@@ -185,7 +185,7 @@ def _pooled(rows: list[dict[str, float]]) -> list[dict[str, float]]:
 
 
 def paired(tests: pd.DataFrame, metric: str = "test_nll") -> pd.DataFrame:
-    """By how much each loss differs from the first one, seed by seed: a row a source and other loss.
+    """By how much each loss differs from one of them, seed by seed: a row a source and other loss.
 
     tests: source, loss, seed and the metric. Columns: source, loss, against ("nll" if it is there, else the first loss),
     metric, seeds (those that both have), difference (the mean), low and high (95%: percentiles of the bootstrap over seeds, or

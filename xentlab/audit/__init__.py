@@ -18,7 +18,7 @@ from xentlab.audit import autodiff, kinship, limits, numerics, shape
 from xentlab.audit.decisions import decide
 from xentlab.audit.probe import NO, UNDECIDED, VOCAB, YES, Probe, Verdict, make_probe, no
 from xentlab.catalogue import resolve
-from xentlab.contract import Facts, LabError, Loss, facts_of, low_p_claim, name_of, settings_of, unwrapped
+from xentlab.contract import Facts, LabError, Loss, facts_of, low_p_claim, name_of, settings_of, unwrapped, whole
 from xentlab.gradients import PATHS
 
 __all__ = ["FAILED", "VERDICTS", "Audit", "Verdict", "as_json", "audit", "claims", "disagreements", "has_facts"]
@@ -59,25 +59,26 @@ class Audit:
 def audit(loss: str | Loss, seed: int = 0, vocab: int = VOCAB) -> Audit:
     """Finds out what is true of a loss, from its values and gradients alone.
 
-    loss: a name, or any callable (logits [..., V], targets [...]) -> [...]. All questions are asked in float64, most of them
-    about the loss's *gradient field*: where something in it is held constant, its value would mislead. Of the value are
-    `elementwise`, `rejects_bad_targets`, `shift_invariant`, `permutation_equivariant`, `local`, `zero_at_certainty` and
-    `bounded`; of both `honest_autodiff`, `finite`, `max_error` and, where autodiff is honest, `monotone` and `convex`. A
-    property that the tests cannot settle is "undecided", with the reason. The same seed gives the same audit. vocab: how
-    many classes it is asked at, 2 to 32, which take seconds at 4, half a minute at most at 16 and minutes at 32; a loss
-    that knows its own vocabulary answers there alone.
+    loss: a name, or any callable (logits [..., V], targets [...]) -> [...]. All questions are asked in float64 (`finite` and
+    `max_error` of narrower types), most of them about the loss's *gradient field*: where something in it is held constant, its
+    value would mislead. Of the value are `elementwise`, `rejects_bad_targets`, `shift_invariant`, `permutation_equivariant`,
+    `local`, `zero_at_certainty` and `bounded`; of both `honest_autodiff`, `finite`, `max_error` and, where autodiff is honest,
+    `monotone` and `convex`. A property that the tests cannot settle is "undecided", with the reason. The same seed gives the
+    same audit. vocab: how many classes it is asked at, 2 to 32, which take seconds at 4, half a minute at most at 16 and
+    minutes at 32; a loss that knows its own vocabulary answers there alone. Raises `LabError` for a name that is none, a file
+    that does not import, another seed and another vocabulary.
 
     >>> found = audit("brier").verdicts
     >>> found["strictly_proper"].value, found["convex"].value, found["low_p_order"].value
     (True, False, 1.0)
     """
-    if seed < 0:
-        raise LabError(f"a seed is a whole number of at least 0; got {seed}.")
-    if not 2 <= vocab <= MOST:
-        raise LabError(
-            f"an audit is asked at a vocabulary of 2 to {MOST}, for its time grows as the third power of it; got {vocab}. "
-            "Give a loss that knows a larger one settings of fewer classes."
-        )
+    seed = whole(seed, 0, f"a seed is a whole number of at least 0; got {seed!r}.")
+    sizes = (
+        f"an audit is asked at a vocabulary of 2 to {MOST}, for its time grows as the third power of it; got {vocab!r}. "
+        "Give a loss that knows a larger one settings of fewer classes."
+    )
+    if (vocab := whole(vocab, 2, sizes)) > MOST:
+        raise LabError(sizes)
     function = resolve(loss, check=False)
     probe = make_probe(function, seed, vocab)
     found = {"elementwise": _guarded(_elementwise, probe)}

@@ -48,7 +48,7 @@ class Scoreboard:
     with _low and _high (95%, on the first draw), and theory, what that draw is to show. Numerics: error_<dtype> and
     gradient_error_<dtype>, finite_<dtype>. Optimisation: low_p_even, low_p_one, low_p_order, escape_steps, escape_rate and
     escape_tried. Beside them read_through, the link that the loss declares, and the audit's strictly_proper,
-    proper_through, convex, lipschitz and local.
+    proper_through, calibrated, convex, lipschitz and local.
     codes: information, one row a source and loss, as `code_lengths` gives it. audits: each loss's audit.
     """
 

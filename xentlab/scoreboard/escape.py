@@ -35,6 +35,7 @@ def escape_time(loss: Loss, margins: np.ndarray | list[float]) -> np.ndarray:
     """How long gradient flow ds/dt = -dL/ds takes from a margin s = -m to s = 0, two classes at logits (s, 0), target 0.
 
     The time is the integral of 1 / |dL/ds|, in float64; +inf where the loss does not pull towards the target all the way.
+    Raises `LabError` for a margin that is not positive.
 
     >>> from xentlab import LOSSES
     >>> escape_time(LOSSES["nll"], [2.0, 12.0]).round(3)  # m + 1 - e^-m
