@@ -76,9 +76,9 @@ def profile(frame: pd.DataFrame, losses: Sequence[str], space: str, rivals: str,
     rows = rows.assign(size=rows[space].abs())[["loss", "p", "size", "value"]]
     # What has all but vanished would stretch the axis over thirty decades and flatten the rest.
     whole, rows = len(rows), rows[rows["size"] > 1e-9]
-    cut = "; below 1e-9 not drawn" if len(rows) < whole else ""
+    cut = ["below 1e-9 not drawn"] if len(rows) < whole else []
     return _shown(
-        alt.Chart(rows, title=alt.Title(SPACES[space], subtitle=PATHS[rivals] + cut))
+        alt.Chart(rows, title=alt.Title(SPACES[space], subtitle=[PATHS[rivals], *cut]))
         .mark_line(strokeCap="round", point={"size": 70, "opacity": 0, "filled": True})
         .encode(
             x=alt.X("p:Q", title="p, the probability of the right token")

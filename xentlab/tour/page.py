@@ -195,9 +195,10 @@ def _figure(key: str, figure: Figure, station: Station, specs: dict, sliders: di
 
 
 def _without_title(spec: dict) -> list[str]:
-    """Takes the title off a chart, or off the layer that has it: its line, and the subtitle's if there is one."""
+    """Takes the title off a chart, or off the layer that has it: its line, and the subtitle's, in one, if there is one."""
     title = spec.pop("title", "")
-    lines = [title] if isinstance(title, str) else [title["text"], title.get("subtitle", "")]
+    text, under = (title, "") if isinstance(title, str) else (title["text"], title.get("subtitle", ""))
+    lines = [text, under if isinstance(under, str) else "; ".join(under)]
     below = [line for layer in spec.get("layer", []) for line in _without_title(layer)]
     return [line for line in lines if line] or below
 
