@@ -52,7 +52,6 @@ def run_race(command: Race) -> None:
             try:
                 write(command, result.frames(), begun, [source.describe()], **kept)
             except LabError as error:
-                _tell(dataclasses.replace(command, out=None), result)  # or a table that took hours would be seen by nobody
                 raise LabError(
                     f"{error} All runs are done and kept: once it can be written, `xentlab race --resume "
                     f"{runs.quoted(folder)}` does so at once."
