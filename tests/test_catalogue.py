@@ -3,6 +3,7 @@
 import functools
 import importlib.metadata
 import inspect
+import os
 import pathlib
 import re
 import subprocess
@@ -11,15 +12,75 @@ import sys
 import equinox
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import optax
 import pytest
 from scripts import unchecked
 
 import xentlab.losses
-from xentlab import LOSSES, LabError, facts_of, linear_loss, link_of, name_of, resolve
+from xentlab import LOSSES, LabError, facts_of, linear_loss, link_of, loss, name_of, resolve
 from xentlab.catalogue import resolve_all
 from xentlab.cli import main
+
+
+def test_nll_is_cross_entropy_whoever_is_called_so():
+    with pytest.raises(LabError, match="nll is cross entropy here"):
+        resolve_all({"nll": "focal"})
+    assert [*resolve_all({"nll": jax.jit(LOSSES["nll"])})] == ["nll"]
+
+
+def test_a_link_has_the_loss_s_own_defaults():
+    z = jnp.array([4.0, 0.0])
+    cooled = loss(link=lambda z, *, t=1.0: jax.nn.softmax(z / t))(lambda z, y, *, t=4.0: LOSSES["nll"](z / t, y))
+    assert float(link_of(cooled)(z)[0]) == pytest.approx(float(jax.nn.sigmoid(1.0)))
+    assert float(link_of(functools.partial(cooled, t=2.0))(z)[0]) == pytest.approx(float(jax.nn.sigmoid(2.0)))
+    every = loss(link=lambda z, **given: jax.nn.softmax(z / given["t"]))(lambda z, y, *, t=4.0: LOSSES["nll"](z / t, y))
+    assert float(link_of(every)(z)[0]) == pytest.approx(float(jax.nn.sigmoid(1.0)))
+    # Else the same function, for what is compiled of it goes by its identity.
+    assert link_of(resolve("generalized_cross_entropy(q=.7)")) is facts_of(LOSSES["generalized_cross_entropy"]).link
+    half = link_of(resolve("generalized_cross_entropy(q=1)"))
+    np.testing.assert_allclose(half(z), jax.nn.softmax(z))  # of mae's half
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("focal(gamma='a')", r"gamma of at least 0; got a\..* A setting is one number"),
+        ("focal(gamma=(1, 2))", "A setting is one number"),
+        ("focal(gamma=1e999)", "gamma of at least 0; got inf"),
+        ("poly1(epsilon=1e999)", "a finite number; got inf"),
+        ("logit_adjusted(prior=(-1, 1, 1, 1, 1))", "shares, finite ones of at least 0"),
+        ("logit_adjusted(prior=(0, 0, 0, 0, 0))", "not all of them 0"),
+    ],
+)
+def test_settings_that_no_loss_has_are_refused(name, said, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(LabError, match=said):
+        resolve(name)
+
+
+@pytest.mark.parametrize("name", ["nll", "brier", "tsallis", "jensen_shannon", "logit_adjusted", "sparsemax"])
+def test_integer_logits_are_refused(name, monkeypatch):
+    """The result would be cut to whole numbers."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(LabError, match="logits are floating numbers; got int32"):
+        LOSSES[name](jnp.array([[1, 2, 4]]), jnp.array([0]))
+
+
+def test_files_of_one_name_beside_two_losses_are_two(tmp_path):
+    """And one that is edited is read again."""
+    for folder, scale in (("one", 1), ("two", 2)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "sized.py").write_text(f"SCALE = {scale}.0\n")
+        text = "from sized import SCALE\ndef of(z, y):\n    return SCALE * z.max(-1)\n"
+        (tmp_path / folder / "mine.py").write_text(text)
+    value = lambda folder: float(resolve(f"{tmp_path}/{folder}/mine.py:of", check=False)(jnp.array([1.0]), 0))
+    assert (value("one"), value("two")) == (1, 2)
+    (tmp_path / "two" / "sized.py").write_text("SCALE = 10.0  # edited\n")
+    os.utime(tmp_path / "two" / "sized.py", ns=(1, 1))
+    assert (value("one"), value("two")) == (1, 10)
+
 
 MINE = """
 import numpy as np

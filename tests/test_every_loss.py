@@ -444,3 +444,19 @@ def test_a_setting_may_be_a_jax_array(name):
     np.testing.assert_allclose(jax.jit(array)(logits, targets), LOSSES[name](logits, targets), rtol=1e-6)
     with pytest.raises(LabError, match=f"{name} needs"):
         jax.jit(functools.partial(loss, **{key: jnp.float32(-3)}))(logits, targets)
+
+
+@every_loss
+@pytest.mark.parametrize("vocab", [50, 4096])
+def test_bfloat16_costs_the_rounding_of_its_result(loss, vocab):
+    """Of the gradient at its largest entry: everything within is float32's."""
+    if any(np.ndim(each) for each in settings_of(loss).values()):  # a prior has a length
+        return
+    rng = np.random.default_rng(0)
+    z, y = jnp.asarray(3 * rng.standard_normal((4, vocab)), jnp.bfloat16), jnp.arange(4)
+    narrow, slope = jax.jit(functools.partial(value_and_gradient, loss))(z, y)
+    value, right = jax.jit(functools.partial(value_and_gradient, loss))(z.astype(jnp.float32), y)
+    assert narrow.dtype == slope.dtype == jnp.bfloat16
+    wide = lambda each: np.asarray(each, np.float64)
+    np.testing.assert_allclose(wide(narrow), wide(value), rtol=2**-8, atol=2**-9)
+    assert np.abs(wide(slope) - wide(right)).max() <= 2**-8 * np.abs(wide(right)).max()

@@ -37,6 +37,21 @@ def test_entropies_equal_scipy(p, q):
     assert ours == (np.inf if np.isinf(theirs) else pytest.approx(theirs, abs=3e-6))
 
 
+def test_a_share_that_float32_has_none_of_is_none():
+    """NumPy holds 1e-50 to be more than 0, and JAX takes it as 0."""
+    p, even = np.array([1e-50, 1.0]), np.array([0.5, 0.5])
+    assert float(information.entropy(p)) == 0
+    assert float(information.kl_divergence(p, even)) == pytest.approx(np.log(2))
+    assert float(information.cross_entropy(np.array([0.0, 1.0]), p)) == 0
+
+
+def test_means_of_narrow_numbers_and_of_large_counts():
+    """Of 300 times 300 float16 has no number, and int32 none of 2^40."""
+    many, most = jnp.full(4, 1000, jnp.float16), np.array([2**40, 2**40])
+    assert information.weighted_mean(many, many)[0] == 1000
+    assert float(information.weighted_mean(most)[0]) == 2**40
+
+
 def test_published_numbers():
     p = jnp.array([0.1, 0.4, 0.5])
     for q, ce, kl in (([1 / 3] * 3, 1.58496, 0.22400), ([0.5, 0.4, 0.1], 2.28974, 0.92877)):

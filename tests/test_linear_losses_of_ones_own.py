@@ -101,3 +101,20 @@ def test_an_impossible_target_costs_what_the_loss_says(plan):
 
 def test_stream_has_no_chunks_of_tokens():
     assert explain_plan(8192, 256, 32768, NLL, plan="stream", tiles=(1, 512)).temporary_bytes > 8192 * 512 * 4
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        (lambda rivals, target: jax.lax.stop_gradient(jax.nn.softplus(rivals - target)), "it gives a gradient of 0 by class"),
+        (lambda rivals, target: jax.nn.softplus(rivals - jax.lax.stop_gradient(target)), "it gives a gradient of"),
+        (lambda rivals, target: jnp.log1p(jnp.exp(rivals - target)), "it gives inf, the function .* lose far logits"),
+        (lambda rivals, target: jnp.minimum(jax.nn.softplus(rivals - target), 12), "it gives 12, the function"),
+        (lambda rivals, target: rivals // 0.0 + [][0], "stream form fails: IndexError: list index out of range"),
+    ],
+)
+@both
+def test_a_form_whose_gradient_or_far_values_are_another_loss_s_is_refused(plan, form, said):
+    own = loss(shift=True, stream=form)(lambda logits, targets: NLL(logits, targets))
+    with pytest.raises(LabError, match=said):
+        linear_loss(*batch()[:2], batch()[2], loss=own, plan=plan)

@@ -25,6 +25,23 @@ def test_calibration_error_is_a_mean_over_bins_and_not_over_tokens():
     assert (same_bin, two_bins) == (0, pytest.approx(0.7))
 
 
+def test_what_is_no_number_is_not_right():
+    scores = metrics.score(jnp.full((1, 3), jnp.nan), jnp.array([0]))
+    assert np.isnan(scores["correct"]).all()
+    assert np.isnan(metrics.expected_calibration_error(np.array([0.5, np.nan]), np.array([1.0, 0.0])))
+    with pytest.raises(LabError, match="at least 1; got 0"):
+        metrics.reliability(np.array([0.5]), np.array([1.0]), bins=0)
+
+
+def test_shares_that_a_narrow_type_has_none_of():
+    p = [0.0, 1.0, 0.5]
+    found = metrics.smoothed_nll(jnp.array(p, jnp.float16), 1000)
+    assert np.asarray(found) == pytest.approx(np.asarray(metrics.smoothed_nll(jnp.array(p), 1000)), rel=1e-3)
+    law = np.array([[1e-50, 1.0]])  # NumPy holds the first to be more than 0, and JAX takes it as 0
+    assert float(metrics.score(jnp.log(jnp.array([[0.5, 0.5]])), jnp.array([0]), law)["kl"][0]) == pytest.approx(np.log(2))
+    assert float(metrics.temperature_slope(law, jnp.array([1]), jnp.array(1.0))[0]) == 0
+
+
 def test_a_confidence_on_an_edge_falls_into_the_bin_below_it():
     row = {"bin_low": 0, "bin_high": 0.5, "tokens": 2, "confidence": 0.35, "accuracy": 0.5}
     assert metrics.reliability(np.array([0.5, 0.2]), np.array([1, 0]), bins=2) == [row]

@@ -59,8 +59,8 @@ def test_a_chain_that_hardly_mixes_has_its_long_run():
 @pytest.mark.parametrize(
     ("exponent", "seed", "message"),
     [
-        (2000.0, 1, r"falls into parts that it never leaves\. Take an exponent below 2000"),
-        (900.0, 11, r"products of probabilities that are 0 in float64\. Take an exponent below 900"),
+        (2000.0, 1, r"falls into parts that it never leaves\. Take an exponent nearer to 0 than 2000"),
+        (900.0, 11, r"products of probabilities that are 0 in float64\. Take an exponent nearer to 0 than 900"),
     ],
 )
 def test_a_chain_that_falls_apart_is_told(exponent, seed, message):

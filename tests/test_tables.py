@@ -56,7 +56,7 @@ def test_reliability_draws_the_reading_that_it_names(read, accuracy, said):
     frame = frame.assign(source="s", loss="nll", bin_low=0.6, confidence=0.65, tokens=100)
     chart = charts.reliability(frame, ["nll"], "s", read)
     assert [(row["reading"], row["accuracy"]) for row in drawn(chart)] == [(read, accuracy)]
-    assert chart.to_dict()["title"]["subtitle"] == [said]
+    assert chart.to_dict()["title"]["subtitle"] == said
 
 
 def test_a_budget_s_lines_are_shares_of_the_gradient_and_its_bars_of_the_tokens():
@@ -72,7 +72,7 @@ def test_a_profile_draws_the_path_that_it_names(path, said):
     rows = {"rivals": ["even", "one"], "dvalue_dlogit": [-1.0, -2.0], "dvalue_dp": [-10.0, -20.0]}
     chart = charts.profile(pd.DataFrame(rows).assign(loss="nll", p=0.1, value=1.0), ["nll"], "dvalue_dlogit", path)
     assert [row["size"] for row in drawn(chart)] == [{"even": 1, "one": 2}[path]]
-    assert chart.to_dict()["title"]["subtitle"] == said
+    assert chart.to_dict()["title"]["subtitle"] == [said]
 
 
 def raced(**columns):

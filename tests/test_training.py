@@ -127,6 +127,17 @@ def test_adam_is_optaxs(name, options, rate):
         jax.tree.map(np.testing.assert_array_equal, *states)
 
 
+def test_adam_s_options_may_be_injected():
+    made = optax.inject_hyperparams(OPTIMIZERS["adam"])(learning_rate=0.1)
+    theirs = optax.inject_hyperparams(optax.adam)(learning_rate=0.1)
+    parameters, gradient = {"x": jnp.ones(2)}, {"x": jnp.array([1.0, -2.0])}
+    (step, _), (right, _) = (jax.jit(each.update)(gradient, each.init(parameters), parameters) for each in (made, theirs))
+    np.testing.assert_allclose(step["x"], right["x"])
+    assert np.isfinite(
+        OPTIMIZERS["adam"](0.1, 0.8).update(gradient, OPTIMIZERS["adam"](0.1, 0.8).init(parameters))[0]["x"]
+    ).all()
+
+
 def test_adams_first_steps_have_float32s_digits():
     """Of a steady gradient each step is the rate; optax's are up to 3e-5 off."""
     made, parameters = OPTIMIZERS["adam"](1.0), {"a": jnp.ones(3)}

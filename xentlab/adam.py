@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import optax
 
 
-def adam(learning_rate: Any, **scaling: Any) -> optax.GradientTransformation:
-    """`optax.adam`, to rounding of its own 1 - b2^t; its options by name.
+def adam(learning_rate: Any, *given: Any, **scaling: Any) -> optax.GradientTransformation:
+    """`optax.adam`, to rounding of its own 1 - b2^t, with its options.
 
     >>> made = adam(0.1)
     >>> step, _ = made.update({"x": jnp.array(0.5)}, made.init({"x": jnp.array(2.0)}))
     >>> print(f"{step['x']:.6f}")  # the first step is the rate, against the gradient
     -0.100000
     """
-    return optax.chain(_scaled(**scaling), optax.scale_by_learning_rate(learning_rate))
+    return optax.chain(_scaled(*given, **scaling), optax.scale_by_learning_rate(learning_rate))
 
 
 def adamw(learning_rate: Any, *, weight_decay: Any = 1e-4, mask: Any = None, **scaling: Any) -> optax.GradientTransformation:
@@ -39,13 +39,14 @@ def adamw(learning_rate: Any, *, weight_decay: Any = 1e-4, mask: Any = None, **s
 adam.__signature__, adamw.__signature__ = inspect.signature(optax.adam), inspect.signature(optax.adamw)
 
 
-def _scaled(*, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0, mu_dtype=None, nesterov=False):
+def _scaled(b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0, mu_dtype=None, *, nesterov=False):
     """`optax.scale_by_adam`: m / (sqrt(v) + eps) of debiased means, in the order that Kingma & Ba 2015 end section 2 with.
 
     What debiases is one number a step: taken out of the root and of the quotient, it is multiplied in once.
     """
     theirs = optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)
-    if eps_root or mu_dtype is not None or nesterov or not 0 < b2 < 1 or not 0 <= b1 < 1:
+    traced = any(isinstance(each, jax.core.Tracer) for each in (b1, b2, eps, eps_root))  # by optax.inject_hyperparams
+    if traced or eps_root or mu_dtype is not None or nesterov or not 0 < b2 < 1 or not 0 <= b1 < 1:
         return theirs
 
     def update(gradient, state, params=None):

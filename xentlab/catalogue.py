@@ -135,7 +135,7 @@ def resolve_all(losses: Iterable[str | Loss], vocab: int = 5) -> dict[str, Loss]
     for item in losses:
         function = resolve(item, vocab=vocab)
         name = name_of(function)
-        if name == "nll" and not is_catalogued(function):
+        if name == "nll" and not (is_catalogued(function) and _within(function) is LOSSES["nll"]):
             raise LabError("nll is cross entropy here, beside which all others are set; give a loss of your own another name.")
         if name in found and not _same(found[name], function):
             raise LabError(
@@ -160,9 +160,14 @@ def is_catalogued(loss: Loss) -> bool:
     >>> is_catalogued(resolve("focal(gamma=1)")), is_catalogued(lambda logits, targets: ...)
     (True, False)
     """
-    *_, function = layers(loss)
-    function = function.__wrapped__ if isinstance(function, jax.stages.Wrapped) else function
+    function = _within(loss)
     return facts_of(loss) is facts_of(function) and any(function is own for own in LOSSES.values())
+
+
+def _within(loss: Loss) -> Loss:
+    """The function under a loss's settings, and what of it is compiled."""
+    *_, function = layers(loss)
+    return function.__wrapped__ if isinstance(function, jax.stages.Wrapped) else function
 
 
 def own_files(losses: Iterable[str | Loss], vocab: int = 5) -> dict[str, dict[str, str | None]]:

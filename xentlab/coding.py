@@ -25,7 +25,10 @@ Tokens = Integer[np.ndarray, " tokens"]
 
 @dataclasses.dataclass(frozen=True)
 class Coded:
-    """What was written: the whole file, the bits of its payload, and the bits that the model's cross entropy promises."""
+    """What was written: the whole file, the bits of its payload, and the bits that the model's cross entropy promises.
+
+    A token to which the model gives less than 2^-24 costs about 24 bits in the file, and -log2 p, infinite of 0, in model_bits.
+    """
 
     file: bytes
     payload_bits: int

@@ -211,6 +211,13 @@ def settings_of(loss: Loss) -> dict[str, Any]:
     return dict(zip(names, places, strict=False)) | settings
 
 
+def settings_and_defaults(loss: Loss) -> dict[str, Any]:
+    """All settings of a loss by name: those that it was given, and the defaults of the others."""
+    *_, function = layers(loss)
+    parameters = inspect.signature(function).parameters.values()
+    return {each.name: each.default for each in parameters if each.default is not each.empty} | settings_of(loss)
+
+
 def checked(loss: Loss, vocab: int = 5, shape: tuple[int, ...] = (2, 3), dtype: Any = jnp.float32) -> Loss:
     """The loss itself, once an abstract call has shown that it keeps the contract. Raises `LabError` if not."""
     logits, targets = jax.ShapeDtypeStruct((*shape, vocab), dtype), jax.ShapeDtypeStruct(shape, jnp.int32)
@@ -224,11 +231,20 @@ def checked(loss: Loss, vocab: int = 5, shape: tuple[int, ...] = (2, 3), dtype: 
         raise
     except FAILURES as error:
         remedy = "It is a function of (logits [..., V], targets [...])."
-        if isinstance(error, TypeError):  # of its arguments, maybe
+        if isinstance(loss, type):
+            remedy = "It is a class: give an instance of it, which is called with (logits [..., V], targets [...])."
+        elif missing := _missing(loss):
+            remedy = (
+                f"{missing[0]} has no default: give it one, or a value by name, ./mine.py:{name_of(loss)}({missing[0]}=1). "
+                "Factors of tokens are linear_loss's token_weights."
+            )
+        elif isinstance(error, TypeError) and "dlpack" not in str(error):  # of its arguments, maybe
             remedy = (
                 "A loss takes (logits [..., V], targets [...]) and keyword settings with defaults; factors of tokens are "
                 "linear_loss's token_weights."
             )
+        elif "dlpack" in str(error) or "Tensor" in str(error):
+            remedy = "Take jax.numpy where it takes another library's arrays: the lab differentiates and compiles it."
         if isinstance(error, jax.errors.TracerArrayConversionError):
             remedy = "Take jax.numpy where it takes NumPy: the lab differentiates and compiles it."
         elif isinstance(error, jax.errors.ConcretizationTypeError):
@@ -267,6 +283,18 @@ def _abstract(loss: Loss, *arguments: jax.ShapeDtypeStruct) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         return jax.eval_shape(loss, *arguments)
+
+
+def _missing(loss: Loss) -> list[str]:
+    """What a loss asks for beside logits and targets, and was not given."""
+    with contextlib.suppress(TypeError, ValueError):  # compiled code may have no signature
+        left = list(inspect.signature(loss).parameters.values())[2:]
+        return [
+            each.name
+            for each in left
+            if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+        ]
+    return []
 
 
 def _takes(loss: Loss, targets: jax.ShapeDtypeStruct, logits: jax.ShapeDtypeStruct) -> bool:
@@ -309,10 +337,23 @@ def _shown(setting: Any) -> str:
 
 
 def link_of(loss: Loss) -> Callable[[Logits], Logits]:
-    """The link of a loss, logits [..., V] -> probabilities [..., V], with those settings bound that the link knows."""
-    link, settings = facts_of(loss).link, settings_of(loss)
-    known = inspect.signature(link).parameters
-    bound = {key: value for key, value in settings.items() if key in known}
+    """The link of a loss, logits [..., V] -> probabilities [..., V], with the loss's settings and defaults that it knows.
+
+    >>> @loss(link=lambda logits, *, t=1.0: jax.nn.softmax(logits / t))
+    ... def heated(logits, targets, *, t=4.0): ...
+    >>> link_of(heated)(jnp.array([4.0, 0.0])).round(4)  # 1 / (1 + 1/e)
+    Array([0.7311, 0.2689], dtype=float32)
+    """
+    link = facts_of(loss).link
+    if link is softmax_link:
+        return link
+    parameters = inspect.signature(link).parameters
+    own = {key: each.default for key, each in parameters.items()}
+    takes_all = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    # What the link has as its own default is left to it: what is compiled of a link goes by its identity.
+    alike = lambda key, value: own.get(key) is value or (isinstance(value, float | int | str) and own.get(key) == value)
+    given = {key: value for key, value in settings_and_defaults(loss).items() if key in own or takes_all}
+    bound = {key: value for key, value in given.items() if not alike(key, value)}
     return functools.partial(link, **bound) if bound else link
 
 
@@ -373,7 +414,12 @@ def check_setting(setting: Any, allowed: Callable[[np.ndarray], Any], message: s
 
     >>> check_setting(jnp.float32(2), lambda alpha: alpha > 1, "alpha is above 1")
     """
-    if is_known(setting) and not allowed(np.asarray(setting)):
+    if not is_known(setting):
+        return
+    number = np.asarray(setting)
+    if number.shape or (number.dtype.kind not in "fiu" and not jnp.issubdtype(number.dtype, jnp.floating)):
+        raise LabError(f"{message} A setting is one number.")
+    if not (np.isfinite(float(number)) and allowed(number)):
         raise LabError(message)
 
 

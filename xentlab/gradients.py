@@ -37,8 +37,8 @@ def path_logits(p: np.ndarray, vocab: int, rivals: str) -> tuple[np.ndarray, np.
         z[:, 0] = np.log(p) - np.log1p(-p) + np.log(vocab - 1)
         dz[:, 0] = 1 / (p * (1 - p))
     else:
-        odds = 1 / p - (vocab - 1)  # e^z of the rival
-        odds = np.where(odds > 1e-12 * vocab, odds, 0.0)  # less is the rounding of 1 / p
+        left = (1 - p) - (vocab - 2) * p  # what the rest, at p each, leave the rival; of no others it is 1 - p, which is exact
+        odds = np.where(left > (1e-12 if vocab > 2 else 0), left, 0.0) / p  # e^z of the rival, but for what is rounding
         with np.errstate(invalid="ignore", divide="ignore"):
             z[:, 1] = np.where(odds > 0, np.log(odds), np.nan)
             dz[:, 1] = np.where(odds > 0, -1 / (p * (p * odds)), np.nan)  # p**2 may be below float64
@@ -63,7 +63,8 @@ def gradient_profile(
     "even" moves the target's logit with the rest equal; "one" lets one rival rise and leaves the target where it is; "both".
 
     Returns one row a path, loss and p, columns loss, rivals, p, value, dvalue_dp (the total derivative along the path),
-    dvalue_dlogit (the partial derivative dL/dz_y), gradient_norm (the length of the whole gradient in z). On "one" a p of
+    dvalue_dlogit (the partial derivative dL/dz_y), gradient_norm (the length of the whole gradient in z, rivals' entries to
+    float64's rounding of the greatest). Where a loss stops gradients, dvalue_dp is of those that it has left. On "one" a p of
     1/(V - 1) and above cannot be reached: NaN in all four. Raises `LabError` for bad arguments.
 
     >>> profile = gradient_profile(["nll", "brier"], [0.1], vocab=2)
@@ -151,7 +152,8 @@ def gradient_budget(
 
     logits [..., V] and targets [...], arrays or .npy files; or one .npz that holds both as `logits` and `targets`.
     bins: rising edges of p from 0 to 1; a token with p on an edge, or short of it by a millionth of p / (1 - p), which is
-    rounding, falls into the bin above it. p is taken in float64, gradients in float32.
+    rounding, falls into the bin above it. p is taken in float64, gradients in float32: of a length below 1e-6 or so, that of a
+    loss that gives up on its tokens, float32 keeps few digits or none.
 
     Returns one row a loss and bin, columns loss, p_low, p_high, tokens, share_of_tokens, gradient (the mean length of
     dL/dz over the bin's tokens, NaN if it has none), share_of_gradient (of the lengths' sum, 0 if that is 0).
@@ -322,7 +324,10 @@ def _load(path: pathlib.Path):
     try:
         with path.open("rb") as file:
             loaded = np.load(file, allow_pickle=False)
-            return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
+            if not isinstance(loaded, np.lib.npyio.NpzFile):
+                return loaded
+            # Of the rest, which may be large or no plain arrays, the names.
+            return {name: loaded[name] if name in ("logits", "targets") else None for name in loaded.files}
     except Exception as error:  # of damage each of NumPy, zipfile, zlib and Python's parser has its own
         # NumPy's own words would recommend to load it unsafely.
         raise LabError(

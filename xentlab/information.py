@@ -7,16 +7,17 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Integer, Real
 
-from xentlab.contract import LabError
+from xentlab.contract import AnyArray, LabError
 from xentlab.losses.numerics import log_softmax
 from xentlab.products import accumulator
 from xentlab.targets import at_target
 
-Distribution = Float[Array, "*batch vocab"]
+Distribution = Float[AnyArray, "*batch vocab"]
 PerDistribution = Float[Array, "*batch"]
-Numbers = Real[Array, "..."] | Bool[Array, "..."]
+Numbers = Real[AnyArray, "..."] | Bool[AnyArray, "..."]
 
 
 def self_information(p: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -36,7 +37,7 @@ def cross_entropy(p: Distribution, q: Distribution) -> PerDistribution:
     >>> float(cross_entropy(jnp.array([0.5, 0.5]), jnp.array([1.0, 0.0])))
     inf
     """
-    _same_shape(p, q)
+    p, q = _same_shape(p, q)
     # Where P has no mass Q's zeros do not count; elsewhere a share of 0 has its derivative, -log Q.
     return jnp.sum(p * -jnp.log(jnp.where((p > 0) | (q > 0), q, 1)), axis=-1)
 
@@ -58,7 +59,7 @@ def kl_divergence(p: Distribution, q: Distribution) -> PerDistribution:
     >>> kl_divergence(jnp.array([1.0, 0.0]), jnp.array([0.5, 0.5])) / jnp.log(2.0)
     Array(1., dtype=float32)
     """
-    _same_shape(p, q)
+    p, q = _same_shape(p, q)
     present = ~(p <= 0)  # a share that is NaN is none that is absent
     ratio = jnp.log(jnp.where(present, p, 1)) - jnp.log(jnp.where(present, q, 1))
     return jnp.sum(jnp.where(present, p * ratio, 0), axis=-1)
@@ -128,9 +129,10 @@ def weighted_sum(values: Numbers, weights: Numbers) -> Float[Array, ""]:
     Array(-4., dtype=float32)
     """
     values, weights = _floating(values), _floating(weights)
-    counts = weights != 0
-    # Both wheres: the inner one keeps a NaN of weight 0 out of the gradient as well.
-    return jnp.sum(jnp.where(counts, weights * jnp.where(counts, values, 0), 0), dtype=_wide(values))
+    counts, dtype = weights != 0, _wide(values)
+    # Both wheres: the inner one keeps a NaN of weight 0 out of the gradient as well. Of 300 * 300 float16 has no number.
+    each = weights.astype(dtype) * jnp.where(counts, values, 0).astype(dtype)
+    return jnp.sum(jnp.where(counts, each, 0))
 
 
 def divisor(weights: Numbers) -> Float[Array, ""]:
@@ -156,12 +158,17 @@ def _wide(summed):
 
 def _floating(numbers):
     """Numbers as floating ones: 300 counts of a byte are no byte, and no mean of whole numbers is one."""
+    if not isinstance(numbers, jax.Array) and (numbers := np.asarray(numbers)).dtype.kind in "iub":
+        numbers = numbers.astype(np.float64)  # by NumPy, for of 2^40 JAX makes an int32 that is 0
     numbers = jnp.asarray(numbers)
     if jnp.issubdtype(numbers.dtype, jnp.floating):
         return numbers
     return numbers.astype(jnp.float64 if numbers.dtype.itemsize == 8 else jnp.float32)
 
 
-def _same_shape(p: jax.Array, q: jax.Array) -> None:
+def _same_shape(p: AnyArray, q: AnyArray) -> tuple[jax.Array, jax.Array]:
+    """Both as JAX has them: NumPy would hold a float64 share to be more than the 0 that float32 makes of it."""
+    p, q = jnp.asarray(p), jnp.asarray(q)
     if p.shape != q.shape:
         raise LabError(f"two distributions over one vocabulary have one shape; got {p.shape} and {q.shape}.")
+    return p, q

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, Shaped
 
-from xentlab.contract import LabError
+from xentlab.contract import AnyArray, LabError, whole
+from xentlab.products import accumulator
 from xentlab.targets import at_target
 
 # Shares of the uniform that a prediction may be mixed with. A sparse link gives some tokens probability 0, where a code
@@ -13,7 +14,7 @@ from xentlab.targets import at_target
 # validation part likes best. Not 0: one such token that validation has not shown would outweigh all others on test.
 SMOOTHING = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.3)
 
-Predictions = Float[Array, "*tokens vocab"]
+Predictions = Float[AnyArray, "*tokens vocab"]
 
 
 def smoothed_nll(p_target: Float[Array, "*tokens"], vocab: int) -> Float[Array, " shares"]:
@@ -22,6 +23,7 @@ def smoothed_nll(p_target: Float[Array, "*tokens"], vocab: int) -> Float[Array, 
     >>> print(f"{smoothed_nll(jnp.array([0.0, 1.0]), vocab=2)[0]:.3f}")  # half of -log(1e-6 / 2)
     7.254
     """
+    p_target = p_target.astype(accumulator(p_target.dtype))
     shares = jnp.asarray(SMOOTHING, p_target.dtype).reshape(-1, *[1] * p_target.ndim)
     mixed = (1 - shares) * p_target[None] + shares / vocab
     return -jnp.mean(jnp.log(mixed), axis=tuple(range(1, mixed.ndim)))
@@ -55,6 +57,7 @@ def temperature_slope(
     >>> temperature_slope(jnp.array([[0.5, 0.5]]), jnp.array([0]), jnp.array(1.0))  # even: no temperature changes it
     Array([0.], dtype=float32)
     """
+    predictions = jnp.asarray(predictions)
     # What has no probability keeps none, and counts for nothing.
     log_p = jnp.where(predictions > 0, jnp.log(predictions), 0)
     expected = jnp.sum(jnp.exp(temper(predictions, 1 / inverse)) * log_p, axis=-1)
@@ -66,12 +69,14 @@ def score(
 ) -> dict[str, Float[Array, "*tokens"]]:
     """From log-probabilities [..., V]: each token's `nll` in nats, `correct` (1 or 0), `confidence`, and `kl` to a law or NaN.
 
-    confidence: the greatest probability.
+    confidence: the greatest probability. correct: NaN where nll is.
     """
     nll = -at_target(log_p, targets)
     correct = (jnp.argmax(log_p, axis=-1).astype(targets.dtype) == targets).astype(nll.dtype)
+    correct = jnp.where(jnp.isnan(nll), nll, correct)
     kl = jnp.full_like(nll, jnp.nan)
     if law is not None:
+        law = jnp.asarray(law)
         present = law != 0  # a law that is not known, NaN, is none that has no class
         kl = jnp.sum(jnp.where(present, law * (jnp.log(jnp.where(present, law, 1)) - log_p), 0), axis=-1)
     return {"nll": nll, "correct": correct, "confidence": jnp.exp(jnp.max(log_p, axis=-1)), "kl": kl}
@@ -84,12 +89,15 @@ def reliability(
 ) -> list[dict[str, float]]:
     """A reliability diagram's rows, by equal bins of confidence: bin_low, bin_high, tokens, and means of both.
 
-    Empty bins have no row.
+    Empty bins have no row, and confidences that are NaN are in none. Raises `LabError` for less than one bin.
 
     >>> reliability(np.array([0.9, 0.92]), np.array([1.0, 0.0]), bins=2)
     [{'bin_low': 0.5, 'bin_high': 1.0, 'tokens': 2, 'confidence': 0.91, 'accuracy': 0.5}]
     """
+    bins = whole(bins, 1, f"bins are a whole number of at least 1; got {bins!r}.")
     confidence, correct = np.ravel(np.asarray(confidence, np.float64)), np.ravel(np.asarray(correct, np.float64))
+    known = ~np.isnan(confidence)
+    confidence, correct = confidence[known], correct[known]
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     rows = []
     for each in np.unique(place).tolist():
@@ -106,11 +114,13 @@ def expected_calibration_error(
 ) -> float:
     """Mean gap between confidence and accuracy over equal bins of confidence, weighted by tokens. Guo et al. 2017, eq. 3.
 
-    Raises `LabError` where there are none.
+    NaN where a confidence is. Raises `LabError` where there are none.
 
     >>> expected_calibration_error(np.array([0.9, 0.9]), np.array([1.0, 0.0]))  # 0.9 sure, half right
     0.4
     """
+    if np.isnan(confidence).any():
+        return float("nan")
     rows = reliability(confidence, correct, bins)
     if not rows:
         raise LabError("a calibration error is a mean over tokens, at least one; got none.")

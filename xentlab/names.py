@@ -167,22 +167,48 @@ def _module_at(path: pathlib.Path, what: str) -> ModuleType:
     if not path.is_file():
         raise LabError(f"no file {path}. A {what} in a file is named ./file.py:function.")
     name = f"xentlab_user_{path.stem}_{abs(hash(str(path.resolve()))):x}"
-    if name in sys.modules and getattr(sys.modules[name], "__xentlab_mtime__", None) == path.stat().st_mtime_ns:
+    folder = path.parent.absolute()
+    if name in sys.modules and _as_read(sys.modules[name].__xentlab_files__):
         return sys.modules[name]
+    _forget_helpers()
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
-    module.__xentlab_mtime__ = path.stat().st_mtime_ns
-    sys.modules[name] = module
-    beside = str(path.parent.absolute())
-    sys.path.insert(0, beside)  # what lies beside a script it may import
+    module.__xentlab_files__ = {path: path.stat().st_mtime_ns}
+    sys.modules[name], before = module, set(sys.modules)
+    sys.path.insert(0, str(folder))  # what lies beside a script it may import
     try:
         spec.loader.exec_module(module)
     except FAILURES as error:
         del sys.modules[name]
         raise LabError(f"{path} fails to import: {in_short(error)}.") from error
     finally:
-        sys.path.remove(beside)
+        sys.path.remove(str(folder))
+        helpers = {each: _beside(each, folder) for each in set(sys.modules) - before if "." not in each}
+        _HELPERS.update({each: file for each, file in helpers.items() if file})
+    module.__xentlab_files__ |= {file: file.stat().st_mtime_ns for file in helpers.values() if file}
     return module
+
+
+# What users' files have imported from beside themselves: another's helper may have the same name, or this one be edited.
+_HELPERS: dict[str, pathlib.Path] = {}
+
+
+def _beside(module: str, folder: pathlib.Path) -> pathlib.Path | None:
+    """The file of a module, or of a package's beginning, if it lies in that very folder."""
+    file = getattr(sys.modules[module], "__file__", None)
+    places = (folder / f"{module}.py", folder / module / "__init__.py")
+    return next((place for place in places if file and pathlib.Path(file).absolute() == place), None)
+
+
+def _as_read(files: dict[pathlib.Path, int]) -> bool:
+    return all(file.is_file() and file.stat().st_mtime_ns == read for file, read in files.items())
+
+
+def _forget_helpers() -> None:
+    for name in _HELPERS:
+        for each in [each for each in sys.modules if each == name or each.startswith(f"{name}.")]:
+            del sys.modules[each]
+    _HELPERS.clear()
 
 
 def _member(module: ModuleType, name: str, where: str, what: str) -> Callable:

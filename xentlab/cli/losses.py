@@ -104,7 +104,7 @@ def run_gradients(command: Gradients) -> None:
     finish(dataclasses.replace(command, probabilities=probabilities), {"profiles": frame}, "profiles", begun)
     if command.rivals != "even" and max(probabilities) >= 1 / (command.vocab - 1):
         print("nan: with one rival rising, p cannot reach 1/(V - 1).", file=sys.stderr)
-    reached = frame[(frame.rivals == "even") | (frame.p < (1 - 1e-9) / (command.vocab - 1))]
+    reached = frame[(frame.rivals == "even") | (frame.p < (1 - 1e-9 * (command.vocab > 2)) / (command.vocab - 1))]
     for loss, rows in reached[reached[["value", "dvalue_dlogit"]].isna().any(axis=1)].groupby("loss", sort=False):
         where = ", ".join(f"{p:g}" for p in dict.fromkeys(rows.p))
         print(f"{loss} is no number at p = {where}: `xentlab audit` says more.", file=sys.stderr)

@@ -18,8 +18,8 @@ from xentlab.information import divisor, weighted_mean, weighted_sum
 from xentlab.linear.logits import Head, together, varies
 from xentlab.linear.plan import Plan, counted, explain_plan, floating
 from xentlab.linear.reductions import Stream, or_nan_outside, reductions_of, stream_of
-from xentlab.linear.scored import scored
-from xentlab.linear.stream import reduce, streamed
+from xentlab.linear.scored import failing_form, scored
+from xentlab.linear.stream import streamed
 from xentlab.linear.tokens import How, per_token, weighted_total
 from xentlab.losses.likelihood import nll
 from xentlab.losses.numerics import log_p_and_entropy
@@ -102,7 +102,9 @@ def linear_loss(
     if not tokens:
         each = jnp.zeros(0, wide)
     elif chosen.name == "stream":
-        each = stream(streamed(stream.reductions, head, chosen.tiles[1], hidden, weight, bias, flat), vocab)
+        found = streamed(stream.reductions, head, chosen.tiles[1], hidden, weight, bias, flat)
+        with failing_form(loss):
+            each = stream(found, vocab)
         each = or_nan_outside(each, flat, vocab)
     elif reduction == "none":
         each = per_token(how, hidden, weight, bias, flat, values)
@@ -316,21 +318,34 @@ def _try(loss: Loss, stream: Stream | None, vocab: int, dtype) -> None:
     rng = np.random.default_rng(0)
     logits, targets = 2 * rng.normal(size=(6, classes)).astype(np.float32), rng.integers(0, classes, 6).astype(np.int32)
     logits[::2] += 3  # a claim that no common shift changes it is tried too
-    try:
-        with jax.ensure_compile_time_eval():
-            shown = jnp.asarray(logits), jnp.eye(classes), None, jnp.asarray(targets)
-            found, _, _ = reduce(stream.reductions, Head(), classes, *shown)
-            by_form, by_function = (np.asarray(each) for each in (stream(found, classes), loss(shown[0], shown[3])))
-    except LabError:
-        raise
-    except Exception:  # it closes over what is traced, or knows another vocabulary: the two cannot be had apart from here
-        return
-    differ = ~np.isclose(by_form, by_function, rtol=1e-3, atol=1e-4, equal_nan=True)
-    if differ.any():
-        at = int(np.argmax(differ))
-        row = [round(float(each), 3) for each in logits[at, :8]]
-        own = "" if classes == vocab else f" It was tried at {classes} classes: has it a number of its own, not z.shape[-1]?"
-        raise LabError(
-            f"{name_of(loss)}'s stream form is another loss: at logits {row} and target {targets[at]} it gives "
-            f"{by_form[at]:.6g}, the function {by_function[at]:.6g}. Is a fact false, shift=True say?{own}"
-        )
+    # Far logits as well: where log(1 + exp(z)) is infinite, softplus(z) is not.
+    logits, targets = np.concatenate([logits, 30 * logits]), np.tile(targets, 2)
+
+    def form(z):
+        return stream(streamed(stream.reductions, Head(), classes, z, jnp.eye(classes), None, jnp.asarray(targets)), classes)
+
+    def slope(of):
+        values, pull = jax.vjp(of, jnp.asarray(logits))
+        return pull(jnp.ones_like(values))[0]
+
+    for what, asked in (("", lambda of: of(jnp.asarray(logits))), ("a gradient of ", slope)):
+        try:
+            with jax.ensure_compile_time_eval():
+                mine, theirs = (np.asarray(asked(of)) for of in (form, lambda z: loss(z, jnp.asarray(targets))))
+        except LabError:
+            raise
+        except Exception:  # it closes over what is traced, or knows another vocabulary: the two cannot be had apart from here
+            return
+        differ = np.isfinite(theirs) & ~np.isclose(mine, theirs, rtol=1e-3, atol=1e-4)
+        if differ.any():
+            at = tuple(np.argwhere(differ)[0])
+            row = [round(float(each), 3) for each in logits[at[0], :8]]
+            more = f" by class {at[1]}" if what else ""
+            own = (
+                "" if classes == vocab else f" It was tried at {classes} classes: has it a number of its own, not z.shape[-1]?"
+            )
+            far = " Does it lose far logits, as log(1 + exp(z)) does and jax.nn.softplus(z) does not?" if at[0] >= 6 else ""
+            raise LabError(
+                f"{name_of(loss)}'s stream form is another loss: at logits {row} and target {targets[at[0]]} it gives {what}"
+                f"{mine[at]:.6g}{more}, the function {theirs[at]:.6g}. Is a fact false, shift=True say?{far}{own}"
+            )

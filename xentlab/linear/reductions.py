@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from xentlab.contract import LabError, Loss, facts_of, is_known, layers, name_of, settings_of
+from xentlab.contract import LabError, Loss, facts_of, is_known, layers, name_of, settings_and_defaults, settings_of
 from xentlab.targets import nan_outside, or_nan
 
 LEVELLESS = ("target", "rivals", "total", "entropy", "vocab", "level")
@@ -378,11 +378,10 @@ def stream_of(loss: Loss) -> Stream | None:
     ['rivals', 'rivals_2']
     """
     form = facts_of(loss).stream
-    *partials, function = layers(loss)
+    *partials, _ = layers(loss)
     if form is None or any(each.args for each in partials):  # of what is given by place a form knows nothing
         return None
-    parameters = inspect.signature(function).parameters.values()
-    settings = {p.name: p.default for p in parameters if p.default is not p.empty} | settings_of(loss)
+    settings = settings_and_defaults(loss)
     kinds = inspect.signature(form).parameters.values()
     settings = {p.name: p.default for p in kinds if p.kind is p.KEYWORD_ONLY and p.default is not p.empty} | settings
     names = tuple(p.name for p in kinds if p.kind is not p.KEYWORD_ONLY)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 from jax.sharding import Mesh
 
-from xentlab.contract import FAILURES, LabError, Loss
+from xentlab.contract import FAILURES, LabError, Loss, in_short, name_of
 from xentlab.linear.reductions import Stream, or_nan_outside
 from xentlab.products import accumulator
 
@@ -35,7 +36,8 @@ def scored(
         one = dict.fromkeys((*stream.reductions, "target"), jax.ShapeDtypeStruct((), dtype))
     alone = lambda seen, target: score(jax.tree.map(lambda each: each[None], seen), target[None])[0]
     here = jax.sharding.get_abstract_mesh()
-    with jax.sharding.use_abstract_mesh(here if here.manual_axes else jax.sharding.AbstractMesh((), ())):
+    at_home = jax.sharding.use_abstract_mesh(here if here.manual_axes else jax.sharding.AbstractMesh((), ()))
+    with at_home, failing_form(loss) if stream else contextlib.nullcontext():
         traced = jax.make_jaxpr(alone)(one, jax.ShapeDtypeStruct((), jnp.int32))
     if any(jnp.issubdtype(jnp.result_type(value), jax.dtypes.prng_key) for value in traced.consts):
         raise LabError(
@@ -63,6 +65,17 @@ def scored(
 
     # As arrays: what `jax.grad` is given may be a number of Python's.
     return jax.vmap(of_one, (0, 0, None)), [jnp.asarray(traced.consts[i]) for i in places]
+
+
+@contextlib.contextmanager
+def failing_form(loss: Loss) -> Iterator[None]:
+    """Says of what a loss's stream form raises whose it is."""
+    try:
+        yield
+    except LabError:
+        raise
+    except FAILURES as error:
+        raise LabError(f"{name_of(loss)}'s stream form fails: {in_short(error)}.") from error
 
 
 def _on_a_mesh(value) -> bool:

@@ -2,9 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from xentlab.contract import AnyArray, LabError, Logits, PerToken, Targets, loss
+from xentlab.contract import AnyArray, LabError, Logits, PerToken, Targets, is_known, loss
 from xentlab.losses.numerics import log_hit_and_miss, log_p_target, log_softmax, wide
 from xentlab.targets import at_target, is_at_target, off_target
 
@@ -64,19 +65,23 @@ def zipf_prior(vocab: int, dtype=jnp.float32) -> Float[Array, " vocab"]:
 
 
 def _with_prior(logits, prior):
-    vocab = logits.shape[-1]
-    dtype = wide(logits).dtype
-    prior = zipf_prior(vocab, dtype) if prior is None else jnp.asarray(prior, dtype)
+    """Logits in float32 at least, with each class's log prior."""
+    logits, vocab = wide(logits), logits.shape[-1]
+    if prior is not None and is_known(prior):
+        given = np.asarray(prior)
+        if given.shape == (vocab,) and not (np.isfinite(given).all() and (given >= 0).all() and (given > 0).any()):
+            raise LabError("logit_adjusted's prior is of shares, finite ones of at least 0 and not all of them 0.")
+    prior = zipf_prior(vocab, logits.dtype) if prior is None else jnp.asarray(prior, logits.dtype)
     if prior.shape != (vocab,):
         raise LabError(f"logit_adjusted needs one prior a class: the vocabulary is {vocab}, the prior {prior.shape}.")
-    log_prior = jnp.broadcast_to(jnp.log(prior).astype(jnp.result_type(logits)), logits.shape)
+    log_prior = jnp.broadcast_to(jnp.log(prior), logits.shape)
     # Beside a logit of 1e4 a log prior is rounded away: they meet at 0, where the greatest of the possible classes lies.
     top = jnp.max(jnp.where(log_prior > -jnp.inf, logits, -jnp.inf), axis=-1, keepdims=True)
     return logits - jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0)) + log_prior
 
 
 def _adjusted_link(logits, *, prior=None):
-    return jax.nn.softmax(_with_prior(logits, prior))
+    return jax.nn.softmax(_with_prior(logits, prior)).astype(jnp.result_type(logits))
 
 
 @loss(
@@ -104,7 +109,7 @@ def logit_adjusted(logits: Logits, targets: Targets, *, prior=None) -> PerToken:
     >>> logit_adjusted(jnp.zeros(2), jnp.array(0), prior=(0.25, 0.75))  # log 4
     Array(1.3862944, dtype=float32)
     """
-    return nll(_with_prior(logits, prior), targets)
+    return nll(_with_prior(logits, prior), targets).astype(jnp.result_type(logits))
 
 
 def _sigmoid_link(logits):
@@ -134,8 +139,9 @@ def one_vs_rest(logits: Logits, targets: Targets) -> PerToken:
     >>> one_vs_rest(jnp.zeros(3), jnp.array(0)) / jnp.log(2.0)  # three coins
     Array(3., dtype=float32)
     """
-    rivals = off_target(logits, targets, fill=-jnp.inf)
-    return jax.nn.softplus(-at_target(logits, targets)) + jnp.sum(jax.nn.softplus(rivals), axis=-1)
+    z = wide(logits)
+    rivals = jnp.sum(jax.nn.softplus(off_target(z, targets, fill=-jnp.inf)), axis=-1)
+    return (jax.nn.softplus(-at_target(z, targets)) + rivals).astype(jnp.result_type(logits))
 
 
 def _unlikelihood_even(vocab):
@@ -168,6 +174,6 @@ def unlikelihood(logits: Logits, targets: Targets) -> PerToken:
     >>> unlikelihood(jnp.zeros(2), jnp.array(0)) / jnp.log(2.0)  # -log 1/2 - log(1 - 1/2)
     Array(2., dtype=float32)
     """
-    log_p, log_miss = log_hit_and_miss(logits)
-    absent = jnp.sum(jnp.where(is_at_target(logits, targets), 0, log_miss), axis=-1)
-    return -at_target(log_p, targets) - absent
+    log_p, log_miss = log_hit_and_miss(wide(logits))
+    absent = jnp.sum(jnp.where(is_at_target(log_p, targets), 0, log_miss), axis=-1)
+    return (-at_target(log_p, targets) - absent).astype(jnp.result_type(logits))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from xentlab.contract import Logits, PerToken, Targets, loss
+from xentlab.losses.numerics import wide
 from xentlab.targets import at_target, off_target, or_nan
 
 
@@ -161,4 +162,4 @@ def exponential(logits: Logits, targets: Targets) -> PerToken:
     >>> exponential(jnp.log(jnp.array([0.25, 0.75])), jnp.array(0))  # 1 / 0.25 - 1
     Array(3., dtype=float32)
     """
-    return jnp.sum(jnp.exp(_leads(logits, targets)), axis=-1)
+    return jnp.sum(jnp.exp(_leads(wide(logits), targets)), axis=-1).astype(jnp.result_type(logits))

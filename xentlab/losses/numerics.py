@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from xentlab.contract import Logits
+from xentlab.contract import LabError, Logits, Setting
 
 
 def is_first_top(values: Float[Array, "... vocab"]) -> Bool[Array, "... vocab"]:
@@ -24,10 +24,14 @@ def is_first_top(values: Float[Array, "... vocab"]) -> Bool[Array, "... vocab"]:
 def wide(logits: Logits) -> Logits:
     """Logits in float32 where they are narrower: of a sum over 65,536 classes float16 has no number.
 
+    Raises `LabError` for logits that are no floating numbers: a loss has their type, and of integers it would be cut to one.
+
     >>> wide(jnp.zeros(2, jnp.bfloat16)).dtype, wide(jnp.zeros(2)).dtype
     (dtype('float32'), dtype('float32'))
     """
     logits = jnp.asarray(logits)
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise LabError(f"logits are floating numbers; got {logits.dtype}: logits.astype(float) makes them so.")
     return logits.astype(jnp.float32) if logits.dtype.itemsize < 4 else logits
 
 
@@ -69,6 +73,26 @@ def one_minus_exp(x: Float[Array, "..."]) -> Float[Array, "..."]:
 def _(primals, tangents):
     (x,), (dx,) = primals, tangents
     return one_minus_exp(x), -jnp.exp(x) * dx
+
+
+def power(log_p: Float[Array, "..."], exponent: Setting) -> Float[Array, "..."]:
+    """p^exponent from log p [...], for an exponent above 0: 0 at p = 0, where its derivatives are 0 too.
+
+    >>> power(jnp.log(jnp.array([0.0, 0.25])), 0.5)
+    Array([0. , 0.5], dtype=float32)
+    """
+    absent = log_p == -jnp.inf
+    return jnp.where(absent, 0, jnp.exp(exponent * jnp.where(absent, 0, log_p)))
+
+
+def one_minus_power(log_p: Float[Array, "..."], exponent: Setting) -> Float[Array, "..."]:
+    """1 - p^exponent from log p [...], for an exponent above 0, relatively right at both ends, as are its derivatives.
+
+    >>> one_minus_power(jnp.log(jnp.array([0.0, 0.25])), 0.5)
+    Array([1. , 0.5], dtype=float32)
+    """
+    absent = log_p == -jnp.inf
+    return jnp.where(absent, 1, one_minus_exp(exponent * jnp.where(absent, 0, log_p)))
 
 
 def p_log_p(log_p: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -62,8 +62,9 @@ def label_smoothing(logits: Logits, targets: Targets, *, epsilon: Setting = 0.1)
     0.56972
     """
     check_setting(epsilon, lambda epsilon: 0 <= epsilon < 1, f"label_smoothing needs epsilon in [0, 1); got {epsilon}.")
-    log_p = log_softmax(logits)
-    return -(1 - epsilon) * at_target(log_p, targets) - _share(epsilon, jnp.mean(log_p, axis=-1))
+    log_p = log_softmax(wide(logits))
+    value = -(1 - epsilon) * at_target(log_p, targets) - _share(epsilon, jnp.mean(log_p, axis=-1))
+    return value.astype(jnp.result_type(logits))
 
 
 @loss(
@@ -95,7 +96,8 @@ def z_loss(logits: Logits, targets: Targets, *, coefficient: Setting = 1e-4) -> 
         lambda coefficient: coefficient >= 0,
         f"z_loss needs a coefficient of at least 0; got {coefficient}. At 0 it is nll.",
     )
-    return nll(logits, targets) + coefficient * (jax.nn.logsumexp(wide(logits), axis=-1) ** 2).astype(jnp.result_type(logits))
+    z = wide(logits)
+    return (nll(z, targets) + coefficient * jax.nn.logsumexp(z, axis=-1) ** 2).astype(jnp.result_type(logits))
 
 
 @loss(
@@ -123,9 +125,9 @@ def confidence_penalty(logits: Logits, targets: Targets, *, beta: Setting = 0.1)
     Array(0.5, dtype=float32)
     """
     check_setting(beta, lambda beta: beta >= 0, f"confidence_penalty needs beta of at least 0; got {beta}. At 0 it is nll.")
-    log_p = log_softmax(logits)
+    log_p = log_softmax(wide(logits))
     entropy = -jnp.sum(p_log_p(log_p), axis=-1)
-    return -at_target(log_p, targets) - beta * entropy
+    return (-at_target(log_p, targets) - beta * entropy).astype(jnp.result_type(logits))
 
 
 @loss(
@@ -149,5 +151,6 @@ def squentropy(logits: Logits, targets: Targets) -> PerToken:
     >>> squentropy(jnp.array([3.0, 3.0]), jnp.array(0)) - jnp.log(2.0)  # 3^2 / 1
     Array(9., dtype=float32)
     """
-    rivals = off_target(logits, targets)
-    return nll(logits, targets) + jnp.sum(rivals**2, axis=-1) / max(logits.shape[-1] - 1, 1)
+    z = wide(logits)
+    squares = jnp.sum(off_target(z, targets) ** 2, axis=-1)
+    return (nll(z, targets) + squares / max(z.shape[-1] - 1, 1)).astype(jnp.result_type(logits))

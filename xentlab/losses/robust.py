@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from xentlab.contract import Logits, PerToken, Setting, Targets, check_setting, loss
-from xentlab.losses.numerics import log_p_target, log_softmax, one_minus_exp, p_log_p, wide
+from xentlab.losses.numerics import log_p_target, log_softmax, one_minus_exp, one_minus_power, p_log_p, wide
 from xentlab.targets import at_target
 
 
@@ -90,15 +90,17 @@ def poly1(logits: Logits, targets: Targets, *, epsilon: Setting = 1.0) -> PerTok
     >>> float(poly1(jnp.zeros(2), jnp.array(0)) - jnp.log(2.0))  # epsilon / 2
     0.5
     """
+    check_setting(epsilon, lambda epsilon: True, f"poly1 needs an epsilon that is a finite number; got {epsilon}.")
     return _of(logits, targets, _poly1, epsilon=epsilon)
 
 
 def _tempered_link(logits, *, q=0.7):
-    return jax.nn.softmax((1 - q) * logits)
+    # At q = 1 nothing of the logits would be left: it is half of mae, which is read by its softmax.
+    return jax.nn.softmax(jnp.where(q == 1, 1, 1 - q).astype(logits.dtype) * logits)
 
 
 def _gce(log_p, *, q):
-    return one_minus_exp(q * log_p) / q
+    return one_minus_power(log_p, q) / q
 
 
 @loss(
@@ -196,7 +198,10 @@ def _eta(vocab, *, eta=0.5):
 def _mixce(log_p, *, eta):
     # At p = 0 the reverse part, p log p, is 0; and at eta = 0 there is no other.
     weight = eta + (1 - eta) * jax.lax.stop_gradient(jnp.exp(log_p))
-    return -weight * jnp.where((weight == 0) & (log_p == -jnp.inf), 0, log_p)
+    impossible = log_p == -jnp.inf
+    # What is infinite has no derivative by eta.
+    infinite = jnp.where(jax.lax.stop_gradient(weight) == 0, 0, log_p)
+    return jnp.where(impossible, -infinite, -weight * jnp.where(impossible, 0, log_p))
 
 
 @loss(

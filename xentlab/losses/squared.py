@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from xentlab.contract import Logits, PerToken, Setting, Targets, check_setting, loss
-from xentlab.losses.numerics import log_p_target, log_softmax, one_minus_exp, softmax, wide
+from xentlab.losses.numerics import log_p_target, log_softmax, one_minus_power, power, softmax, wide
 from xentlab.targets import at_target, off_target
 
 
@@ -26,7 +26,7 @@ def _tsallis_stream(rivals, rivals_alpha, target, *, alpha):
 
 def _tsallis(log_p, missed, others, alpha):
     """From log p_y, 1 - p_y and the rivals' sum of p^alpha: by their differences from 1, for at certainty those of 1 cancel."""
-    lost = one_minus_exp((alpha - 1) * log_p)
+    lost = one_minus_power(log_p, alpha - 1)
     return lost - (alpha - 1) * missed * (1 - lost) + (alpha - 1) * others
 
 
@@ -114,14 +114,9 @@ def tsallis(logits: Logits, targets: Targets, *, alpha: Setting = 1.5) -> PerTok
     check_setting(
         alpha, lambda alpha: alpha > 1, f"tsallis needs alpha above 1; got {alpha}. At 1 it is constant; use nll, its limit."
     )
-    log_p = log_softmax(logits)
-    rivals = off_target(jnp.exp(log_p), targets)
-    return _tsallis(
-        at_target(log_p, targets),
-        jnp.sum(rivals, axis=-1),
-        jnp.sum(off_target(jnp.exp(alpha * log_p), targets), axis=-1),
-        alpha,
-    )
+    log_p = log_softmax(wide(logits))
+    missed, others = (jnp.sum(off_target(p, targets), axis=-1) for p in (jnp.exp(log_p), power(log_p, alpha)))
+    return _tsallis(at_target(log_p, targets), missed, others, alpha).astype(jnp.result_type(logits))
 
 
 # The least share that a logit outside the square loss's range is read as. The loss does not say what a logit at or
@@ -168,5 +163,6 @@ def mse_logits(logits: Logits, targets: Targets, *, k: Setting = 1.0, M: Setting
     """
     for name, value in (("k", k), ("M", M)):
         check_setting(value, lambda value: value > 0, f"mse_logits needs {name} above 0; got {value}.")
-    rivals = off_target(logits, targets)
-    return k * (at_target(logits, targets) - M) ** 2 + jnp.sum(rivals**2, axis=-1)
+    z = wide(logits)
+    rivals = jnp.sum(off_target(z, targets) ** 2, axis=-1)
+    return (k * (at_target(z, targets) - M) ** 2 + rivals).astype(jnp.result_type(logits))

@@ -150,7 +150,7 @@ def tokens_needed(trials: pd.DataFrame, reference: pd.DataFrame | float) -> tupl
     fit calls impossible what can happen.
     """
     mine = _slopes(trials)
-    theirs = np.full_like(mine, reference) if isinstance(reference, float) else _slopes(reference)
+    theirs = _slopes(reference) if hasattr(reference, "pivot") else np.full_like(mine, reference)
     if not np.isfinite(mine).all():
         return float("nan"), float("nan"), float("nan")
     ratio = mine.mean() / theirs.mean()

@@ -42,7 +42,7 @@ def escape_time(loss: Loss, margins: np.ndarray | list[float]) -> np.ndarray:
     array([ 2.865, 13.   ])
     """
     margins = np.asarray(margins, np.float64)
-    if (margins <= 0).any():
+    if not (margins > 0).all():
         raise LabError(f"margins are positive: how far the start is on the wrong side; got {margins.tolist()}.")
 
     @jax.jit

@@ -82,7 +82,8 @@ def _information(codes: pd.DataFrame) -> list[str]:
     said = []
     for source, rows in codes.groupby("source", sort=False) if len(codes) else []:
         best, worst = rows.loc[rows.bits.idxmin()], rows.loc[rows.bits.idxmax()]
-        cost = 100 * (rows.bits / rows.model_bits - 1).abs().max()
+        finite = rows[rows.model_bits.abs() < math.inf]
+        cost = 100 * (finite.bits / finite.model_bits - 1).abs().max()
         floor = rows.floor_bits_per_token.iloc[0]
         known = "" if floor != floor else f" (the chain's own entropy: {floor:.4f})"
         equal = list(rows.loss[rows.bits == best.bits])
@@ -90,9 +91,10 @@ def _information(codes: pd.DataFrame) -> list[str]:
         most = f", {worst.loss} the most, {worst.bits_per_token:.4f}" if worst.bits > best.bits else ""
         said.append(
             f"On {source} every file decoded to the same {rows.tokens.iloc[0]} tokens; {who} "
-            f"{best.bits_per_token:.4f} bits a token{known}{most}. Coded size and "
-            f"cross entropy differ by at most {cost:.2g}%: a cross entropy is a file size."
+            f"{best.bits_per_token:.4f} bits a token{known}{most}."
         )
+        if len(finite):
+            said[-1] += f" Coded size and cross entropy differ by at most {cost:.2g}%: a cross entropy is a file size."
     return said
 
 

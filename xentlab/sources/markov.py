@@ -107,10 +107,14 @@ class MarkovSource:
         return law / law.sum(axis=1, keepdims=True)
 
     def law(self, contexts: Integer[Array, "*batch order"]) -> Float[Array, "*batch vocab"]:
-        """The next token's true distribution after each context, its last `order` tokens: [..., order] -> [..., V]."""
+        """The next token's true distribution after each context, its last `order` tokens: [..., order] -> [..., V].
+
+        NaN after a context with a token outside [0, V).
+        """
         if contexts.shape[-1] != self.order:
             raise LabError(f"a context of this source is {self.order} tokens; got {contexts.shape[-1]}.")
-        return jnp.asarray(self.table, jnp.float32)[self._row(contexts)]
+        known = jnp.all((contexts >= 0) & (contexts < self.vocab), axis=-1, keepdims=True)
+        return jnp.where(known, jnp.asarray(self.table, jnp.float32)[self._row(contexts)], jnp.nan)
 
     def _row(self, contexts):
         row = jnp.zeros(contexts.shape[:-1], jnp.int32)
@@ -129,7 +133,7 @@ class MarkovSource:
         count = self.vocab**self.order
         later = np.arange(count)[:, None] % self.vocab ** (self.order - 1) * self.vocab + np.arange(self.vocab)
         inside = np.ones(count, bool) if self.table.all() else _ends_in(later, self.table)
-        remedy = f"Take an exponent below {self.exponent:g}."
+        remedy = f"Take an exponent nearer to 0 than {self.exponent:g}."
         if inside is None:
             raise LabError(f"in float64 this chain falls into parts that it never leaves. {remedy}")
         share = inside / inside.sum()
@@ -148,8 +152,8 @@ class MarkovSource:
                 return moved
             share = moved
         raise LabError(
-            f"after 10,000 steps this chain has not forgotten where it began. Take an exponent below {self.exponent:g}, or "
-            "fewer contexts."
+            f"after 10,000 steps this chain has not forgotten where it began. Take an exponent nearer to 0 than "
+            f"{self.exponent:g}, or fewer contexts."
         )
 
     @functools.cached_property
