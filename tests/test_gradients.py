@@ -363,3 +363,16 @@ def test_a_loss_that_takes_no_float64_is_named():
     narrow = lambda logits, targets: jax.lax.sub(LOSSES["nll"](logits, targets), jnp.zeros(targets.shape, jnp.float32))
     with pytest.raises(LabError, match=r"<lambda> fails on float64 logits \[1, 4\]: TypeError: .* has theirs, logits\.dtype"):
         gradient_profile([narrow], [0.1], vocab=4)
+
+
+def test_of_two_classes_one_rival_reaches_certainty():
+    p = np.array([0.9, 1 - 1e-9, 1 - 1e-12])
+    found = gradient_profile(["nll"], p, vocab=2, rivals="one")
+    np.testing.assert_allclose(found.value, -np.log(p), rtol=1e-9)
+    np.testing.assert_allclose(found.dvalue_dp, -1 / p, rtol=1e-9)
+
+
+def test_what_else_an_npz_holds_is_not_read(tmp_path):
+    logits, targets = np.zeros((3, 4), np.float32), np.arange(3)
+    np.savez(tmp_path / "b.npz", logits=logits, targets=targets, about=np.array({"a": 1}, object))
+    assert gradient_budget(["nll"], tmp_path / "b.npz").tokens.sum() == 3

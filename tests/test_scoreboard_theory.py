@@ -241,3 +241,9 @@ def test_a_multiple_of_a_loss_has_the_same_error():
 def test_a_loss_without_a_slope_has_no_error_by_a_division_of_nothing():
     flat = numerics(make_probe(lambda z, y: jnp.ones_like(z[..., 0])))["max_error"].value
     assert flat == {dtype: {"value": 0, "gradient": 0} for dtype in flat}
+
+
+def test_margins_are_positive_numbers():
+    for margins in ([0.0], [np.nan, 1.0]):
+        with pytest.raises(LabError, match="margins are positive"):
+            escape_time(LOSSES["nll"], margins)

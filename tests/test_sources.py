@@ -311,3 +311,10 @@ def _without_tokenizers(real, name, *rest):
     if name == "tokenizers":
         raise ImportError(name)
     return real(name, *rest)
+
+
+def test_after_a_token_that_is_none_no_law_is_known():
+    source = MarkovSource(vocab=4, order=2)
+    found = np.asarray(source.law(jnp.array([[0, 4], [-1, 0], [1, 0]])))
+    assert np.isnan(found[:2]).all()
+    np.testing.assert_allclose(found[2], source.table[4], rtol=1e-6)
