@@ -347,9 +347,9 @@ def link_of(loss: Loss) -> Callable[[Logits], Logits]:
     link = facts_of(loss).link
     if link is softmax_link:
         return link
-    parameters = inspect.signature(link).parameters
-    own = {key: each.default for key, each in parameters.items()}
-    takes_all = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    parameters = list(inspect.signature(link).parameters.values())[1:]  # the first are the logits
+    own = {each.name: each.default for each in parameters}
+    takes_all = any(each.kind is each.VAR_KEYWORD for each in parameters)
     # What the link has as its own default is left to it: what is compiled of a link goes by its identity.
     alike = lambda key, value: own.get(key) is value or (isinstance(value, float | int | str) and own.get(key) == value)
     given = {key: value for key, value in settings_and_defaults(loss).items() if key in own or takes_all}

@@ -314,9 +314,8 @@ def check_causal(make: ModelMaker, vocab: int, window: int) -> None:
         parameters, rest = eqx.partition(make(vocab, key), eqx.is_inexact_array)
         return eqx.combine(jax.tree.map(moved, parameters), rest).hidden(ends)
 
-    one, other = np.concatenate(
-        [np.asarray(hidden(jax.random.key(0), much)[:, :-1], np.float64) for much in (0.0, 0.1)], axis=1
-    )
+    both = [np.asarray(hidden(jax.random.key(0), jnp.float32(much))[:, :-1], np.float64) for much in (0, 0.1)]
+    one, other = np.concatenate(both, axis=1)
     if not np.allclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True):
         raise LabError(
             "the model reads the future: its hidden states before the last token change with that token. Position i may read "

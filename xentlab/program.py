@@ -269,7 +269,7 @@ def _parted(make: Callable, vocab: int) -> tuple[Any, Any]:
     parameters, rest = eqx.partition(model_shapes(make, vocab), parameter)
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(rest)):
         rest, others = (eqx.partition(make(vocab, jax.random.key(seed)), eqx.is_inexact_array)[1] for seed in (0, 1))
-        if not eqx.tree_equal(rest, others):
+        if not eqx.tree_equal(*(eqx.filter(each, eqx.is_array) for each in (rest, others))):
             raise LabError(
                 "the model has arrays that are not trained, whole numbers or keys, and they differ from seed to seed. All runs "
                 "of a grid have the same ones: make them of a key of their own, jax.random.key(0), and not of the one given."
