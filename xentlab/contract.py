@@ -238,13 +238,13 @@ def checked(loss: Loss, vocab: int = 5, shape: tuple[int, ...] = (2, 3), dtype: 
                 f"{missing[0]} has no default: give it one, or a value by name, ./mine.py:{name_of(loss)}({missing[0]}=1). "
                 "Factors of tokens are linear_loss's token_weights."
             )
-        elif isinstance(error, TypeError) and "dlpack" not in str(error):  # of its arguments, maybe
+        elif "dlpack" in str(error) or "Tensor" in str(error):
+            remedy = "Take jax.numpy where it takes another library's arrays: the lab differentiates and compiles it."
+        elif isinstance(error, TypeError):  # of its arguments, maybe
             remedy = (
                 "A loss takes (logits [..., V], targets [...]) and keyword settings with defaults; factors of tokens are "
                 "linear_loss's token_weights."
             )
-        elif "dlpack" in str(error) or "Tensor" in str(error):
-            remedy = "Take jax.numpy where it takes another library's arrays: the lab differentiates and compiles it."
         if isinstance(error, jax.errors.TracerArrayConversionError):
             remedy = "Take jax.numpy where it takes NumPy: the lab differentiates and compiles it."
         elif isinstance(error, jax.errors.ConcretizationTypeError):

@@ -21,7 +21,7 @@ from xentlab.layout import Spread
 from xentlab.linear import linear_loss
 from xentlab.metrics import smoothed_nll
 from xentlab.models import logits, model_shapes, resolve_model
-from xentlab.products import accumulator, for_training, quickly
+from xentlab.products import for_training, quickly
 from xentlab.recipe import Recipe
 from xentlab.sources import Source
 
@@ -226,8 +226,8 @@ def _stopped(arrays, optimizer_state, diverged_at, before, last):
 
     Once a block, for each step would take two more passes over all that is learned.
     """
-    # In float32 at least: float16 has no norm above 256 or so.
-    wide = jax.tree.map(lambda leaf: leaf.astype(accumulator(leaf.dtype)), arrays)
+    # In float32 at least, for float16's own may be infinite where no parameter is. Complex ones stay so.
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if leaf.dtype.itemsize < 4 else leaf, arrays)
     sound = jnp.isfinite(optax.tree.norm(wide))
     diverged_at = jnp.where(sound | (diverged_at >= 0), diverged_at, last)
     kept = jax.tree.map(lambda new, old: jnp.where(diverged_at < 0, new, old), arrays, before)

@@ -96,15 +96,19 @@ def _facts(name: str, loss: Any) -> dict[str, Any]:
 
 def run_gradients(command: Gradients) -> None:
     """Profiles."""
-    from xentlab.gradients import gradient_profile
+    import numpy as np
+
+    from xentlab.gradients import gradient_profile, path_logits
 
     begun = time.perf_counter()
     probabilities = QUICK if command.quick and command.probabilities == Gradients.probabilities else command.probabilities
     frame = gradient_profile(command.losses, probabilities, command.vocab, command.rivals)
     finish(dataclasses.replace(command, probabilities=probabilities), {"profiles": frame}, "profiles", begun)
-    if command.rivals != "even" and max(probabilities) >= 1 / (command.vocab - 1):
+    p = frame.p.unique()
+    out_of_reach = p[np.isnan(path_logits(p, command.vocab, "one")[0]).any(axis=1)]
+    reached = frame[(frame.rivals == "even") | ~frame.p.isin(out_of_reach)]
+    if len(reached) < len(frame):
         print("nan: with one rival rising, p cannot reach 1/(V - 1).", file=sys.stderr)
-    reached = frame[(frame.rivals == "even") | (frame.p < (1 - 1e-9 * (command.vocab > 2)) / (command.vocab - 1))]
     for loss, rows in reached[reached[["value", "dvalue_dlogit"]].isna().any(axis=1)].groupby("loss", sort=False):
         where = ", ".join(f"{p:g}" for p in dict.fromkeys(rows.p))
         print(f"{loss} is no number at p = {where}: `xentlab audit` says more.", file=sys.stderr)

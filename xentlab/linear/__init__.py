@@ -321,6 +321,8 @@ def _try(loss: Loss, stream: Stream | None, vocab: int, dtype) -> None:
     # Far logits as well: where log(1 + exp(z)) is infinite, softplus(z) is not.
     logits, targets = np.concatenate([logits, 30 * logits]), np.tile(targets, 2)
 
+    own = "" if classes == vocab else f" It was tried at {classes} classes: has it a number of its own, not z.shape[-1]?"
+
     def form(z):
         return stream(streamed(stream.reductions, Head(), classes, z, jnp.eye(classes), None, jnp.asarray(targets)), classes)
 
@@ -341,9 +343,6 @@ def _try(loss: Loss, stream: Stream | None, vocab: int, dtype) -> None:
             at = tuple(np.argwhere(differ)[0])
             row = [round(float(each), 3) for each in logits[at[0], :8]]
             more = f" by class {at[1]}" if what else ""
-            own = (
-                "" if classes == vocab else f" It was tried at {classes} classes: has it a number of its own, not z.shape[-1]?"
-            )
             far = " Does it lose far logits, as log(1 + exp(z)) does and jax.nn.softplus(z) does not?" if at[0] >= 6 else ""
             raise LabError(
                 f"{name_of(loss)}'s stream form is another loss: at logits {row} and target {targets[at[0]]} it gives {what}"
