@@ -11,7 +11,7 @@ PACKAGE = pathlib.Path(xentlab.__file__).parent
 # Each module may import those to its left, on its own shelf or a lower one; the losses' files count as one.
 SHELVES = (
     {"contract", "memory", "products", "adam", "defaults"},
-    {"names", "targets", "mesh"},
+    {"checks", "names", "targets", "mesh"},
     {"losses"},
     {"catalogue", "information", "hosts"},
     {

@@ -147,9 +147,9 @@ def test_a_link_gives_probabilities():
     for link in (jax.nn.log_softmax, lambda z: 2 * jax.nn.softmax(z), lambda z: z[..., :1]):
         made = xentlab.loss(link=link)(functools.partial(LOSSES["nll"]))
         with pytest.raises(LabError, match=r"through no probabilities|link fails"):
-            xentlab.contract.check_link(made)
+            xentlab.checks.check_link(made)
     for each in LOSSES.values():
-        xentlab.contract.check_link(each)
+        xentlab.checks.check_link(each)
 
 
 def test_targets_are_integers():

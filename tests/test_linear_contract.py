@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from naive_heads import NLL, batch
 
-from xentlab import LOSSES, LabError, facts_of, loss
+from xentlab import LOSSES, LabError, facts_of, loss, resolve
 from xentlab.linear import explain_plan, linear_log_probs, linear_loss
 from xentlab.linear.costs import head_costs
 from xentlab.linear.reductions import stream_of
@@ -180,3 +180,31 @@ def test_other_types_and_other_remedies():
 def test_one_class_costs_squentropy_nothing(plan):
     alone = linear_loss(jnp.ones((2, 3)), jnp.ones((3, 1)), jnp.zeros(2, jnp.int32), loss=LOSSES["squentropy"], plan=plan)
     assert float(alone) == 0
+
+
+def centred(logits, targets):
+    """Of the batch's mean logits: no token's own."""
+    return NLL(logits - jnp.mean(logits, axis=tuple(range(logits.ndim - 1)), keepdims=True), targets)
+
+
+def in_batch(logits, targets):
+    """Each token against the batch, as a contrastive loss has it."""
+    own = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(own) - own
+
+
+@pytest.mark.parametrize("mixing", [centred, in_batch])
+def test_a_loss_that_mixes_tokens_is_refused(mixing):
+    """By chunks or tiles it would be another loss, without a word."""
+    for made in (mixing, loss(stream=lambda rivals, target: rivals - target)(lambda z, y: mixing(z, y))):
+        with pytest.raises(LabError, match=r"mixes tokens: beside others .* head cuts batches up"):
+            jax.jit(lambda hidden, made=made: linear_loss(hidden, WEIGHT, TARGETS, loss=made))(HIDDEN)
+    with pytest.raises(LabError, match="mixes tokens"):
+        resolve(mixing, vocab=7)
+
+
+def test_what_is_not_known_yet_is_no_mixing():
+    """Within a function that JAX traces nothing is known of its values."""
+    weights = jnp.linspace(0, 1, len(TARGETS))
+    found = jax.jit(lambda w: resolve(lambda z, y: NLL(z, y) * w[0])(jnp.zeros((1, 5)), jnp.zeros(1, jnp.int32)))(weights)
+    assert found == 0

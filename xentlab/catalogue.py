@@ -16,13 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import xentlab.losses
+from xentlab.checks import check_alone, check_gradient, checked
 from xentlab.contract import (
     FAILURES,
     Facts,
     LabError,
     Loss,
-    check_gradient,
-    checked,
     facts_of,
     layers,
     link_of,
@@ -65,7 +64,7 @@ def resolve(loss: str | Loss, check: bool = True, vocab: int = 5) -> Loss:
     - a callable is checked and handed back.
 
     Raises `LabError` for an unknown name (listing the near ones), a file that does not import, a missing function,
-    an unknown setting, and, unless `check` is False, a function that does not return one value a token at this vocabulary,
+    an unknown setting, and, unless `check` is False, a function that does not return each token's own value at this vocabulary,
     which a loss may know: by class weights, say.
 
     >>> name_of(resolve("focal(gamma=1)"))
@@ -76,6 +75,7 @@ def resolve(loss: str | Loss, check: bool = True, vocab: int = 5) -> Loss:
     function = _hashable(loss) if callable(loss) else _named(loss)
     if check and not is_catalogued(checked(function, vocab)):
         check_gradient(function, vocab)
+        check_alone(function, vocab)
     return function
 
 

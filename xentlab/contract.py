@@ -4,7 +4,6 @@ A loss takes logits [..., V] and integer targets [...] and returns one value a t
 has a unit. Its hyperparameters are keywords with defaults. That is optax's signature too, so optax's losses are losses.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -13,7 +12,6 @@ import operator
 import os
 import sysconfig
 import traceback
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
@@ -218,92 +216,6 @@ def settings_and_defaults(loss: Loss) -> dict[str, Any]:
     return {each.name: each.default for each in parameters if each.default is not each.empty} | settings_of(loss)
 
 
-def checked(loss: Loss, vocab: int = 5, shape: tuple[int, ...] = (2, 3), dtype: Any = jnp.float32) -> Loss:
-    """The loss itself, once an abstract call has shown that it keeps the contract. Raises `LabError` if not."""
-    logits, targets = jax.ShapeDtypeStruct((*shape, vocab), dtype), jax.ShapeDtypeStruct(shape, jnp.int32)
-    shown = f"logits {[*shape, vocab]} and targets {list(shape)}"
-    other_way = "It works with the two the other way round: a loss takes (logits, targets)."
-    try:
-        value = _abstract(loss, logits, targets)
-    except LabError as error:
-        if _takes(loss, targets, logits):
-            raise LabError(f"{name_of(loss)} fails on {shown}: {error} {other_way}") from error
-        raise
-    except FAILURES as error:
-        remedy = "It is a function of (logits [..., V], targets [...])."
-        if isinstance(loss, type):
-            remedy = "It is a class: give an instance of it, which is called with (logits [..., V], targets [...])."
-        elif missing := _missing(loss):
-            remedy = (
-                f"{missing[0]} has no default: give it one, or a value by name, ./mine.py:{name_of(loss)}({missing[0]}=1). "
-                "Factors of tokens are linear_loss's token_weights."
-            )
-        elif "dlpack" in str(error) or "Tensor" in str(error):
-            remedy = "Take jax.numpy where it takes another library's arrays: the lab differentiates and compiles it."
-        elif isinstance(error, TypeError):  # of its arguments, maybe
-            remedy = (
-                "A loss takes (logits [..., V], targets [...]) and keyword settings with defaults; factors of tokens are "
-                "linear_loss's token_weights."
-            )
-        if isinstance(error, jax.errors.TracerArrayConversionError):
-            remedy = "Take jax.numpy where it takes NumPy: the lab differentiates and compiles it."
-        elif isinstance(error, jax.errors.ConcretizationTypeError):
-            remedy = "Values are not known while it is compiled: take jnp.where in place of an if, and fixed shapes."
-        remedy = other_way if _takes(loss, targets, logits) else remedy
-        raise LabError(f"{name_of(loss)} fails on {shown}: {in_short(error)}. {remedy}") from error
-    got = getattr(value, "shape", None)
-    if got != shape or not jnp.issubdtype(value.dtype, jnp.floating):
-        what = f"{value.dtype} of shape {list(got)}" if got is not None else type(value).__name__
-        raise LabError(
-            f"{name_of(loss)} returned {what} for {shown}; a loss returns one floating value a token, {list(shape)}. Take the "
-            "vocabulary as the last axis, and leave the mean to the lab."
-        )
-    return loss
-
-
-def check_gradient(loss: Loss, vocab: int = 5) -> None:
-    """Raises `LabError` for a loss that JAX cannot differentiate, by shape alone.
-
-    >>> check_gradient(lambda z, y: jax.lax.while_loop(jnp.all, lambda v: v, z[..., 0]))  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-    xentlab.contract.LabError: <lambda> has no gradient: ValueError: Reverse-mode ... The lab trains with it: ...
-    """
-    logits, targets = jax.ShapeDtypeStruct((2, vocab), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
-    try:
-        _abstract(functools.partial(value_and_gradient, loss), logits, targets)
-    except FAILURES as error:
-        raise LabError(
-            f"{name_of(loss)} has no gradient: {in_short(error)}. The lab trains with it: take what JAX "
-            "differentiates in reverse, lax.scan for a while_loop say, or give it a jax.custom_vjp."
-        ) from error
-
-
-def _abstract(loss: Loss, *arguments: jax.ShapeDtypeStruct) -> Any:
-    """What a loss returns, by shape alone; what NumPy warns of on the way is in the error or of no matter."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        return jax.eval_shape(loss, *arguments)
-
-
-def _missing(loss: Loss) -> list[str]:
-    """What a loss asks for beside logits and targets, and was not given."""
-    with contextlib.suppress(TypeError, ValueError):  # compiled code may have no signature
-        left = list(inspect.signature(loss).parameters.values())[2:]
-        return [
-            each.name
-            for each in left
-            if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
-        ]
-    return []
-
-
-def _takes(loss: Loss, targets: jax.ShapeDtypeStruct, logits: jax.ShapeDtypeStruct) -> bool:
-    """Whether a loss works with its arguments the other way round."""
-    with contextlib.suppress(*FAILURES):
-        return getattr(_abstract(loss, targets, logits), "shape", None) == targets.shape
-    return False
-
-
 def name_of(loss: Loss) -> str:
     """The name of a loss as a user would write it.
 
@@ -378,28 +290,6 @@ def low_p_claim(loss: Loss, rivals: Literal["even", "one"], vocab: int) -> float
             f"{name_of(loss)}'s low_p_{rivals} fails at a vocabulary of {vocab}: {type(error).__name__}: {error}. It is a "
             "number, or a function of vocab and of settings that have the loss's defaults."
         ) from error
-
-
-def check_link(loss: Loss, vocab: int = 5) -> None:
-    """Raises `LabError` for a link that makes no probabilities.
-
-    >>> check_link(loss(link=jax.nn.log_softmax)(lambda logits, targets: ...))  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-    xentlab.contract.LabError: ... read through no probabilities: at logits ...
-    """
-    if facts_of(loss).link is softmax_link:
-        return
-    logits = np.linspace(-2, 2, vocab, dtype=np.float32)
-    try:
-        read = np.asarray(link_of(loss)(jnp.asarray(logits)), np.float64)
-    except FAILURES as error:
-        raise LabError(f"{name_of(loss)}'s link fails on logits [{vocab}]: {type(error).__name__}: {error}") from error
-    if read.shape != (vocab,) or not (read >= 0).all() or abs(read.sum() - 1) > 1e-3:
-        shown = lambda values: np.array2string(values.ravel()[:5], precision=3)
-        raise LabError(
-            f"{name_of(loss)} is read through no probabilities: at logits {shown(logits)} its link gives {shown(read)}. A link "
-            "takes logits [..., V] and gives probabilities [..., V]."
-        )
 
 
 def is_known(setting: Any) -> bool:

@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 
 from xentlab import defaults
 from xentlab.catalogue import is_catalogued, program_of, resolve_all
-from xentlab.contract import LabError, Loss, check_link, link_of, name_of
+from xentlab.checks import check_link
+from xentlab.contract import LabError, Loss, link_of, name_of
 from xentlab.examine import Predictor, examiner
 from xentlab.layout import Layout
 from xentlab.metrics import SMOOTHING

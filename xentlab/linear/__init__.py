@@ -13,7 +13,8 @@ from jax.sharding import AxisType, Mesh
 from jaxtyping import Array, Float, Integer
 
 from xentlab.catalogue import is_catalogued
-from xentlab.contract import AnyArray, LabError, Loss, checked, name_of
+from xentlab.checks import check_alone, checked
+from xentlab.contract import AnyArray, LabError, Loss, name_of
 from xentlab.information import divisor, weighted_mean, weighted_sum
 from xentlab.linear.logits import Head, together, varies
 from xentlab.linear.plan import Plan, counted, explain_plan, floating
@@ -312,9 +313,12 @@ def _try(loss: Loss, stream: Stream | None, vocab: int, dtype) -> None:
     """
     for tokens in (2, 3):
         checked(loss, vocab, (tokens,), dtype)
-    if stream is None or is_catalogued(loss):  # whose forms the tests hold to it
+    if is_catalogued(loss):  # the tests hold them, and their forms, to it
         return
     classes = vocab if vocab <= MOST_TRIED else 5  # a loss may know its vocabulary
+    check_alone(loss, classes, (3,))
+    if stream is None:
+        return
     rng = np.random.default_rng(0)
     logits, targets = 2 * rng.normal(size=(6, classes)).astype(np.float32), rng.integers(0, classes, 6).astype(np.int32)
     logits[::2] += 3  # a claim that no common shift changes it is tried too

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from xentlab.contract import LabError, Loss, checked
+from xentlab.checks import checked
+from xentlab.contract import LabError, Loss
 from xentlab.linear import linear_loss
 from xentlab.linear.plan import counted, explain_plan
 from xentlab.linear.reductions import stream_of
