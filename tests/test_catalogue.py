@@ -100,6 +100,8 @@ def other_way_too(targets, logits):
     return -at_target(jax.nn.log_softmax(logits), targets)
 def other_way(targets, logits):
     return my_loss(logits, targets)
+def centred(logits, targets):
+    return my_loss(logits - logits.mean(tuple(range(logits.ndim - 1)), keepdims=True), targets)
 def loops(logits, targets):
     return jax.lax.while_loop(lambda value: value.sum() < 0, lambda value: 2 * value, my_loss(logits, targets))
 CONSTANT = 3
@@ -230,10 +232,15 @@ def test_an_installed_loss_that_the_catalogue_hides_is_told(monkeypatch, capsys)
         ("broken.py:f", "broken.py fails to import: ZeroDivisionError"),
         ("exits.py:f", "exits.py fails to import: SystemExit: 0"),
         ("exits:f", "cannot import exits: SystemExit: 0"),
+        ("packed.py:f", "relative import .* A file alone is in no package: import what lies beside it by its name"),
+        (":f", "':f' names no file: a loss of your own is ./file.py:function"),
+        ("nll,brier", "is 2 losses in one name; give them apart: nll brier"),
+        ("mine.py:centred", r"centred mixes tokens: beside others a token's loss is .* of its logits and target alone"),
     ],
 )
 def test_each_mistake_has_one_clear_line(mine, monkeypatch, name, message):
     (mine.parent / "broken.py").write_text("1 / 0")
+    (mine.parent / "packed.py").write_text("from .helper import f")
     (mine.parent / "exits.py").write_text("import sys; sys.exit(0)")
     monkeypatch.syspath_prepend(mine.parent)
     with pytest.raises(LabError, match=message) as caught:

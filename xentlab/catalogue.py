@@ -109,6 +109,8 @@ def _named(loss: str) -> Loss:
         return with_settings(function if name_of(function) == name else named(function, name), settings)
     if name.endswith(".py"):
         raise LabError(f"{name} is a file; name the function in it that is the loss, as in {name}:FUNCTION.")
+    if len(several := name.replace(",", " ").split()) > 1 and all(each in LOSSES for each in several):
+        raise LabError(f"{name!r} is {len(several)} losses in one name; give them apart: {' '.join(several)}.")
     meant = ELSEWHERE.get("".join(filter(str.isalpha, name.lower())), name)
     near = f"did you mean {meant}?" if meant != name else near_names(name, [*LOSSES, *installed])
     raise LabError(f"no loss named {name!r}; {near} A loss of your own: ./file.py:function.")

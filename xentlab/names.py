@@ -101,6 +101,8 @@ def own(name: str, what: str) -> tuple[Callable, dict[str, Any]]:
     """
     name, settings = parse_call(name, what)
     where, _, function = name.rpartition(":")
+    if not where:
+        raise LabError(f"{name!r} names no file: a {what} of your own is ./file.py:function, or package.module:function.")
     if _is_path(where):
         module = _module_at(pathlib.Path(where).expanduser(), what)
     else:
@@ -180,7 +182,10 @@ def _module_at(path: pathlib.Path, what: str) -> ModuleType:
         spec.loader.exec_module(module)
     except FAILURES as error:
         del sys.modules[name]
-        raise LabError(f"{path} fails to import: {in_short(error)}.") from error
+        beside = (
+            " A file alone is in no package: import what lies beside it by its name." if "relative import" in str(error) else ""
+        )
+        raise LabError(f"{path} fails to import: {in_short(error)}.{beside}") from error
     finally:
         sys.path.remove(str(folder))
         helpers = {each: _beside(each, folder) for each in set(sys.modules) - before if "." not in each}
