@@ -193,7 +193,23 @@ def in_batch(logits, targets):
     return jax.nn.logsumexp(own) - own
 
 
-@pytest.mark.parametrize("mixing", [centred, in_batch])
+def shared_out(logits, targets):
+    """By the number of tokens."""
+    return NLL(logits, targets) / targets.size
+
+
+def running(logits, targets):
+    """Of what came before, which the first token does not see."""
+    return jnp.cumsum(NLL(logits, targets), axis=-1)
+
+
+def in_two_ways(logits, targets):
+    """By the mean of the batch."""
+    each = NLL(logits, targets)
+    return jnp.where(jnp.mean(each) > 1, each, each**2)
+
+
+@pytest.mark.parametrize("mixing", [centred, in_batch, shared_out, running, in_two_ways])
 def test_a_loss_that_mixes_tokens_is_refused(mixing):
     """By chunks or tiles it would be another loss, without a word."""
     for made in (mixing, loss(stream=lambda rivals, target: rivals - target)(lambda z, y: mixing(z, y))):

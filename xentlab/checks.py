@@ -25,7 +25,9 @@ def checked(loss: Loss, vocab: int = 5, shape: tuple[int, ...] = (2, 3), dtype: 
             raise LabError(f"{name_of(loss)} fails on {shown}: {error} {other_way}") from error
         raise
     except FAILURES as error:
-        remedy = "It is a function of (logits [..., V], targets [...])."
+        own = f" Has it a vocabulary of its own? It was tried at V = {vocab}; ask there, with --vocab or vocab=."
+        own *= any(word in str(error) for word in ("shape", "broadcast", "size", "dimension", "out of bounds"))
+        remedy = "It is a function of (logits [..., V], targets [...])." + own
         if isinstance(loss, type):
             remedy = "It is a class: give an instance of it, which is called with (logits [..., V], targets [...])."
         elif missing := _missing(loss):
@@ -38,20 +40,27 @@ def checked(loss: Loss, vocab: int = 5, shape: tuple[int, ...] = (2, 3), dtype: 
         elif isinstance(error, TypeError):  # of its arguments, maybe
             remedy = (
                 "A loss takes (logits [..., V], targets [...]) and keyword settings with defaults; factors of tokens are "
-                "linear_loss's token_weights."
+                f"linear_loss's token_weights.{own}"
             )
         if isinstance(error, jax.errors.TracerArrayConversionError):
             remedy = "Take jax.numpy where it takes NumPy: the lab differentiates and compiles it."
         elif isinstance(error, jax.errors.ConcretizationTypeError):
             remedy = "Values are not known while it is compiled: take jnp.where in place of an if, and fixed shapes."
+        one_hot = lambda scores, shares: loss(scores, jax.nn.one_hot(shares, vocab, dtype=dtype))
+        if _takes(one_hot, logits, targets):
+            remedy = "It takes one-hot targets: wrap it, loss(logits, jax.nn.one_hot(targets, logits.shape[-1]))."
         remedy = other_way if _takes(loss, targets, logits) else remedy
         raise LabError(f"{name_of(loss)} fails on {shown}: {in_short(error)}. {remedy}") from error
     got = getattr(value, "shape", None)
     if got != shape or not jnp.issubdtype(value.dtype, jnp.floating):
         what = f"{value.dtype} of shape {list(got)}" if got is not None else type(value).__name__
+        remedy = "Take the vocabulary as the last axis, and leave the mean to the lab."
+        if got == shape:
+            remedy = "Cast it, and mind that what only compares has no gradient."
+        elif got == (*shape, 1):
+            remedy = "Take the last axis away: [..., 0], or sums without keepdims."
         raise LabError(
-            f"{name_of(loss)} returned {what} for {shown}; a loss returns one floating value a token, {list(shape)}. Take the "
-            "vocabulary as the last axis, and leave the mean to the lab."
+            f"{name_of(loss)} returned {what} for {shown}; a loss returns one floating value a token, {list(shape)}. {remedy}"
         )
     return loss
 
@@ -74,31 +83,41 @@ def check_gradient(loss: Loss, vocab: int = 5) -> None:
 
 
 def check_alone(loss: Loss, vocab: int = 5, shape: tuple[int, ...] = (2, 3)) -> None:
-    """Raises `LabError` for a loss of which one token's value changes with what the others are.
+    """Raises `LabError` for a loss of which one token's value changes with what the others are, or how many.
 
-    Asked of two batches [*shape, vocab] that share their first token. What cannot be computed here passes: it closes over what
-    is traced, say, or over a number a token.
+    Asked of the first and the last token of a batch [*shape, vocab], which it is sure of and not, and of each alone. What
+    cannot be computed here passes: it closes over what is traced, say, or over a number a token. So does what closes over a
+    random key, by which it draws otherwise for each number of tokens.
 
     >>> check_alone(lambda z, y: jnp.sum((z - jnp.mean(z, axis=0, keepdims=True)) ** 2, axis=-1))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     xentlab.contract.LabError: <lambda> mixes tokens: beside others a token's loss is ...
     """
     rng = np.random.default_rng(0)
-    logits = 2 * rng.normal(size=(2, *shape, vocab)).astype(np.float32)
-    targets = rng.integers(0, vocab, (2, *shape)).astype(np.int32)
-    first = (0,) * len(shape)
-    logits[(1, *first)], targets[(1, *first)] = logits[(0, *first)], targets[(0, *first)]
+    logits = 2 * rng.normal(size=(*shape, vocab)).astype(np.float32)
+    targets = rng.integers(0, vocab, shape).astype(np.int32)
+    logits.reshape(-1, vocab)[0, targets.flat[0]] = logits.max() + 2
+    logits.reshape(-1, vocab)[-1, targets.flat[-1]] = logits.min() - 2
+
+    def asked(place):
+        return np.asarray(loss(jnp.asarray(logits[place]), jnp.asarray(targets[place])), np.float64)
+
     try:
+        closed_over = jax.make_jaxpr(lambda z, y: loss(z, y))(logits, targets).consts
+        if any(jnp.issubdtype(jnp.result_type(each), jax.dtypes.prng_key) for each in closed_over):
+            return
         with jax.ensure_compile_time_eval(), warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
-            one, other = (float(loss(jnp.asarray(z), jnp.asarray(y))[first]) for z, y in zip(logits, targets, strict=True))
+            beside = asked(...).flat
+            alone = [asked((slice(end, end + 1 or None),) * len(shape)).item() for end in (0, -1)]
     except FAILURES:
         return
-    if not np.isclose(one, other, rtol=1e-4, atol=1e-6, equal_nan=True):
-        raise LabError(
-            f"{name_of(loss)} mixes tokens: beside others a token's loss is {other:.6g} where it was {one:.6g}. A loss gives "
-            "each token's own value, of its logits and target alone: the audit asks of single tokens, the head cuts batches up."
-        )
+    for one, other in zip(alone, (beside[0], beside[-1]), strict=True):
+        if not np.isclose(one, other, rtol=1e-4, atol=1e-6, equal_nan=True):
+            raise LabError(
+                f"{name_of(loss)} mixes tokens: beside others a token's loss is {other:.6g}, alone {one:.6g}. A loss gives "
+                "each token's own, of its logits and target alone: the audit asks of single tokens, the head cuts batches up."
+            )
 
 
 def check_link(loss: Loss, vocab: int = 5) -> None:
@@ -112,8 +131,9 @@ def check_link(loss: Loss, vocab: int = 5) -> None:
     if facts_of(loss).link is softmax_link:
         return
     logits = np.linspace(-2, 2, vocab, dtype=np.float32)
+    rows = np.stack([logits, logits[::-1] + 1, 2 * logits])[None]
     try:
-        read = np.asarray(link_of(loss)(jnp.asarray(logits)), np.float64)
+        read, each = (np.asarray(link_of(loss)(jnp.asarray(z)), np.float64) for z in (logits, rows))
     except FAILURES as error:
         raise LabError(f"{name_of(loss)}'s link fails on logits [{vocab}]: {type(error).__name__}: {error}") from error
     if read.shape != (vocab,) or not (read >= 0).all() or abs(read.sum() - 1) > 1e-3:
@@ -122,13 +142,24 @@ def check_link(loss: Loss, vocab: int = 5) -> None:
             f"{name_of(loss)} is read through no probabilities: at logits {shown(logits)} its link gives {shown(read)}. A link "
             "takes logits [..., V] and gives probabilities [..., V]."
         )
+    if (
+        each.shape != rows.shape
+        or not np.allclose(each.sum(axis=-1), 1, atol=1e-3)
+        or not np.allclose(each[0, 0], read, atol=1e-4)
+    ):
+        raise LabError(
+            f"{name_of(loss)}'s link mixes tokens: it reads one row of logits as {shown(read)}, and the same beside others as "
+            f"{shown(each.reshape(-1, vocab)[0])}. It takes logits [..., V]; does a sum in it lack axis=-1, keepdims=True?"
+        )
 
 
 def _abstract(loss: Loss, *arguments: jax.ShapeDtypeStruct) -> Any:
     """What a loss returns, by shape alone; what NumPy warns of on the way is in the error or of no matter."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        return jax.eval_shape(loss, *arguments)
+        # A function of its own: JAX keeps what it traces by the function, and what was traced in float32 with a float64 array
+        # of NumPy's closed over fails where it is asked in float64.
+        return jax.eval_shape(lambda *given: loss(*given), *arguments)
 
 
 def _missing(loss: Loss) -> list[str]:
@@ -143,8 +174,8 @@ def _missing(loss: Loss) -> list[str]:
     return []
 
 
-def _takes(loss: Loss, targets: jax.ShapeDtypeStruct, logits: jax.ShapeDtypeStruct) -> bool:
-    """Whether a loss works with its arguments the other way round."""
+def _takes(loss: Loss, first: jax.ShapeDtypeStruct, second: jax.ShapeDtypeStruct) -> bool:
+    """Whether a loss works with these arguments, logits and targets in some order or form."""
     with contextlib.suppress(*FAILURES):
-        return getattr(_abstract(loss, targets, logits), "shape", None) == targets.shape
+        return getattr(_abstract(loss, first, second), "shape", None) == min(first.shape, second.shape, key=len)
     return False

@@ -150,6 +150,9 @@ def loss(**facts: Any) -> Callable[[Loss], Loss]:
     known = [field.name for field in dataclasses.fields(Facts)]
     if unknown := [name for name in facts if name not in known]:
         raise LabError(f"no fact is called {unknown[0]!r}; the facts: {', '.join(known)}.")
+    if "link" in facts and "link_name" not in facts:
+        called = getattr(facts["link"], "__name__", "")
+        facts["link_name"] = "a link of its own" + f", {called}" * called.isidentifier()
     made = Facts(**facts)
 
     def attach(function: Loss) -> Loss:

@@ -112,10 +112,7 @@ def _why(loss: Loss, vocab: int) -> str:
     try:
         resolve(loss, vocab=vocab)
     except LabError as error:
-        sizes = any(word in str(error) for word in ("shape", "broadcast", "size", "dimension", "out of bounds"))
-        sizes &= not isinstance(error.__cause__, jax.errors.JAXTypeError)  # which shows a shape, but is of a value
-        own = f" All is asked at V = {vocab}: has the loss a vocabulary of its own? Ask there, with --vocab or vocab="
-        return str(error) + own * sizes
+        return str(error)
     return "it works at ordinary shapes, and not on float64 logits; what it makes itself has the logits' dtype."
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from xentlab.contract import AnyArray, LabError, Loss, name_of
 from xentlab.information import divisor, weighted_mean, weighted_sum
 from xentlab.linear.logits import Head, together, varies
 from xentlab.linear.plan import Plan, counted, explain_plan, floating
-from xentlab.linear.reductions import Stream, or_nan_outside, reductions_of, stream_of
+from xentlab.linear.reductions import or_nan_outside, reductions_of, stream_of
 from xentlab.linear.scored import failing_form, scored
 from xentlab.linear.stream import streamed
 from xentlab.linear.tokens import How, per_token, weighted_total
@@ -66,7 +66,7 @@ def linear_loss(
     A token's loss is a function of its own row of logits, its target and what it closes over: class weights, a temperature that
     is learned. That may be traced, and has its gradient; but under plan "tokens" it may not lie on the mesh, and within a
     `jax.shard_map` of your own it has one only with check_vma=False. What a loss draws at random may be alike in many tokens. A
-    logit of +inf makes a loss NaN.
+    logit of +inf makes a loss NaN. A bias below -1e37 is a mask, -inf, and has no gradient.
 
     Sums and reductions are held in float32 whatever the input (float64 for float64), and the result is; by plan "stream"
     devices' shares of the weight's gradient are added in its own type; a bias or token_weights of integers are cast.
@@ -96,7 +96,7 @@ def linear_loss(
         hidden, flat = _without_those_out(hidden, flat, flat_weights, bias)
     chosen = explain_plan(tokens, hidden.shape[-1], vocab, loss, hidden.dtype, plan, tiles, reduction == "none", head.devices)
     stream = stream_of(loss)
-    _try(loss, stream, vocab, wide)
+    check_on_head(loss, vocab, wide)
     if chosen.name == "tokens":
         score, values = scored(loss, stream, vocab, wide, mesh, varies(hidden))
         how = How(score, stream and stream.reductions, head, *chosen.tiles)
@@ -106,7 +106,7 @@ def linear_loss(
         found = streamed(stream.reductions, head, chosen.tiles[1], hidden, weight, bias, flat)
         with failing_form(loss):
             each = stream(found, vocab)
-        each = or_nan_outside(each, flat, vocab)
+        each = or_nan_outside(each, found, flat, vocab)
     elif reduction == "none":
         each = per_token(how, hidden, weight, bias, flat, values)
     else:
@@ -115,7 +115,8 @@ def linear_loss(
         return total.astype(wide)
     each = each.astype(wide)
     if reduction == "none":
-        return jnp.where(flat_weights == 0, 0, each * flat_weights)[:tokens].reshape(shape)
+        counts = flat_weights != 0  # both wheres: of one that is infinite 0 times would be a NaN in the gradient by its weight
+        return jnp.where(counts, jnp.where(counts, each, 0) * flat_weights, 0)[:tokens].reshape(shape)
     return weighted_mean(each, flat_weights)[0] if reduction == "mean" else weighted_sum(each, flat_weights)
 
 
@@ -150,7 +151,7 @@ def linear_log_probs(
     found = streamed(reductions_of(("rivals", "entropy"), {}, level=False), head, tile, flat, weight, bias, flat_targets)
     found = {name: value[: targets.size].reshape(targets.shape) for name, value in found.items()}
     log_p, entropy = log_p_and_entropy(found["rivals"], found["target"], found["entropy"])
-    return or_nan_outside(log_p, targets, vocab), or_nan_outside(entropy, targets, vocab)
+    return or_nan_outside(log_p, found, targets, vocab), or_nan_outside(entropy, found, targets, vocab)
 
 
 def _without_those_out(hidden, targets, weights, bias):
@@ -231,6 +232,8 @@ def _real(what, array, dtype):
         return jnp.asarray(array)
     if not (jnp.issubdtype(array.dtype, jnp.integer) or array.dtype == bool):
         raise LabError(f"{what}: real numbers are wanted; got {array.dtype}. Of complex ones give the part that is meant.")
+    if not isinstance(array, jax.Array):
+        array = array.astype(np.float64)  # by NumPy, for of 2^40 JAX makes an int32 that is 0
     return jnp.asarray(array).astype(dtype)
 
 
@@ -306,7 +309,7 @@ def _refuse_bad_targets(targets, weights, vocab, more="") -> None:
         )
 
 
-def _try(loss: Loss, stream: Stream | None, vocab: int, dtype) -> None:
+def check_on_head(loss: Loss, vocab: int, dtype: Any = jnp.float32) -> None:
     """Raises `LabError` for a loss that does not keep the contract, and for a stream form that is another loss.
 
     Traced on two numbers of tokens: what closes over a number a token, of one count of them, fails at the other.
@@ -317,6 +320,7 @@ def _try(loss: Loss, stream: Stream | None, vocab: int, dtype) -> None:
         return
     classes = vocab if vocab <= MOST_TRIED else 5  # a loss may know its vocabulary
     check_alone(loss, classes, (3,))
+    stream = stream_of(loss)
     if stream is None:
         return
     rng = np.random.default_rng(0)

@@ -129,7 +129,7 @@ def _hinges(term: Callable[[jax.Array], jax.Array], slope: Callable[[jax.Array],
 
     def add(state, tile):
         # What is out, and the target's own place, stays so beside a target at -inf, from which all others lead by infinity.
-        margins = jnp.where(tile.rivals == -jnp.inf, -jnp.inf, 1 + tile.rivals - tile.target[:, None])
+        margins = jnp.where(tile.rivals == -jnp.inf, -jnp.inf, 1 + (tile.rivals - tile.target[:, None]))
         return tuple(sums + jnp.sum(each(margins), axis=-1) for sums, each in zip(state, (term, slope), strict=True))
 
     return Reduction(
@@ -137,7 +137,7 @@ def _hinges(term: Callable[[jax.Array], jax.Array], slope: Callable[[jax.Array],
         add=add,
         merge=lambda state, fallen, axis: lax.psum(state, axis),
         finish=lambda state, shift: state,
-        slope=lambda value, pushed, z, row: slope(jnp.where(z == -jnp.inf, -jnp.inf, 1 + z - row.target)),
+        slope=lambda value, pushed, z, row: slope(jnp.where(z == -jnp.inf, -jnp.inf, 1 + (z - row.target))),
         by_target=jnp.negative,
     )
 
@@ -319,22 +319,26 @@ class Stream:
         return each
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def or_nan_outside(each: jax.Array, targets: jax.Array, vocab: int) -> jax.Array:
-    """Each token's value [N], and NaN where its target lies outside [0, vocab).
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def or_nan_outside(each: jax.Array, seen: Any, targets: jax.Array, vocab: int) -> jax.Array:
+    """Each token's value [N], and NaN where its target lies outside [0, vocab); seen: arrays [N, ...] that it was made of.
 
-    So is what flows back to such a token, but where nothing does: one that is masked afterwards spoils no gradient.
+    So is what flows back to such a token, but where nothing does: one that is masked afterwards spoils no gradient. And back to
+    what it was made of, by a way of its own: a loss that is flat there, below a hinge's margin say, would let no NaN through.
     """
     return each + nan_outside(targets, vocab, each.dtype)
 
 
-def _nan_outside_forward(each, targets, vocab):
+def _nan_outside_forward(each, seen, targets, vocab):
     bad = nan_outside(targets, vocab, each.dtype)
-    return each + bad, bad
+    return each + bad, (bad, seen)
 
 
-def _nan_outside_backward(vocab, bad, cotangent):
-    return jnp.where(cotangent == 0, 0, cotangent + bad), None
+def _nan_outside_backward(vocab, kept, cotangent):
+    bad, seen = kept
+    spoil = lambda to: jnp.where(cotangent == 0, 0, to + bad)
+    along = lambda array: spoil(0).reshape(-1, *[1] * (array.ndim - 1)).astype(array.dtype)
+    return spoil(cotangent), jax.tree.map(lambda array: jnp.broadcast_to(along(array), array.shape), seen), None
 
 
 or_nan_outside.defvjp(_nan_outside_forward, _nan_outside_backward)

@@ -29,10 +29,10 @@ def scored(
     where JAX keeps account of what varies over its mesh; a function that was traced on what does not cannot be called there.
     """
     if stream is None:
-        score = lambda rows, targets: or_nan_outside(loss(rows, targets), targets, vocab)
+        score = lambda rows, targets: or_nan_outside(loss(rows, targets), rows, targets, vocab)
         one = jax.ShapeDtypeStruct((vocab,), dtype)
     else:
-        score = lambda found, targets: or_nan_outside(stream(found, vocab), targets, vocab)
+        score = lambda found, targets: or_nan_outside(stream(found, vocab), found, targets, vocab)
         one = dict.fromkeys((*stream.reductions, "target"), jax.ShapeDtypeStruct((), dtype))
     alone = lambda seen, target: score(jax.tree.map(lambda each: each[None], seen), target[None])[0]
     here = jax.sharding.get_abstract_mesh()

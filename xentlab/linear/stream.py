@@ -169,12 +169,15 @@ def tile_gradient(reductions, head: Head, vocab: int, targets, found: Found, asi
     """
     column = lambda values: {name: value[:, None] for name, value in values.items()}
     to_target = _to_target(reductions, asides, cotangents)
+    # What is NaN of a token, for its target is no class, is so at all its logits: of NaN times a slope that is a truth value
+    # XLA makes a choice between NaN and 0.
+    spoilt = jnp.where(jnp.isnan(cotangents["target"]), cotangents["target"], 0)[:, None]
     found, asides, cotangents = column(found), column(asides), column(cotangents)
     first = head.place(head.classes) * vocab
 
     def to_logits_of(z, start):
         row = Row(asides[SHIFT], found["target"], jnp.exp(z - asides[SHIFT]), first + start)
-        to_logits = jnp.zeros_like(z)
+        to_logits = jnp.broadcast_to(spoilt, z.shape)
         for name, reduction in reductions.items():
             to_logits = to_logits + cotangents[name] * reduction.slope(found[name], asides.get(name), z, row)
         to_logits = write_at(to_logits, targets - (first + start), to_target)

@@ -17,12 +17,16 @@ def _leads(logits, targets):
     return off_target(leads, targets, fill=-jnp.inf)
 
 
+def _ahead(top, target):
+    """top - target, [...], and -inf where there is no rival, whatever the target's logit: there is none to lead."""
+    none = top == -jnp.inf
+    return jnp.where(none, -jnp.inf, top - jnp.where(none, 0, target))
+
+
 def _lead(logits, targets):
     """By how much the greatest rival leads the target, [...]: of two that tie each has half of the gradient."""
     rivals, target = off_target(logits, targets, fill=-jnp.inf), at_target(logits, targets)
-    top = jnp.max(rivals, axis=-1)
-    none = top == -jnp.inf  # without a rival there is none to lead, whatever the target's logit
-    lead = jnp.where(none, -jnp.inf, top - jnp.where(none, 0, target))
+    lead = _ahead(jnp.max(rivals, axis=-1), target)
     return or_nan(lead, target + jnp.sum(jnp.where(jnp.isnan(rivals), rivals, 0), axis=-1))
 
 
@@ -43,7 +47,7 @@ def _unless_nan(value, leads):
     local=False,
     low_p_even=1.0,
     low_p_one=1.0,
-    stream=lambda top, target: jax.nn.relu(1 + top - target),
+    stream=lambda top, target: jax.nn.relu(1 + _ahead(top, target)),
     note="Uncalibrated from V = 3 on: without a majority class, z = 0 is optimal.",
 )
 def hinge(logits: Logits, targets: Targets) -> PerToken:
@@ -122,7 +126,7 @@ def squared_hinge(logits: Logits, targets: Targets) -> PerToken:
     local=False,
     low_p_even=1.0,
     low_p_one=1.0,
-    stream=lambda top, target: jax.nn.relu(top - target),
+    stream=lambda top, target: jax.nn.relu(_ahead(top, target)),
     note="z = 0 is optimal for every P.",
 )
 def perceptron(logits: Logits, targets: Targets) -> PerToken:
@@ -154,7 +158,7 @@ def _doubled_link(logits):
     low_p_even=float("inf"),
     low_p_one=float("inf"),
     infinite=("large gaps",),
-    stream=lambda rivals, target: jnp.exp(rivals - target),
+    stream=lambda rivals, target: jnp.exp(_ahead(rivals, target)),
 )
 def exponential(logits: Logits, targets: Targets) -> PerToken:
     """The odds against the target: logits [..., V], targets [...] -> [...]. Infinite in float32 from a gap of 88.7 on.

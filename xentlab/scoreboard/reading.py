@@ -49,8 +49,9 @@ def _probability(table: pd.DataFrame) -> list[str]:
     said = []
     for row in table[table.read_through == "softmax(z)"].itertuples():
         if isinstance(row.proper_through, str) and row.proper_through not in ("softmax", "undecided"):
+            through = f"{row.proper_through}{', divided by its sum' * (row.proper_through == 'sigmoid')}"
             said.append(
-                f"{row.loss} is read through softmax(z) here, but is least at the truth through {row.proper_through}: give it "
+                f"{row.loss} is read through softmax(z) here, but is least at the truth through {through}: give it "
                 "that link, @xentlab.loss(link=...), before its numbers are believed."
             )
     steady, biased = table[table.tokens_needed.notna()], table[table.tokens_needed.isna() & (table.bias > 0)]
