@@ -136,8 +136,8 @@ def check_link(loss: Loss, vocab: int = 5) -> None:
         read, each = (np.asarray(link_of(loss)(jnp.asarray(z)), np.float64) for z in (logits, rows))
     except FAILURES as error:
         raise LabError(f"{name_of(loss)}'s link fails on logits [{vocab}]: {type(error).__name__}: {error}") from error
+    shown = lambda values: np.array2string(values.ravel()[:5], precision=3)
     if read.shape != (vocab,) or not (read >= 0).all() or abs(read.sum() - 1) > 1e-3:
-        shown = lambda values: np.array2string(values.ravel()[:5], precision=3)
         raise LabError(
             f"{name_of(loss)} is read through no probabilities: at logits {shown(logits)} its link gives {shown(read)}. A link "
             "takes logits [..., V] and gives probabilities [..., V]."
@@ -149,7 +149,7 @@ def check_link(loss: Loss, vocab: int = 5) -> None:
     ):
         raise LabError(
             f"{name_of(loss)}'s link mixes tokens: it reads one row of logits as {shown(read)}, and the same beside others as "
-            f"{shown(each.reshape(-1, vocab)[0])}. It takes logits [..., V]; does a sum in it lack axis=-1, keepdims=True?"
+            f"{shown(each.ravel()[:vocab])}. It takes logits [..., V]; does a sum in it lack axis=-1, keepdims=True?"
         )
 
 
