@@ -9,6 +9,7 @@ import pytest
 from xentlab import LOSSES, LabError, loss, resolve
 from xentlab.audit import audit
 from xentlab.checks import check_alone, check_link
+from xentlab.cli import main
 from xentlab.contract import facts_of
 from xentlab.gradients import gradient_profile
 from xentlab.race import race
@@ -89,3 +90,32 @@ def test_a_form_that_is_another_loss_is_refused_before_the_first_is_trained():
     with pytest.raises(LabError, match="stream form is another loss"):
         race(["nll", wrong], MarkovSource(vocab=8, tokens=500), "bigram", steps=2, progress=lambda *seen: told.append(seen))
     assert not told
+
+
+OWN = """
+import functools
+import jax.numpy as jnp
+from xentlab import LOSSES, at_target
+PRIOR = jnp.zeros(4)
+def by_prior(logits, targets): return LOSSES["nll"](logits + PRIOR[(None,) * (logits.ndim - 1)], targets)
+part = functools.partial(by_prior)
+class Call:
+    def __call__(self, logits, targets): return by_prior(logits, targets)
+obj = Call()
+"""
+
+
+def test_a_loss_that_knows_its_vocabulary_is_shown_there(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(OWN)
+    with pytest.raises(SystemExit):
+        main(["show", f"{tmp_path}/mine.py:by_prior"])
+    assert "It was tried at V = 5; ask there, with --vocab" in capsys.readouterr().err
+    main(["show", f"{tmp_path}/mine.py:by_prior", "--vocab", "4"])
+    assert "mine.py:6" in capsys.readouterr().out
+
+
+def test_what_a_file_has_is_what_stands_in_it(tmp_path):
+    """Its own functions, partials and objects, and not what it imports."""
+    (tmp_path / "mine.py").write_text(OWN)
+    with pytest.raises(LabError, match=r"no function 'zzz'; known: Call, by_prior, obj, part\."):
+        resolve(f"{tmp_path}/mine.py:zzz")

@@ -42,6 +42,8 @@ class Show:
 
     loss: Positional[str]
     """a name of the list, or ./mine.py:my_loss"""
+    vocab: int = 5
+    """at what vocabulary it is tried, for a loss may know its own"""
     format: Format = "table"
 
 

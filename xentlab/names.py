@@ -222,8 +222,9 @@ def _forget_helpers() -> None:
 def _member(module: ModuleType, name: str, where: str, what: str) -> Callable:
     member = getattr(module, name, None)
     if member is None:
-        theirs = lambda value: inspect.isfunction(value) or (inspect.isclass(value) and value.__module__ == module.__name__)
-        functions = [key for key, value in vars(module).items() if theirs(value) and not key.startswith("_")]
+        home = lambda value: value if hasattr(value, "__name__") else type(value)  # an object's is its class's
+        theirs = lambda value: isinstance(value, functools.partial) or home(value).__module__ == module.__name__
+        functions = [key for key, value in vars(module).items() if callable(value) and theirs(value) and key[0] != "_"]
         raise LabError(f"{where} has no function {name!r}; {near_names(name, functions)}")
     if not callable(member):
         raise LabError(f"{where}:{name} is {type(member).__name__}, not a function of {TAKES[what]}.")

@@ -46,9 +46,9 @@ def run_show(command: Show) -> None:
     """One loss."""
     from xentlab.audit import claims
     from xentlab.catalogue import resolve
-    from xentlab.contract import name_of, settings_of, unwrapped
+    from xentlab.contract import name_of, settings_of, unwrapped, whole
 
-    loss = resolve(command.loss)
+    loss = resolve(command.loss, vocab=whole(command.vocab, 2, f"a vocabulary has two classes or more; got {command.vocab}."))
     function = inspect.unwrap(unwrapped(loss)[0])
     row = _facts(name_of(loss), loss)
     if settings_of(loss) and claims(loss):
