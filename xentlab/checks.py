@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xentlab.contract import FAILURES, LabError, Loss, facts_of, in_short, link_of, name_of, softmax_link, value_and_gradient
+from xentlab.products import quickly
 
 
 def checked(loss: Loss, vocab: int = 5, shape: tuple[int, ...] = (2, 3), dtype: Any = jnp.float32) -> Loss:
@@ -98,21 +99,20 @@ def check_alone(loss: Loss, vocab: int = 5, shape: tuple[int, ...] = (2, 3)) -> 
     targets = rng.integers(0, vocab, shape).astype(np.int32)
     logits.reshape(-1, vocab)[0, targets.flat[0]] = logits.max() + 2
     logits.reshape(-1, vocab)[-1, targets.flat[-1]] = logits.min() - 2
-
-    def asked(place):
-        return np.asarray(loss(jnp.asarray(logits[place]), jnp.asarray(targets[place])), np.float64)
-
+    ends = [(slice(end, end + 1 or None),) * len(shape) for end in (0, -1)]
+    several = lambda z, y: [loss(z, y), *(loss(z[end], y[end]) for end in ends)]
     try:
         closed_over = jax.make_jaxpr(lambda z, y: loss(z, y))(logits, targets).consts
         if any(jnp.issubdtype(jnp.result_type(each), jax.dtypes.prng_key) for each in closed_over):
             return
         with jax.ensure_compile_time_eval(), warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
-            beside = asked(...).flat
-            alone = [asked((slice(end, end + 1 or None),) * len(shape)).item() for end in (0, -1)]
+            # As one program: operation by operation a new process would compile for seconds.
+            found = jax.jit(several, compiler_options=quickly(0))(logits, targets)
+            together, *alone = (np.asarray(each, np.float64).ravel() for each in found)
     except FAILURES:
         return
-    for one, other in zip(alone, (beside[0], beside[-1]), strict=True):
+    for (one, *_), other in zip(alone, (together[0], together[-1]), strict=True):
         if not np.isclose(one, other, rtol=1e-4, atol=1e-6, equal_nan=True):
             raise LabError(
                 f"{name_of(loss)} mixes tokens: beside others a token's loss is {other:.6g}, alone {one:.6g}. A loss gives "
