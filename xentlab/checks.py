@@ -20,7 +20,7 @@ def checked(loss: Loss, vocab: int = 5, shape: tuple[int, ...] = (2, 3), dtype: 
     shown = f"logits {[*shape, vocab]} and targets {list(shape)}"
     other_way = "It works with the two the other way round: a loss takes (logits, targets)."
     try:
-        value = _abstract(loss, logits, targets)
+        value = abstract(loss, logits, targets)
     except LabError as error:
         if _takes(loss, targets, logits):
             raise LabError(f"{name_of(loss)} fails on {shown}: {error} {other_way}") from error
@@ -75,7 +75,7 @@ def check_gradient(loss: Loss, vocab: int = 5) -> None:
     """
     logits, targets = jax.ShapeDtypeStruct((2, vocab), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
     try:
-        _abstract(functools.partial(value_and_gradient, loss), logits, targets)
+        abstract(functools.partial(value_and_gradient, loss), logits, targets)
     except FAILURES as error:
         raise LabError(
             f"{name_of(loss)} has no gradient: {in_short(error)}. The lab trains with it: take what JAX "
@@ -153,7 +153,7 @@ def check_link(loss: Loss, vocab: int = 5) -> None:
         )
 
 
-def _abstract(loss: Loss, *arguments: jax.ShapeDtypeStruct) -> Any:
+def abstract(loss: Loss, *arguments: jax.ShapeDtypeStruct) -> Any:
     """What a loss returns, by shape alone; what NumPy warns of on the way is in the error or of no matter."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
@@ -177,5 +177,5 @@ def _missing(loss: Loss) -> list[str]:
 def _takes(loss: Loss, first: jax.ShapeDtypeStruct, second: jax.ShapeDtypeStruct) -> bool:
     """Whether a loss works with these arguments, logits and targets in some order or form."""
     with contextlib.suppress(*FAILURES):
-        return getattr(_abstract(loss, first, second), "shape", None) == min(first.shape, second.shape, key=len)
+        return getattr(abstract(loss, first, second), "shape", None) == min(first.shape, second.shape, key=len)
     return False

@@ -18,6 +18,7 @@ from xentlab.audit import autodiff, kinship, limits, numerics, shape
 from xentlab.audit.decisions import decide
 from xentlab.audit.probe import NO, UNDECIDED, VOCAB, YES, Probe, Verdict, make_probe, no
 from xentlab.catalogue import resolve
+from xentlab.checks import abstract
 from xentlab.contract import Facts, LabError, Loss, facts_of, low_p_claim, name_of, settings_of, unwrapped, whole
 from xentlab.gradients import PATHS
 
@@ -123,12 +124,12 @@ def _audit(probe: Probe, found: dict[str, Verdict]) -> Audit:
 def _elementwise(probe: Probe) -> Verdict:
     shape = (2, 3, probe.vocab)
     logits, targets = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape[:2], jnp.int32)
-    value = jax.eval_shape(probe.loss, logits, targets)
+    value = abstract(probe.loss, logits, targets)
     got = list(getattr(value, "shape", ())) if hasattr(value, "shape") else type(value).__name__
     if got != [2, 3]:
         return no("not one value a token", logits_shape=[*shape], targets_shape=[2, 3], output_shape=got)
     with jax.enable_x64(True):
-        wide = jax.eval_shape(probe.loss, jax.ShapeDtypeStruct(shape, jnp.float64), targets).dtype
+        wide = abstract(probe.loss, jax.ShapeDtypeStruct(shape, jnp.float64), targets).dtype
     if jnp.issubdtype(wide, jnp.floating) and jnp.finfo(wide).bits < 64:
         return Verdict(
             UNDECIDED,
