@@ -90,7 +90,11 @@ def _hashable(loss: Loss) -> Loss:
 
 def _named(loss: str) -> Loss:
     if is_own(loss):
-        return with_settings(*own(loss, "loss"))
+        function, settings = own(loss, "loss")
+        if settings and isinstance(function, type):
+            name = name_of(function)
+            raise LabError(f"{name} is a class: make the loss in the file, {name.lower()} = {name}(...), and name that.")
+        return with_settings(function, settings)
     name, settings = parse_call(loss)
     if name in LOSSES:
         return with_settings(LOSSES[name], settings)

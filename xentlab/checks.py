@@ -13,6 +13,8 @@ import numpy as np
 from xentlab.contract import FAILURES, LabError, Loss, facts_of, in_short, link_of, name_of, softmax_link, value_and_gradient
 from xentlab.products import quickly
 
+SIZES = ("shape", "broadcast", "size", "dimension", "out of bounds")  # words of errors that another vocabulary makes
+
 
 def checked(loss: Loss, vocab: int = 5, shape: tuple[int, ...] = (2, 3), dtype: Any = jnp.float32) -> Loss:
     """The loss itself, once an abstract call has shown that it keeps the contract. Raises `LabError` if not."""
@@ -27,7 +29,8 @@ def checked(loss: Loss, vocab: int = 5, shape: tuple[int, ...] = (2, 3), dtype: 
         raise
     except FAILURES as error:
         own = f" Has it a vocabulary of its own? It was tried at V = {vocab}; ask there, with --vocab or vocab=."
-        own *= any(word in str(error) for word in ("shape", "broadcast", "size", "dimension", "out of bounds"))
+        of_a_value = isinstance(error, jax.errors.JAXTypeError)  # which shows a shape too
+        own *= not of_a_value and any(word in str(error) for word in SIZES)
         remedy = "It is a function of (logits [..., V], targets [...])." + own
         if isinstance(loss, type):
             remedy = "It is a class: give an instance of it, which is called with (logits [..., V], targets [...])."
@@ -133,7 +136,8 @@ def check_link(loss: Loss, vocab: int = 5) -> None:
     logits = np.linspace(-2, 2, vocab, dtype=np.float32)
     rows = np.stack([logits, logits[::-1] + 1, 2 * logits])[None]
     try:
-        read, each = (np.asarray(link_of(loss)(jnp.asarray(z)), np.float64) for z in (logits, rows))
+        link = link_of(loss)
+        read, each = (np.asarray(link(jnp.asarray(z)), np.float64) for z in (logits, rows))
     except FAILURES as error:
         raise LabError(f"{name_of(loss)}'s link fails on logits [{vocab}]: {type(error).__name__}: {error}") from error
     shown = lambda values: np.array2string(values.ravel()[:5], precision=3)

@@ -79,9 +79,6 @@ def with_settings(
     if not settings:
         return function
     parameters = inspect.signature(function).parameters
-    if inspect.isclass(function) and given == 2:
-        name = name_of(function)
-        raise LabError(f"{name} is a class: make the loss in the file, {name.lower()} = {name}(...), and name that.")
     if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         given = list(parameters)[:given] if isinstance(given, int) else given
         known = [name for name in parameters if name not in given]

@@ -17,7 +17,7 @@ from xentlab.checks import check_link
 from xentlab.contract import LabError, Loss, link_of, name_of
 from xentlab.examine import Predictor, examiner
 from xentlab.layout import Layout
-from xentlab.linear import check_on_head
+from xentlab.linear import check_form
 from xentlab.metrics import SMOOTHING
 from xentlab.models import check_causal, resolve_model
 from xentlab.names import FUNCTIONS, is_own, unplaced
@@ -105,13 +105,12 @@ def planned(
 ) -> tuple[dict[str, Loss], Recipe, Callable[[Loss], Program]]:
     """Losses, recipe and `programs` of a `race` with these arguments. Raises `LabError` for all that shows without training."""
     found = resolve_all(losses, checked_source(source).vocab)
+    whole_recipe = Recipe(steps=steps, **_known(recipe))
     for loss in found.values():
         if not is_catalogued(loss):
             check_link(loss, source.vocab)
-    whole_recipe = Recipe(steps=steps, **_known(recipe))
-    if whole_recipe.head != "naive":
-        for loss in found.values():  # a stream form that is another loss shows before the first is trained
-            check_on_head(loss, source.vocab)
+            if whole_recipe.head != "naive":  # where the head would find it only once the losses before are trained
+                check_form(loss, source.vocab)
     check_grid(learning_rates, seeds)
     for what, values in (("learning rates", learning_rates), ("seeds", seeds)):
         if len({np.float32(value) if what == "learning rates" else value for value in values}) != len(values):

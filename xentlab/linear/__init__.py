@@ -96,7 +96,7 @@ def linear_loss(
         hidden, flat = _without_those_out(hidden, flat, flat_weights, bias)
     chosen = explain_plan(tokens, hidden.shape[-1], vocab, loss, hidden.dtype, plan, tiles, reduction == "none", head.devices)
     stream = stream_of(loss)
-    check_on_head(loss, vocab, wide)
+    _try(loss, vocab, wide)
     if chosen.name == "tokens":
         score, values = scored(loss, stream, vocab, wide, mesh, varies(hidden))
         how = How(score, stream and stream.reductions, head, *chosen.tiles)
@@ -309,18 +309,32 @@ def _refuse_bad_targets(targets, weights, vocab, more="") -> None:
         )
 
 
-def check_on_head(loss: Loss, vocab: int, dtype: Any = jnp.float32) -> None:
+def _try(loss: Loss, vocab: int, dtype: Any) -> None:
     """Raises `LabError` for a loss that does not keep the contract, and for a stream form that is another loss.
 
     Traced on two numbers of tokens: what closes over a number a token, of one count of them, fails at the other.
     """
     for tokens in (2, 3):
         checked(loss, vocab, (tokens,), dtype)
-    if is_catalogued(loss):  # the tests hold them, and their forms, to it
-        return
-    classes = vocab if vocab <= MOST_TRIED else 5  # a loss may know its vocabulary
-    check_alone(loss, classes, (3,))
-    stream = stream_of(loss)
+    if not is_catalogued(loss):  # the tests hold those, and their forms, to it
+        check_alone(loss, _tried(vocab), (3,))
+        check_form(loss, vocab)
+
+
+def _tried(vocab: int) -> int:
+    """At how many classes a loss is computed to see what it does: its own, which it may know, unless they are many."""
+    return vocab if vocab <= MOST_TRIED else 5
+
+
+def check_form(loss: Loss, vocab: int) -> None:
+    """Raises `LabError` for a stream form that is another loss than its function, or has another gradient.
+
+    >>> from xentlab import loss
+    >>> check_form(loss(stream=lambda rivals, target: rivals)(lambda z, y: nll(z, y)), 5)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    xentlab.contract.LabError: <lambda>'s stream form is another loss: at logits ...
+    """
+    stream, classes = stream_of(loss), _tried(vocab)
     if stream is None:
         return
     rng = np.random.default_rng(0)

@@ -124,12 +124,19 @@ def _positive(margins: jax.Array) -> jax.Array:
     return jnp.where(margins < 0, 0, margins)
 
 
+def _margins(rivals: jax.Array, target: jax.Array) -> jax.Array:
+    """1 + z_j - z_y, the difference first: beside large logits the 1 would be lost.
+
+    What is out, and the target's own place, stays so beside a target at -inf, from which all others lead by infinity.
+    """
+    return jnp.where(rivals == -jnp.inf, -jnp.inf, 1 + (rivals - target))
+
+
 def _hinges(term: Callable[[jax.Array], jax.Array], slope: Callable[[jax.Array], jax.Array]) -> Reduction:
     """The sum of a margin's term, and beside it the sum of its slope: by how much all rivals push the target."""
 
     def add(state, tile):
-        # What is out, and the target's own place, stays so beside a target at -inf, from which all others lead by infinity.
-        margins = jnp.where(tile.rivals == -jnp.inf, -jnp.inf, 1 + (tile.rivals - tile.target[:, None]))
+        margins = _margins(tile.rivals, tile.target[:, None])
         return tuple(sums + jnp.sum(each(margins), axis=-1) for sums, each in zip(state, (term, slope), strict=True))
 
     return Reduction(
@@ -137,7 +144,7 @@ def _hinges(term: Callable[[jax.Array], jax.Array], slope: Callable[[jax.Array],
         add=add,
         merge=lambda state, fallen, axis: lax.psum(state, axis),
         finish=lambda state, shift: state,
-        slope=lambda value, pushed, z, row: slope(jnp.where(z == -jnp.inf, -jnp.inf, 1 + (z - row.target))),
+        slope=lambda value, pushed, z, row: slope(_margins(z, row.target)),
         by_target=jnp.negative,
     )
 
