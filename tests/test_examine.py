@@ -33,6 +33,21 @@ def examine():
     return examiner(SOURCE, 16, 3000)
 
 
+def test_the_law_itself_is_level_with_itself_and_any_other_map_behind_but_one_that_knows_the_answers(examine):
+    """The law read through 16 tokens' own batch: each row's next token gets one half more than the law gives it."""
+    level, behind = (examine(Predictor(sharpened(factor), jax.nn.softmax, 0.0)).beyond_law for factor in (1.0, 3.0))
+    assert abs(level) < 0.01
+    assert behind < -100
+
+    def knows(logits):
+        tokens = jnp.argmax(logits[..., 6:], axis=-1)
+        answer = jax.nn.one_hot(jnp.roll(tokens, -1, axis=-1), 6)
+        return (jax.nn.softmax(logits[..., :6]) + answer) / 2
+
+    law = sharpened(1.0).weight
+    assert examine(Predictor(Table(jnp.concatenate([law, jnp.eye(6)], axis=1)), knows, 0.0)).beyond_law > 1000
+
+
 @pytest.mark.parametrize("factor", [0.5, 1.0, 3.0])
 def test_a_temperature_undoes_what_scaled_the_logits(examine, factor):
     """Up to what 3000 tokens tell of it; then the model is the law again, and without it it is not."""

@@ -45,6 +45,7 @@ def test_the_law_is_approached_and_never_passed(finished):
     """A test NLL lies above the chain's entropy rate by the model's divergence, and the rest is the draw of the test part."""
     for row in finished.table.itertuples():
         assert 0 < row.kl_to_law < 0.1
+        assert row.beyond_law < 0
         assert row.test_nll == pytest.approx(SOURCE.entropy_rate + row.kl_to_law, abs=0.05)
         assert np.isnan(row.bits_per_byte)
         assert row.test_nll_low < row.test_nll < row.test_nll_high

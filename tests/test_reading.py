@@ -51,11 +51,14 @@ def test_unlikely_tokens_are_those_up_to_the_edge_and_both_ends_are_named():
     ]
 
 
+# A race's row beside what a test gives of it.
+REST = {"source": "s", "uniform_nll": 5.5, "best_rate": 0.1, "rate_at_edge": False, "diverged": 0, "smoothing": 0.0}
+
+
 def test_the_least_is_told_in_nats_and_in_bits_and_the_most_is_another_s():
     rows = pd.DataFrame({"loss": ["nll", "brier", "mae"], "test_nll": [1.0, 2.0, 3.0]})
     rows["bits_per_byte"] = rows.test_nll / math.log(2)
-    rest = {"source": "s", "uniform_nll": 5.5, "best_rate": 0.1, "rate_at_edge": False, "diverged": 0, "smoothing": 0.0}
-    assert reading.races(rows.assign(**rest)) == [
+    assert reading.races(rows.assign(beyond_law=NAN, **REST)) == [
         "On s the least test NLL is nll's, 1.000 nats a token (1.44 bits a byte). The most is mae's, 3.000."
     ]
 
@@ -77,9 +80,17 @@ def test_the_least_is_told_in_nats_and_in_bits_and_the_most_is_another_s():
     ],
 )
 def test_what_is_equal_shares_its_place_and_one_alone_has_none(nll, said):
-    rest = {"source": "s", "uniform_nll": 5.5, "best_rate": 0.1, "rate_at_edge": False, "diverged": 0, "smoothing": 0.0}
-    rows = pd.DataFrame({"loss": list(nll), "test_nll": list(nll.values())}).assign(bits_per_byte=NAN, **rest)
+    rows = pd.DataFrame({"loss": list(nll), "test_nll": list(nll.values())}).assign(bits_per_byte=NAN, beyond_law=NAN, **REST)
     assert reading.races(rows) == [f"On s the {said}"]
+
+
+def test_what_costs_less_than_its_law_asks_is_told_beyond_chance_alone():
+    rows = pd.DataFrame({"loss": ["nll", "mae", "own"], "test_nll": [2.0, 3.0, 0.1], "beyond_law": [NAN, 49.0, 1900.0]})
+    assert [each for each in reading.races(rows.assign(bits_per_byte=NAN, **REST)) if "law" in each] == [
+        "On s the test tokens cost less than the law that drew them asks, by more than chance gives: own (by 1,900 nats in "
+        "all). So does no prediction of what it has not seen: a model or a link of one's own reads what it is to predict, the "
+        "test part is known to it, or the source's law is not the one that drew them."
+    ]
 
 
 def test_less_is_ahead_and_more_is_behind():

@@ -130,6 +130,7 @@ def table(**nll):
                 "uniform_nll": 5.5,
                 "best_rate": mean / 10,
                 "bits_per_byte": float("nan"),
+                "beyond_law": float("nan"),
                 "rate_at_edge": False,
                 "diverged": 0,
                 "smoothing": 0.0,

@@ -80,7 +80,7 @@ def raced(**columns):
     rest = {"source": "s", "loss": "nll", "test_nll": 1.0, "best_rate": 0.1, "rate_at_edge": False, "diverged": 0}
     means = ("test_nll", "bits_per_byte", "accuracy", "calibration_error", "kl_to_law")
     rest |= dict.fromkeys([*means[1:], *(f"{mean}_{end}" for mean in means for end in ("low", "high"))], NAN)
-    rest |= {"temperature": NAN, "temperature_at_edge": False, "tempered_nll": NAN, "smoothing": 0.0}
+    rest |= {"temperature": NAN, "temperature_at_edge": False, "tempered_nll": NAN, "smoothing": 0.0, "beyond_law": NAN}
     rest = {name: value for name, value in rest.items() if name not in columns}
     return pd.DataFrame({name: value if isinstance(value, list) else [value] for name, value in columns.items()}).assign(**rest)
 

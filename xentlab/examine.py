@@ -59,11 +59,13 @@ class Examined:
     """scores: each of `TEST_METRICS`. reliability: of each reading (raw, tempered), rows as `metrics.reliability` has them.
 
     frequency: rows of count_low, count_high (how often the training part has the token), tokens, test_nll, tempered_nll.
+    beyond_law: as `beyond` has it.
     """
 
     scores: dict[str, float]
     reliability: dict[str, list[dict[str, float]]]
     frequency: list[dict[str, float]]
+    beyond_law: float = np.nan
 
 
 def examiner(source: Source, window: int, validation_tokens: int) -> Callable[[Predictor], Examined]:
@@ -124,9 +126,26 @@ def examiner(source: Source, window: int, validation_tokens: int) -> Callable[[P
             scores=_scores(raw, source, targets) | {"temperature": temperature} | also,
             reliability={name: reliability(each["confidence"], each["correct"]) for name, each in found.items()},
             frequency=_by_frequency(seen, raw["nll"], tempered["nll"]),
+            beyond_law=beyond(raw["nll"], raw["law_nll"]),
         )
 
     return examine
+
+
+def beyond(nll: np.ndarray, law_nll: np.ndarray) -> float:
+    """By how many nats tokens cost less in all than the law that drew them asks, a token counted as one nat less at most.
+
+    Each [tokens], in nats; law_nll is NaN or infinite where the law does not hold, and NaN comes back where it nowhere does.
+    Predictions of what is not seen yet are s nats beyond with a probability of e^-s at most: the mean of likelihood over the
+    law's likelihood is 1 (Markov's inequality), and less where a ratio is cut. Cut, for where one chain of tokens ends and
+    another begins the law does not hold.
+
+    >>> beyond(np.array([2.0, 0.5, 0.0]), np.array([1.0, 1.0, 9.0]))  # -1 + .5 + 1
+    0.5
+    """
+    known = np.isfinite(law_nll)
+    less = np.minimum(np.subtract(law_nll, nll, where=known, out=np.zeros_like(nll)), 1)
+    return float(less.sum(dtype=np.float64)) if known.any() else np.nan
 
 
 def _scores(each, source, targets):

@@ -67,19 +67,21 @@ def temperature_slope(
 def score(
     log_p: Predictions, targets: Integer[Array, "*tokens"], law: Predictions | None = None
 ) -> dict[str, Float[Array, "*tokens"]]:
-    """From log-probabilities [..., V]: each token's `nll` in nats, `correct` (1 or 0), `confidence`, and `kl` to a law or NaN.
+    """From log-probabilities [..., V]: each token's `nll` in nats, `correct` (1 or 0), `confidence`, `kl` to a law, `law_nll`.
 
+    The last two are NaN without a law; law_nll is what the law itself says of the target, as nll is what log_p does.
     confidence: the greatest probability. correct: NaN where nll is.
     """
     nll = -at_target(log_p, targets)
     correct = (jnp.argmax(log_p, axis=-1).astype(targets.dtype) == targets).astype(nll.dtype)
     correct = jnp.where(jnp.isnan(nll), nll, correct)
-    kl = jnp.full_like(nll, jnp.nan)
+    kl = law_nll = jnp.full_like(nll, jnp.nan)
     if law is not None:
         law = jnp.asarray(law)
         present = law != 0  # a law that is not known, NaN, is none that has no class
         kl = jnp.sum(jnp.where(present, law * (jnp.log(jnp.where(present, law, 1)) - log_p), 0), axis=-1)
-    return {"nll": nll, "correct": correct, "confidence": jnp.exp(jnp.max(log_p, axis=-1)), "kl": kl}
+        law_nll = -jnp.log(at_target(law, targets))
+    return {"nll": nll, "correct": correct, "confidence": jnp.exp(jnp.max(log_p, axis=-1)), "kl": kl, "law_nll": law_nll}
 
 
 def reliability(

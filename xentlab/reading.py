@@ -14,6 +14,7 @@ HIGHER = 1e-3  # and where a limit is told from a trend
 ROUNDING = 2.0**-20  # eight steps of float32: means over tokens that differ by less, relative to them, are equal
 SLIGHT = 0.01  # a power of p that is none: what has a greater one goes to 0, however slowly
 SLOW = 0.25  # a power of p by which a pull is still felt where it is read off: 1 / log(1/p) looks like one of .07
+CHANCE = 50.0  # nats beyond the known law that no honest prediction has but with a probability of e^-50
 ENOUGH = 30  # test tokens that a mean over them is quoted of
 
 
@@ -178,6 +179,13 @@ def races(table: pd.DataFrame, curves: pd.DataFrame | None = None) -> list[str]:
         diverged = [f"{r.loss} ({r.diverged})" for r in rows.itertuples() if r.diverged]
         if diverged:
             sentences.append(f"Runs that diverged on {source}: {words(diverged)}.")
+        beyond = [f"{r.loss} (by {number(r.beyond_law)} nats in all)" for r in rows.itertuples() if r.beyond_law > CHANCE]
+        if beyond:
+            sentences.append(
+                f"On {source} the test tokens cost less than the law that drew them asks, by more than chance gives: "
+                f"{words(beyond)}. So does no prediction of what it has not seen: a model or a link of one's own reads what "
+                "it is to predict, the test part is known to it, or the source's law is not the one that drew them."
+            )
         smoothed = [f"{r.loss} ({r.smoothing:.2g})" for r in rows.itertuples() if r.smoothing > 1e-3]
         if smoothed:
             sentences.append(

@@ -30,8 +30,8 @@ class Race:
     table: one row a loss: source, loss, uniform_nll (log V, what a guess costs), best_rate, rate_at_edge (it is the grid's
     least or greatest, so a better one may lie outside), runs, diverged (runs of the whole grid), validation_nll, smoothing
     (the mean share of the uniform that validation chose), and each of `TEST_METRICS` with _low and _high, its 95% interval
-    over seeds, cut to what the metric can be (a temperature's mean is the geometric one), and temperature_at_edge (a seed's
-    is the least or the greatest that is tried).
+    over seeds, cut to what the metric can be (a temperature's mean is the geometric one), beyond_law (the most of any seed, by
+    `examine.beyond`), and temperature_at_edge (a seed's is the least or the greatest that is tried).
     tests: one row a loss and seed, at its best rate: source, loss, seed and each of `TEST_METRICS`. The same seed began with
     the same parameters and saw the same batches whatever the loss: rows of one seed are a pair.
     pairs: `paired` of the tests, by test_nll and by tempered_nll.
@@ -140,6 +140,7 @@ def _summarised(finished: Finished, vocab: int) -> dict[str, Any]:
         # Of two or three seeds Student's t reaches past what there can be; no metric is negative.
         ends = np.clip(interval, *LIMITS.get(metric, (0, np.inf)))
         row[f"{metric}_low"], row[f"{metric}_high"] = ends.tolist()
+    row["beyond_law"] = max((each.beyond_law for each in finished.examined), default=float("nan"))
     row["temperature_at_edge"] = any(each.scores["temperature"] in TEMPERATURES for each in finished.examined)
     return row
 
