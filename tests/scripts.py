@@ -3,6 +3,8 @@
 import contextlib
 import functools
 import importlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +42,12 @@ def in_process(capsys, *arguments):
         code = end.code or 0
     out, err = capsys.readouterr()
     return code, out, err
+
+
+def process(*arguments, **more):
+    """The command as a process of its own, and what it said."""
+    command = [sys.executable, "-m", "xentlab", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **more)
 
 
 def unchecked(*expressions):

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
-from scripts import in_process
+from scripts import in_process, process
 
 from xentlab import LOSSES
 from xentlab.cache import JAXS_OWN, keep_compiled, tidy
@@ -93,11 +93,6 @@ def test_a_mesh_that_cannot_share_is_refused_before_it_is_made(capsys, monkeypat
     monkeypatch.setattr("xentlab.mesh.make_mesh", lambda axes: pytest.fail("so many devices take minutes"))
     code, _, err = in_process(capsys, "plan", "--tokens", 8, "--features", 4, "--vocab", 8, "--mesh", "data=100000")
     assert (code, "8 tokens cannot lie evenly on 100000 devices" in err) == (2, True)
-
-
-def process(*arguments, **more):
-    command = [sys.executable, "-m", "xentlab", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **more)
 
 
 def test_list_names_every_loss_and_needs_no_heavy_import():
@@ -224,7 +219,22 @@ def test_a_loss_of_ones_own_through_gradients_budget_and_race(mine, tmp_path, ca
     for command in (
         ("gradients", *losses),
         ("budget", "batch.npz", *losses),
-        ("race", *losses, "--markov", 6, "--model", "bigram", "--steps", 10, "--seeds", 0, 1, "--learning-rates", 0.1),
+        (
+            "race",
+            *losses,
+            "--markov",
+            6,
+            "--model",
+            "bigram",
+            "--steps",
+            10,
+            "--seeds",
+            2,
+            "--seed",
+            5,
+            "--learning-rates",
+            0.1,
+        ),
     ):
         folder = tmp_path / "made" / command[0]
         code, out, err = in_process(capsys, *command, "--format", "json", "--out", folder)
@@ -462,39 +472,3 @@ def test_what_was_compiled_is_kept_unless_it_is_turned_off(tmp_path):
     for switch in (run("--no-cache", XENTLAB_CACHE=str(tmp_path / "none")), run(XENTLAB_CACHE="off", HOME=str(tmp_path))):
         assert switch == (first, 0, 0)
     assert [path.name for path in tmp_path.iterdir()] == ["compiled"]
-
-
-def test_seeds_are_three_from_the_one_that_is_named():
-    from xentlab.cli.race import _asked
-    from xentlab.commands import Race
-
-    assert _asked(Race(seed=3))["seeds"] == (3, 4, 5)
-    assert _asked(Race(seed=3, seeds=(7,)))["seeds"] == (7,)
-
-
-def test_what_is_quick_is_what_was_not_asked_for():
-    from xentlab.cli.race import _as_quick
-    from xentlab.commands import Race
-
-    quick = _as_quick(Race(quick=True, seed=3))
-    assert (quick.steps, quick.learning_rates, quick.seeds) == (20, Race.learning_rates[:1], (3, 4))
-    asked = Race(quick=True, steps=7, learning_rates=(0.1, 0.2), seeds=(5,))
-    assert _as_quick(asked) == asked
-    assert _as_quick(Race(steps=7)) == Race(steps=7)
-
-
-def test_a_pipe_that_knows_few_characters_gets_plain_ones_for_the_rest():
-    at_the_edge = ("--learning-rates", "1e-3", "2e-3", "--extensions", "0")
-    done = process(
-        "race",
-        "--losses",
-        "nll",
-        "--quick",
-        "--markov",
-        8,
-        *at_the_edge,
-        env=os.environ | {"PYTHONIOENCODING": "latin-1"},
-        encoding="latin-1",
-    )
-    assert done.returncode == 0, done.stderr
-    assert "(->|)" in done.stdout

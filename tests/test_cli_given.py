@@ -7,9 +7,11 @@ import sys
 
 import numpy as np
 import pytest
-from scripts import in_process
+from scripts import in_process, process
 
 from xentlab.cli import main
+from xentlab.cli.race import _as_quick, _asked
+from xentlab.commands import Race
 
 
 @pytest.mark.parametrize("given", [["--out", ""], ["--out="], ["--losses", ""]])
@@ -94,7 +96,7 @@ def own(tmp_path):
 def test_a_plan_has_its_devices_before_a_losss_file_starts_jax(own):
     """In a process of its own, for in this one JAX has started."""
     line = "plan --tokens 64 --features 8 --vocab 64 --mesh data=2 --loss ./own.py:weighted --format json"
-    said = subprocess.run([sys.executable, "-m", "xentlab", *line.split()], capture_output=True, text=True)
+    said = process(*line.split())
     assert (said.returncode, {row["head"] for row in json.loads(said.stdout)}) == (0, {"tokens", "naive"})
 
 
@@ -117,3 +119,28 @@ def test_probabilities_are_no_logits(rows, said, tmp_path, capsys):
     np.savez(tmp_path / "batch.npz", logits=np.array(rows), targets=np.zeros(len(rows), int))
     _, _, err = in_process(capsys, "budget", tmp_path / "batch.npz", "--losses", "nll")
     assert ("Are these probabilities?" in err) == said
+
+
+def test_seeds_are_three_or_so_many_from_the_one_that_is_named_or_those_given():
+    assert _asked(Race(seed=3))["seeds"] == (3, 4, 5)
+    assert _asked(Race(seed=3, seeds=(2,)))["seeds"] == (3, 4)
+    assert _asked(Race(seed=3, seeds=(2, 9)))["seeds"] == (2, 9)
+
+
+def test_what_is_quick_is_what_was_not_asked_for():
+    quick = _as_quick(Race(quick=True, seed=3))
+    assert (quick.steps, quick.learning_rates, quick.seeds) == (20, Race.learning_rates[:1], (3, 4))
+    asked = Race(quick=True, steps=7, learning_rates=(0.1, 0.2), seeds=(5,))
+    assert _as_quick(asked) == asked
+    assert _as_quick(Race(steps=7)) == Race(steps=7)
+
+
+def test_a_pipe_that_knows_few_characters_gets_plain_ones_for_the_rest():
+    at_the_edge = ("--learning-rates", "1e-3", "2e-3", "--extensions", "0")
+    done = process(
+        *("race", "--losses", "nll", "--quick", "--markov", 8, *at_the_edge),
+        env=os.environ | {"PYTHONIOENCODING": "latin-1"},
+        encoding="latin-1",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "(->|)" in done.stdout

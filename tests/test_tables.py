@@ -56,7 +56,7 @@ def test_reliability_draws_the_reading_that_it_names(read, accuracy, said):
     frame = frame.assign(source="s", loss="nll", bin_low=0.6, confidence=0.65, tokens=100)
     chart = charts.reliability(frame, ["nll"], "s", read)
     assert [(row["reading"], row["accuracy"]) for row in drawn(chart)] == [(read, accuracy)]
-    assert chart.to_dict()["title"]["subtitle"] == said
+    assert chart.to_dict()["title"]["subtitle"] == [said]
 
 
 def test_a_budget_s_lines_are_shares_of_the_gradient_and_its_bars_of_the_tokens():

@@ -213,7 +213,7 @@ def reliability(frame: pd.DataFrame, losses: Sequence[str], source: str, reading
     tips = ["loss:N", *[alt.Tooltip(f"{name}:Q", format=".3f") for name in ("confidence", "accuracy")], "tokens:Q"]
     line = alt.Chart(rows).mark_line(strokeWidth=2.2, point={"size": 40, "filled": True})
     line = line.encode(x=x, y=y, order="bin_low:Q", tooltip=tips, **colours(losses, legend))
-    said = "as trained" if reading == "raw" else "after one temperature, fitted on validation"
+    said = ["as trained" if reading == "raw" else "after one temperature, fitted on validation"]
     layers = alt.layer(diagonal, line.transform_filter("indexof(shown, datum.loss) >= 0"))
     layers = layers.properties(title=alt.Title(f"Reliability on {source}", subtitle=said))
     return layers.add_params(alt.param(name="shown", value=list(losses)))
@@ -296,11 +296,18 @@ def marked(chart: alt.Chart | alt.LayerChart, rows: pd.DataFrame, x: str, y: str
 
 def grid(
     charts: Sequence[alt.Chart | alt.LayerChart], columns: int = 2, width: int = 430, height: int = 280
-) -> alt.VConcatChart:
-    """Charts side by side at a fixed size, for a picture file."""
-    sized = [chart.properties(width=width, height=height) for chart in charts]
-    rows = [alt.hconcat(*sized[i : i + columns]) for i in range(0, len(sized), columns)]
-    return alt.vconcat(*rows).configure_view(strokeOpacity=0.3).configure_title(anchor="start")
+) -> alt.ConcatChart:
+    """Charts side by side at a fixed size, for a picture file. Each has a title, with a list of lines under it."""
+    # Titles are level where as much stands between them and their plots: a number at an axis' end would lift one.
+    most = max(len(chart.title.subtitle) for chart in charts)
+
+    def sized(chart):
+        title = chart.title.copy()
+        title.subtitle = [*title.subtitle, *[" "] * (most - len(title.subtitle))]
+        return chart.properties(width=width, height=height, title=title)
+
+    placed = alt.concat(*map(sized, charts), columns=columns).configure_view(strokeOpacity=0.3)
+    return placed.configure_title(anchor="start", frame="group").configure_axisY(labelFlush=True)
 
 
 def write_png(chart: alt.TopLevelMixin, path: pathlib.Path, scale: float = 1.5) -> pathlib.Path:

@@ -139,7 +139,7 @@ class Race:
     mixed with the share of the uniform that validation likes best. With --out it writes its frames, run.json and
     pictures there, and keeps how far it has come: stopped by Ctrl-C or killed, it goes on with --resume, to the same numbers.
 
-    Example: xentlab race --losses nll brier --text book.txt --steps 500 --seeds 0 1 2 --out runs/book
+    Example: xentlab race --losses nll brier --text book.txt --steps 500 --seeds 5 --out runs/book
     """
 
     losses: Losses = defaults.LOSSES
@@ -161,7 +161,7 @@ class Race:
     steps: int = defaults.STEPS
     """of each run"""
     seeds: tuple[int, ...] = ()
-    """by default three, from --seed on"""
+    """one number: how many, from --seed on, by default three; several: the seeds themselves"""
     batch: int = defaults.BATCH
     """windows a step"""
     window: int = defaults.WINDOW
@@ -186,7 +186,7 @@ class Race:
     checkpoint_every: float = 10.0
     """seconds, at least, between two checkpoints; each is made after a block of steps"""
     seed: int = 0
-    """the first of the default --seeds; and what a Markov chain's law and text are drawn by"""
+    """the first of the --seeds where those are a count; and what a Markov chain's law and text are drawn by"""
     format: Format = "table"
     verbose: bool = False
     """say how the runs lie on this machine, and why"""

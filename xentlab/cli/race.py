@@ -175,7 +175,20 @@ def _asked(command: Race) -> dict[str, Any]:
     """The arguments of `race.race` that a command holds."""
     names = ("losses", "model", "learning_rates", "steps", "extensions", "batch", "window", "optimizer", "schedule", "clip")
     same = {name: getattr(command, name) for name in (*names, "label_noise")}
-    return same | {"seeds": command.seeds or tuple(range(command.seed, command.seed + 3))}
+    return same | {"seeds": _seeds(command)}
+
+
+def _seeds(command: Race) -> tuple[int, ...]:
+    """The seeds themselves, which one number alone counts."""
+    if len(command.seeds) > 1:
+        return command.seeds
+    (count,) = command.seeds or (3,)
+    if count < 1:
+        raise LabError(
+            f"--seeds {count} is no seed at all: a number alone says how many, from --seed on. For one seed, 7 say, give "
+            "--seeds 1 --seed 7."
+        )
+    return tuple(range(command.seed, command.seed + count))
 
 
 def _as_quick(command: Race) -> Race:
