@@ -121,6 +121,28 @@ def test_probabilities_are_no_logits(rows, said, tmp_path, capsys):
     assert ("Are these probabilities?" in err) == said
 
 
+# A Ctrl-C that comes while the garbage collector calls back; then there is nothing but to wait.
+LATE = """
+import gc, signal, sys, threading
+from xentlab import cli
+def late(phase, info):
+    gc.callbacks.remove(late)
+    signal.raise_signal(signal.SIGINT)
+def run(command):
+    gc.callbacks.append(late)
+    gc.collect()
+    threading.Event().wait(60)
+    print("ran on")
+cli.run, sys.argv = run, ["xentlab", "list"]
+cli.main()
+"""
+
+
+def test_a_ctrl_c_that_nothing_could_raise_stops_all_the_same():
+    done = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "xentlab: stopped.\n")
+
+
 def test_seeds_are_three_or_so_many_from_the_one_that_is_named_or_those_given():
     assert _asked(Race(seed=3))["seeds"] == (3, 4, 5)
     assert _asked(Race(seed=3, seeds=(2,)))["seeds"] == (3, 4)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import shutil
 
 import numpy as np
@@ -235,6 +236,14 @@ def test_what_is_no_run_is_told(folder, tmp_path, capsys, arguments):
         assert "run.json cannot be read: it holds no table" in says(tmp_path)
 
 
+@pytest.mark.parametrize("edited", [{"frames": None}, {"frames": "table"}, {"sums": None}, {"kind": ["race"]}, {"losses": []}])
+def test_a_record_with_something_else_in_its_place_is_told(folder, tmp_path, edited):
+    (tmp_path / "run.json").write_text(json.dumps(json.loads((folder / "run.json").read_text()) | edited))
+    ((name, value),) = edited.items()
+    with pytest.raises(LabError, match=re.escape(f"its {name} is {json.dumps(value)}. Was it cut short, or edited?")):
+        read_run(tmp_path)
+
+
 def test_a_rerun_refuses_what_it_cannot_repeat(folder, tmp_path, capsys):
     def says(**changed):
         record = json.loads((folder / "run.json").read_text()) | changed
@@ -246,6 +255,11 @@ def test_a_rerun_refuses_what_it_cannot_repeat(folder, tmp_path, capsys):
 
     assert "does not say by which command it was made" in says(kind="party")
     assert "with speed, which this version does not have" in says(arguments={"speed": 3})
+    made = json.loads((folder / "run.json").read_text())["arguments"]
+    for name, value in (("losses", None), ("losses", "nll"), ("checkpoint_every", "often"), ("steps", True), ("text", 3)):
+        assert f"{name} is {value!r}. Was it edited?" in says(arguments=made | {name: value})
+    assert "steps is a whole number of at least 1" in says(arguments=made | {"steps": 0})
+    assert not list(tmp_path.glob("runs/*"))  # a refused one leaves no folder
     for held in (folder, tmp_path):
         with pytest.raises(SystemExit):
             main(["rerun", str(folder), "--out", str(held)])

@@ -288,6 +288,11 @@ def test_an_unfinished_race_is_not_overwritten_and_a_finished_one_not_resumed(co
     for damaged in ("{", "[]", "null"):
         (copy / "begun.json").write_text(damaged)
         assert "cannot be read" in refused(["race", "--resume", copy], capsys)
+    for edited in ({"sources": [None]}, {"sources": "x"}, {"losses": {"nll": 3}}, {"resumed_with": None}):
+        (copy / "begun.json").write_text(json.dumps(json.loads((whole / "run.json").read_text()) | edited))
+        assert f"its {next(iter(edited))} is {json.dumps(edited.popitem()[1])}. Delete it" in refused(
+            ["race", "--resume", copy], capsys
+        )
 
 
 def test_a_mistake_begins_no_race(tmp_path, capsys):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import pathlib
 import shutil
 import signal
 import sys
 import threading
+import typing
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,8 +33,8 @@ def started(folder: pathlib.Path) -> dict[str, Any]:
         if has_begun(folder):
             raise LabError(f"{path} is gone, by which a race goes on. Put it back; else {anew}.")
         raise LabError(f"{folder} holds no unfinished race. `xentlab race` with --out and a folder begins one.")
-    record = runs.read_json(path, f"Delete it: {anew}.")
-    if not all(isinstance(record.get(name), dict) for name in ("arguments", "losses")):
+    record = runs.shaped(runs.read_json(path, f"Delete it: {anew}."), runs.RECORD, path, f"Delete it: {anew}.")
+    if not {"arguments", "losses"} <= set(record):
         raise LabError(f"{path} does not say what the race began with. Delete it: {anew}.")
     return record
 
@@ -159,8 +159,12 @@ def _clear(folder: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def stopping(checkpoints: Checkpoints | None) -> Iterator[None]:
-    """Within, the first Ctrl-C lets the block in hand end and be kept; the second one stops at once."""
-    if checkpoints is None or threading.current_thread() is not threading.main_thread():
+    """Within, the first Ctrl-C lets the block in hand end and be kept; the second one stops at once.
+
+    A process that was begun to ignore it, in a script's background say, still does.
+    """
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if checkpoints is None or ignored or threading.current_thread() is not threading.main_thread():
         yield
         return
 
@@ -180,14 +184,16 @@ def stopping(checkpoints: Checkpoints | None) -> Iterator[None]:
 def as_command(record: dict[str, Any], command: type) -> Any:
     """A recorded command again. Raises `LabError` for arguments that this version does not have."""
     arguments = record.get("arguments")
-    fields = {field.name: str(field.type) for field in dataclasses.fields(command)}
+    kinds = typing.get_type_hints(command)
     if not isinstance(arguments, dict):
         raise LabError("the run's record does not say with which arguments it was made.")
-    if unknown := sorted(set(arguments) - set(fields)):
+    if unknown := sorted(set(arguments) - set(kinds)):
         raise LabError(f"the run was made with {', '.join(unknown)}, which this version does not have.")
     whole = {}
     for name, value in arguments.items():
-        if isinstance(value, str) and ("Path" in fields[name] or name == "out"):
+        if not runs.of_type(value, kinds[name]):
+            raise LabError(f"the run's record is not what was written: {name} is {value!r}. Was it edited?")
+        if isinstance(value, str) and pathlib.Path in (kinds[name], *typing.get_args(kinds[name])):
             value = pathlib.Path(value)
         whole[name] = tuple(value) if isinstance(value, list) else value
     return command(**whole)

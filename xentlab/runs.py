@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import typing
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,17 @@ UNRECORDED = ("format", "verbose", "resume", "anyway", "hosts")
 PAGES = ("tour.html", "report.html", "index.html")
 LOCK = ".lock"  # in every folder that was ever a run's
 BEGUN, KEPT = "begun.json", "checkpoints"  # what an unfinished race began with, and how far it came
+# What a record's entries are, in a file that somebody may have edited.
+RECORD = {
+    "kind": str,
+    "arguments": dict[str, Any],
+    "losses": dict[str, dict[str, Any]],
+    "functions": dict[str, dict[str, Any]],
+    "sources": list[dict[str, Any]],
+    "resumed_with": list[str],
+    "frames": list[str],
+    "sums": dict[str, str],
+}
 WRITTEN = (".csv", ".png", ".html", ".json")
 STAGED = ".new"
 
@@ -50,6 +62,8 @@ def new_folder(kind: str, out: str | pathlib.Path | None = None, replace: bool =
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if folder.is_symlink() and not folder.exists():
+            raise LabError(f"{folder} is a link to nothing. Give another folder with --out.") from error
         raise LabError(f"cannot make the folder {folder}: {error.strerror}. Give another one with --out.") from error
     if not os.access(folder, os.W_OK):
         raise LabError(f"cannot write into {folder}. Give another folder with --out.")
@@ -233,6 +247,36 @@ def read_json(path: pathlib.Path, remedy: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise LabError(f"{path} cannot be read: it holds no table. {remedy}")
     return content
+
+
+def shaped(record: dict[str, Any], shape: dict[str, Any], path: pathlib.Path, remedy: str) -> dict[str, Any]:
+    """The record, of whose entries those of `shape` that are there are of these types. Raises `LabError` where one is not."""
+    for name, kind in shape.items():
+        if name in record and not of_type(record[name], kind):
+            raise LabError(
+                f"{path} is not what was written: its {name} is {json.dumps(record[name], default=str)[:60]}. {remedy}"
+            )
+    return record
+
+
+def of_type(value: Any, kind: Any) -> bool:
+    """Whether a value, of a file or a record, is of an annotation's type: a class, one of several, a list or a table of some.
+
+    >>> of_type(["nll"], tuple[str, ...]), of_type("nll", tuple[str, ...]), of_type(None, int | None), of_type(True, int)
+    (True, False, True, False)
+    """
+    origin, inside = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return value in inside
+    if origin in (tuple, list):
+        return isinstance(value, (tuple, list)) and all(of_type(each, inside[0]) for each in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(of_type(each, inside[1]) for each in value.values())
+    if inside:
+        return any(of_type(value, each) for each in inside)
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    return kind is Any or isinstance(value, str if kind is pathlib.Path else kind)
 
 
 def find_page(run: str | pathlib.Path | None = None) -> pathlib.Path:

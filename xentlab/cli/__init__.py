@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import codecs
 import contextlib
 import dataclasses
@@ -11,6 +12,7 @@ import io
 import os
 import re
 import sys
+import threading
 from typing import Any
 
 import tyro
@@ -35,9 +37,11 @@ PLAIN = {"–": "-", "−": "-", "∞": "inf", "±": "+-", "×": "x", "⇥": "->
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The `xentlab` command. A user's mistake is one line on stderr and exit code 2; an output that fails, one and code 1."""
+    """The `xentlab` command. A user's mistake is one line on stderr and exit code 2; a stdout that fails, one and code 1."""
     is_process = arguments is None
     _open_closed()
+    if is_process:
+        sys.unraisablehook = _again
     try:
         _do(list(sys.argv[1:] if is_process else arguments))
     except LabError as error:
@@ -92,6 +96,14 @@ def _open_closed() -> None:
 
 def _plainly(error: UnicodeError) -> tuple[str, int]:
     return "".join(PLAIN.get(each, "?") for each in error.object[error.start : error.end]), error.end
+
+
+def _again(lost: Any) -> None:
+    """A Ctrl-C that came within a callback of the garbage collector, JAX's say, which can raise nothing, comes once more."""
+    if lost.exc_type is KeyboardInterrupt:
+        threading.Timer(0.05, _thread.interrupt_main).start()  # once the callback has ended
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def _drop_output() -> None:

@@ -32,10 +32,11 @@ def run_rerun(command: Rerun) -> None:
     again = _recorded(found)
     if command.out and (command.out.expanduser() / "run.json").exists():
         raise LabError(f"{command.out} holds a run; a rerun would overwrite it. Give another folder with --out.")
-    folder = runs.new_folder("rerun", command.out)
-    with contextlib.redirect_stdout(io.StringIO()):
-        run(dataclasses.replace(again, out=folder))
-    if _side_by_side(found, read_run(folder), command.format):
+    with runs.using(runs.new_folder("rerun", command.out)) as folder:
+        with contextlib.redirect_stdout(io.StringIO()):
+            run(dataclasses.replace(again, out=folder))
+        differ = _side_by_side(found, read_run(folder), command.format)
+    if differ:
         sys.exit(1)
 
 
