@@ -85,7 +85,7 @@ def pictures(run: pathlib.Path) -> None:
     """The headline from a tour's profiles, and the gallery's pictures."""
     profiles = pd.read_csv(run / "profiles.csv")
     names = list(dict.fromkeys(profiles.loss))
-    panels = [charts.profile(profiles, names, space, path, legend=True) for path in charts.PATHS for space in charts.SPACES]
+    panels = [charts.profile(profiles, names, space, path) for path in charts.PATHS for space in charts.SPACES]
     charts.write_png(charts.grid(panels), ROOT / "docs" / "headline.png")
     for name, figure in PICTURES.items():
         shutil.copyfile(run / f"{figure}.png", ROOT / "docs" / f"{name}.png")

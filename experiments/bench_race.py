@@ -206,7 +206,8 @@ def chart(frame: pd.DataFrame) -> alt.VConcatChart:
     """Above, each contestant's seconds, a column a grid; below, seconds a run by the number of runs, and by that of devices."""
     rows = frame.dropna(subset=["seconds"])
     hues = alt.Color("group:N", title=None, legend=alt.Legend(orient="bottom", symbolOpacity=1)).scale(
-        domain=list(dict.fromkeys(GROUPS.values())), range=charts.HUES[:4]
+        domain=list(dict.fromkeys(GROUPS.values())),
+        range=[charts.HUES[i] for i in (7, 0, 3, 1)],  # as in `charts.heads`
     )
     above, below = [], []
     for name, part in rows[rows.to_floor.notna()].groupby("grid", sort=False):
@@ -218,13 +219,16 @@ def chart(frame: pd.DataFrame) -> alt.VConcatChart:
         bars = base.mark_rule(strokeWidth=3, opacity=0.6).encode(
             alt.X("seconds_q1:Q", title="seconds"), alt.X2("seconds_q3:Q", title="seconds"), hues
         )
-        written = base.mark_text(align="left", dx=9, fontSize=10).encode(x, text=alt.Text("seconds:Q", format=".2f"))
-        above.append((bars + base.mark_circle(size=60, opacity=1).encode(x, hues) + written).properties(width=300, height=190))
+        made, beyond = bars + base.mark_circle(size=60, opacity=1).encode(x, hues), alt.X("seconds_q3:Q", title="seconds")
+        for look in ({"stroke": "white", "strokeWidth": 3}, {"color": "#333333"}):  # a rim, so that no line runs through it
+            number = base.mark_text(align="left", dx=8, fontSize=10, **look)
+            made += number.encode(beyond, text=alt.Text("seconds:Q", format=".2f"))
+        above.append(made.properties(width=300, height=190))
     for what, axis in ((OURS, "runs"), (f"{OURS}, mesh", "devices")):
         part = rows[(rows.what == what) & rows.to_floor.isna()].assign(each=lambda rows: 1e3 * rows.seconds / rows.runs)
         runs = "by the number of runs" if axis == "runs" else f"{part.runs.iloc[0]} runs on a mesh, by the number of devices"
         title = alt.Title(f"mlp, {part.steps.iloc[0]} steps a run", subtitle=runs)
-        line = alt.Chart(part, title=title).mark_line(point=alt.OverlayMarkDef(color=charts.HUES[1]), color=charts.HUES[1])
+        line = alt.Chart(part, title=title).mark_line(point=alt.OverlayMarkDef(color=charts.HUES[0]), color=charts.HUES[0])
         x = alt.X(f"{axis}:Q").scale(type="log", base=2).axis(values=sorted(part[axis]))
         below.append(
             line.encode(x, alt.Y("each:Q", title="milliseconds a run").scale(zero=True)).properties(width=300, height=150)

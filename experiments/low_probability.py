@@ -54,7 +54,7 @@ def stations(losses: tuple[str, ...] = LOSSES, vocab: int = 16, sizes: tuple[int
     panels = []
     for space in charts.SPACES:
         dots = even.assign(size=even[space].abs())[["at", "loss", "p", "size"]]
-        chart = charts.profile(frame, names, space, "even", legend=True)
+        chart = charts.profile(frame, names, space, "even")
         panels.append(charts.marked(chart, dots[dots["size"] > 1e-9], "p", "size", start))
     spring = Figure(tuple(panels), " ".join(read(frame)), Slider("p", even[["at", *COLUMNS]], start))
     lines = alt.Chart(starts, title="the pull at the start, where p = 1/V").mark_line(strokeWidth=2).encode(
@@ -68,8 +68,7 @@ def stations(losses: tuple[str, ...] = LOSSES, vocab: int = 16, sizes: tuple[int
     loose = "The slope explodes in p and saturates in the logit. " + " ".join(read(frame))
     found = f"In p nll's slope is {', '.join(f'{x:.3g}' for x in named.dvalue_dp)} at p = .9, .1, .01; in the logit "
     found += f"{', '.join(f'{x:.3g}' for x in named.dvalue_dlogit)}. {said}"
-    one = [alt.layer(charts.profile(frame, names, space, "one", legend=True)) for space in charts.SPACES]
-    one = tuple(each.resolve_legend(strokeWidth="independent") for each in one)  # its widths have none
+    one = tuple(charts.profile(frame, names, space, "one") for space in charts.SPACES)
     figures = spring, begin, Figure(one, "The same where the target's logit stays, and one rival's rises.")
     frames = {"profiles": frame, "starts": starts}
     return [Station(9, "The spring, in two spaces", told, found, loose, tuple(checks), figures, frames)]

@@ -14,6 +14,7 @@ import pandas as pd
 from xentlab.tour import Check, Figure, Station, show
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
+GONE = -450  # where a product of 0 is drawn, below all that the sum of logarithms comes to
 CLIFFS = {"float16": 8, "bfloat16": 41, "float32": 46, "float64": 324}
 
 
@@ -57,21 +58,20 @@ def stations() -> list[Station]:
         Check("the same in bits", nats / math.log(2), 100 * math.log2(0.1), 1e-3),
         Check("perplexity", math.exp(-nats / 100), 10, 1e-4),
     ]
-    rows = frame.assign(log10=np.log10(frame["numpy"].clip(lower=5e-324)).where(frame["numpy"] > 0, -400), what=frame.dtype)
+    rows = frame.assign(log10=np.log10(frame["numpy"].clip(lower=5e-324)).where(frame["numpy"] > 0, GONE), what=frame.dtype)
     logs = rows[rows.dtype == "float32"].assign(what="sum of logs", log10=lambda f: f.sum_of_logs / math.log(10))
-    y = alt.Y("log10:Q", title="log₁₀ of the product; where it is 0, −400")
+    y = alt.Y("log10:Q", title=f"log₁₀ of the product; where it is 0, {GONE}".replace("-", "−"))
     rows = pd.concat([rows, logs])[["tokens", "log10", "what"]]
-    lines = alt.Chart(rows, title="n tokens at p = 0.1").mark_line(strokeWidth=2.5)
+    title = alt.Title("n tokens at p = 0.1", subtitle=["products by NumPy, which keeps subnormal numbers"])
+    lines = alt.Chart(rows, title=title).mark_line(strokeWidth=2.5)
     lines = lines.encode(alt.X("tokens:Q", title="n, tokens").scale(type="log", nice=False), y, alt.Color("what:N", title=None))
     found = f"100 tokens at 0.1 are {nats:.2f} nats, summed in float32. The product is 0 from n = "
     found += ", ".join(f"{n} in {dtype}" for dtype, n in cliffs.numpy_first_zero.items()) + " (NumPy)."
     loose = "“The product underflows” depends on the number format: float64 holds 10⁻¹⁰⁰. In float32 JAX on this device is "
     loose += f"at 0 by {cliffs.jax_first_zero['float32']} (XLA on a CPU flushes what is below the normal range)."
     told = "The product of a hundred small probabilities is too small for a computer."
-    figures = (Figure((lines,), found),)
-    return [
-        Station(4, "Where the product falls off the cliff", told, found, loose, tuple(checks), figures, {"products": frame})
-    ]
+    figures, frames = (Figure((lines,), found),), {"products": frame}
+    return [Station(4, "Where the product falls off the cliff", told, found, loose, tuple(checks), figures, frames)]
 
 
 if __name__ == "__main__":

@@ -279,6 +279,21 @@ def test_a_legend_click_hides_and_shows_a_loss_everywhere(page):
     page.wait_for_function(f"document.querySelectorAll('#headline-0 svg g.mark-line path').length == {before['headline-0']}")
 
 
+def test_a_chart_is_saved_by_its_name_with_its_legend_as_it_is_seen(page):
+    def saved():
+        with page.expect_download() as caught:
+            page.locator("#headline-0 .vega-actions a", has_text="SVG").dispatch_event("click")
+        assert caught.value.suggested_filename == "headline-0.svg"
+        return pathlib.Path(caught.value.path()).read_text()
+
+    assert all(f">{name}</text>" in saved() for name in ("nll", "brier", "&lt;/script&gt;&lt;b&gt;odd"))
+    lines = lambda svg: svg.count('aria-roledescription="line mark"')
+    page.get_by_role("button", name="brier").click()
+    fewer = lines(saved())
+    page.get_by_role("button", name="brier").click()
+    assert lines(saved()) == fewer + 1
+
+
 def test_scoreboard_and_audit_can_be_read_and_witnesses_unfold(opened):
     page = opened(400)
     doors = page.locator("#scoreboard h3").all_inner_texts()

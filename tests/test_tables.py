@@ -2,11 +2,15 @@
 
 import math
 import re
+import types
 
+import altair as alt
 import pandas as pd
 import pytest
+import vl_convert
 
 from xentlab import charts, console, markup
+from xentlab.audit.probe import Verdict
 
 NAN = math.nan
 
@@ -73,6 +77,50 @@ def test_a_profile_draws_the_path_that_it_names(path, said):
     chart = charts.profile(pd.DataFrame(rows).assign(loss="nll", p=0.1, value=1.0), ["nll"], "dvalue_dlogit", path)
     assert [row["size"] for row in drawn(chart)] == [{"even": 1, "one": 2}[path]]
     assert chart.to_dict()["title"]["subtitle"] == [said]
+
+
+def test_a_profile_says_what_it_does_not_draw():
+    rows = {"loss": ["nll", "nll", "flat"], "p": [0.1, 1e-3, 0.1], "dvalue_dlogit": [-1.0, -1e-12, -1.0]}
+    chart = lambda **more: charts.profile(pd.DataFrame(rows | more).assign(rivals="one", value=1.0), [], "dvalue_dlogit", "one")
+    said = lambda chart: chart.to_dict()["title"]["subtitle"][1:]
+    assert said(chart()) == ["below 1e-9 not drawn"]
+    assert said(chart(dvalue_dlogit=[-1.0, -1e-12, 0.0])) == ["0, or below 1e-9, not drawn"]
+    assert said(chart(dvalue_dlogit=[-1.0, -1.0, -1.0])) == []
+
+
+def test_one_value_alone_is_written_on_its_axis_as_it_is():
+    svg = vl_convert.vegalite_to_svg(charts.sweep(trained(validation_nll=[1.8355892]), ["nll"], "s").to_dict())
+    assert ">1.83559</text>" in svg
+
+
+def test_long_names_stand_whole_in_a_legend():
+    names = ["a_very_long_name_of_a_loss_that_" + end * 40 for end in "ab"]
+    frame = pd.concat([trained(validation_nll=[each], loss=[name]) for each, name in enumerate(names)])
+    svg = vl_convert.vegalite_to_svg(charts.sweep(frame, names, "s").to_dict())
+    assert all(svg.count(f">{name}</text>") == 1 for name in names)
+
+
+def test_panels_are_level_whatever_their_titles_are():
+    """None, a line, a title without lines under it, a string for them, and several: all the same height above the plot."""
+    one = alt.Chart(pd.DataFrame({"x": [1.0], "y": [1.0]})).mark_point().encode(x="x", y="y")
+    titles = ["a line", alt.Title("alone"), alt.Title("t", subtitle="below"), alt.Title("t", subtitle=["below", "and more"])]
+    drawn = charts.grid([one, *(one.properties(title=title) for title in titles)]).to_dict()["concat"]
+    assert "title" not in drawn[0]
+    assert [each["title"]["subtitle"] for each in drawn[1:]] == [[" "] * 2, [" "] * 2, ["below", " "], ["below", "and more"]]
+    assert charts.grid([one]).to_dict()["concat"]
+
+
+@pytest.mark.parametrize("names", [["nll", "other"], ["other", "nll"]])
+def test_an_audit_s_rows_do_not_hang_on_who_is_first(names):
+    """Of the one a verdict is a table, a word or nothing, of the other it could not be settled."""
+    values = {"max_error": {"float32": 1e-7}, "finite": True, "same_gradient_as": {"nll": 2.0}, "convex": True}
+    found = {"nll": values, "other": values | {"same_gradient_as": None, "max_error": "undecided"}}
+    audits = {
+        name: types.SimpleNamespace(verdicts={what: Verdict(value, "") for what, value in found[name].items()})
+        for name in names
+    }
+    rows = re.findall('<tr><th scope="row">([^<]*)', markup.audit_table(audits))
+    assert rows == ["finite", "same gradient as", "convex"]
 
 
 def raced(**columns):

@@ -33,16 +33,17 @@ def look(losses: Sequence[str]) -> dict[str, tuple[str, tuple[int, ...]]]:
     return {name: (HUES[i % len(HUES)], DASHES[i // len(HUES) % len(DASHES)]) for i, name in enumerate(losses)}
 
 
-def colours(losses: Sequence[str], legend: bool = True) -> dict:
+def _legend(losses: Sequence[str]) -> alt.Legend:
+    wide = max(map(len, losses), default=0) > 34
+    stroke = {"symbolType": "stroke", "symbolStrokeWidth": 4, "symbolSize": 300, "symbolOpacity": 1}
+    whole = {"columns": 1 if wide else 3, "labelLimit": 800}  # a long name cut short may be another's, cut short
+    return alt.Legend(title=None, orient="bottom", **stroke, **whole)
+
+
+def colours(losses: Sequence[str]) -> dict:
     """Encodings of `loss` as hue and dash, the same for a loss in every chart."""
     looks = look(losses)
-    key = (
-        alt.Legend(
-            title=None, orient="bottom", columns=3, symbolType="stroke", symbolStrokeWidth=4, symbolSize=300, symbolOpacity=1
-        )
-        if legend
-        else None
-    )
+    key = _legend(losses)
     return {
         "color": alt.Color("loss:N", legend=key).scale(domain=list(losses), range=[hue for hue, _ in looks.values()]),
         "strokeDash": alt.StrokeDash("loss:N", legend=key).scale(
@@ -63,20 +64,20 @@ def _powers(values: pd.Series, most: int) -> list[float]:
 def _widths(losses: Sequence[str], widest: float = 7) -> alt.StrokeWidth:
     """The first loss widest and beneath: where losses agree, each still shows as a rim around the next."""
     widths = [widest - (widest - 1.5) * i / max(1, len(losses) - 1) for i in range(len(losses))]
-    return alt.StrokeWidth("loss:O", legend=None).scale(type="ordinal", domain=list(losses), range=widths)
+    return alt.StrokeWidth("loss:O", legend=_legend(losses)).scale(type="ordinal", domain=list(losses), range=widths)
 
 
 def _shown(chart: alt.Chart, losses: Sequence[str]) -> alt.Chart:
     return chart.add_params(alt.param(name="shown", value=list(losses))).transform_filter("indexof(shown, datum.loss) >= 0")
 
 
-def profile(frame: pd.DataFrame, losses: Sequence[str], space: str, rivals: str, legend: bool = False) -> alt.Chart:
+def profile(frame: pd.DataFrame, losses: Sequence[str], space: str, rivals: str) -> alt.Chart:
     """A gradient against the probability p, both axes logarithmic. A gradient of 0 or infinity has no place on such an axis."""
-    rows = frame[(frame.rivals == rivals) & (frame[space] != 0) & (frame[space].abs() < math.inf)]
+    rows = frame[(frame.rivals == rivals) & (frame[space].abs() < math.inf)]
     rows = rows.assign(size=rows[space].abs())[["loss", "p", "size", "value"]]
     # What has all but vanished would stretch the axis over thirty decades and flatten the rest.
-    whole, rows = len(rows), rows[rows["size"] > 1e-9]
-    cut = ["below 1e-9 not drawn"] if len(rows) < whole else []
+    whole, rows = rows["size"], rows[rows["size"] > 1e-9]
+    cut = ["0, or below 1e-9, not drawn" if (whole == 0).any() else "below 1e-9 not drawn"] if len(rows) < len(whole) else []
     return _shown(
         alt.Chart(rows, title=alt.Title(SPACES[space], subtitle=[PATHS[rivals], *cut]))
         .mark_line(strokeCap="round", point={"size": 70, "opacity": 0, "filled": True})
@@ -92,13 +93,13 @@ def profile(frame: pd.DataFrame, losses: Sequence[str], space: str, rivals: str,
                 alt.Tooltip("value:Q", title="loss value", format=".4~g"),
             ],
             strokeWidth=_widths(losses),
-            **colours(losses, legend),
+            **colours(losses),
         ),
         losses,
     )
 
 
-def budget(frame: pd.DataFrame, losses: Sequence[str], title: str, legend: bool = False) -> alt.LayerChart:
+def budget(frame: pd.DataFrame, losses: Sequence[str], title: str) -> alt.LayerChart:
     """The share of the gradient that each bin of p gets, beside the share of the tokens that lie in it (bars)."""
     rows = frame.copy()
     rows["bin"] = [f"{low:g}–{high:g}" for low, high in zip(rows.p_low, rows.p_high, strict=True)]
@@ -129,7 +130,7 @@ def budget(frame: pd.DataFrame, losses: Sequence[str], title: str, legend: bool 
                 alt.Tooltip("share_of_gradient:Q", title="share of gradient", format=".2%"),
                 alt.Tooltip("gradient:Q", title="mean |∂L/∂z|", format=".3~g"),
             ],
-            **colours(losses, legend),
+            **colours(losses),
         )
         .transform_filter("indexof(shown, datum.loss) >= 0")
     )
@@ -144,17 +145,16 @@ def _bands(
     x: alt.X,
     x_tip: alt.Tooltip,
     title: alt.Title,
-    legend: bool,
     measured: str = "validation NLL, nats a token",
 ) -> alt.LayerChart:
     """Means over seeds as lines, with a band from the least seed to the greatest."""
-    y = alt.Y("mean:Q", title=measured).scale(zero=False)
+    # Of one value alone the axis has one number, which Vega would round to a whole one.
+    y = alt.Y("mean:Q", title=measured).scale(zero=False).axis(format=".6~g")
     band = alt.Chart(rows).mark_area(opacity=0.18).encode(x=x, y=alt.Y("low:Q").scale(zero=False), y2="high:Q")
-    # The same legend as the lines: a layer without one would take it from both.
-    band = band.encode(color=colours(losses, legend)["color"])
+    band = band.encode(color=colours(losses)["color"])
     tips = ["loss:N", x_tip, *[alt.Tooltip(f"{name}:Q", format=".4f") for name in ("mean", "low", "high")]]
     line = alt.Chart(rows).mark_line(point={"size": 40, "filled": True})
-    line = line.encode(x=x, y=y, tooltip=tips, strokeWidth=_widths(losses, 5), **colours(losses, legend))
+    line = line.encode(x=x, y=y, tooltip=tips, strokeWidth=_widths(losses, 5), **colours(losses))
     keep = "indexof(shown, datum.loss) >= 0"
     layers = alt.layer(band.transform_filter(keep), line.transform_filter(keep), title=title)
     return layers.add_params(alt.param(name="shown", value=list(losses)))
@@ -165,9 +165,7 @@ def _over_seeds(frame: pd.DataFrame, by: list[str], metric: str = "validation_nl
     return grouped.agg(mean="mean", low="min", high="max").reset_index()
 
 
-def curves(
-    frame: pd.DataFrame, table: pd.DataFrame, losses: Sequence[str], source: str, legend: bool = False
-) -> alt.LayerChart:
+def curves(frame: pd.DataFrame, table: pd.DataFrame, losses: Sequence[str], source: str) -> alt.LayerChart:
     """Validation NLL against steps, each loss at its best rate; the band spans its seeds."""
     best = table[table.source == source].set_index("loss").best_rate
     rows = frame[(frame.source == source) & (frame.rate == frame.loss.map(best))]
@@ -179,11 +177,10 @@ def curves(
         alt.X("step:Q", title="step").scale(nice=False),
         alt.Tooltip("step:Q"),
         alt.Title(f"Learning on {source}", subtitle=[each, "bands span the seeds"]),
-        legend,
     )
 
 
-def sweep(frame: pd.DataFrame, losses: Sequence[str], source: str, legend: bool = False) -> alt.LayerChart:
+def sweep(frame: pd.DataFrame, losses: Sequence[str], source: str) -> alt.LayerChart:
     """Validation NLL at the end against the learning rate; a rate of which a run diverged is out of the race, and not drawn."""
     rows = frame[(frame.source == source) & (frame.step == frame.step.max())]
     ended = (rows.diverged_at < 0) & (rows.validation_nll.abs() < math.inf)
@@ -196,11 +193,10 @@ def sweep(frame: pd.DataFrame, losses: Sequence[str], source: str, legend: bool 
         alt.Title(
             f"The rate sweep on {source}", subtitle=["final validation NLL where no seed diverged", "bands span the seeds"]
         ),
-        legend,
     )
 
 
-def reliability(frame: pd.DataFrame, losses: Sequence[str], source: str, reading: str, legend: bool = False) -> alt.LayerChart:
+def reliability(frame: pd.DataFrame, losses: Sequence[str], source: str, reading: str) -> alt.LayerChart:
     """How often a model was right, against how sure it was; calibrated on the diagonal; bins of few tokens are left out."""
     rows = frame[(frame.source == source) & (frame.reading == reading)]
     # A handful of tokens says nothing of a bin, and would draw the eye.
@@ -212,14 +208,14 @@ def reliability(frame: pd.DataFrame, losses: Sequence[str], source: str, reading
     diagonal = diagonal.encode(alt.XDatum(0).scale(axis), alt.YDatum(0).scale(axis), x2=alt.datum(1), y2=alt.datum(1))
     tips = ["loss:N", *[alt.Tooltip(f"{name}:Q", format=".3f") for name in ("confidence", "accuracy")], "tokens:Q"]
     line = alt.Chart(rows).mark_line(strokeWidth=2.2, point={"size": 40, "filled": True})
-    line = line.encode(x=x, y=y, order="bin_low:Q", tooltip=tips, **colours(losses, legend))
+    line = line.encode(x=x, y=y, order="bin_low:Q", tooltip=tips, **colours(losses))
     said = ["as trained" if reading == "raw" else "after one temperature, fitted on validation"]
     layers = alt.layer(diagonal, line.transform_filter("indexof(shown, datum.loss) >= 0"))
     layers = layers.properties(title=alt.Title(f"Reliability on {source}", subtitle=said))
     return layers.add_params(alt.param(name="shown", value=list(losses)))
 
 
-def rarity(frame: pd.DataFrame, losses: Sequence[str], source: str, legend: bool = False) -> alt.LayerChart:
+def rarity(frame: pd.DataFrame, losses: Sequence[str], source: str) -> alt.LayerChart:
     """Test NLL against how often training saw the token; the band spans the seeds. Bins of a few test tokens are left out."""
     rows = frame[(frame.source == source) & (frame.tokens >= ENOUGH)]
     rows = rows.assign(seen=[_decade(*each) for each in zip(rows.count_low, rows.count_high, strict=True)])
@@ -230,7 +226,6 @@ def rarity(frame: pd.DataFrame, losses: Sequence[str], source: str, legend: bool
         alt.X("seen:O", sort=order, title="how often training saw the token").axis(labelAngle=0, labelOverlap=True),
         alt.Tooltip("seen:O"),
         alt.Title(f"Rare tokens on {source}", subtitle=["the models that are tested", "bands span the seeds"]),
-        legend,
         "test NLL, nats a token",
     )
 
@@ -289,24 +284,34 @@ def marked(chart: alt.Chart | alt.LayerChart, rows: pd.DataFrame, x: str, y: str
     # One grey for all: a second encoding of the losses' colour would fight with the chart's own legend.
     dots = alt.Chart(rows).mark_point(size=110, filled=True, opacity=1, color="#777777", stroke="white", strokeWidth=1.2)
     dots = dots.encode(alt.X(f"{x}:Q"), alt.Y(f"{y}:Q")).transform_filter("datum.at == at")
-    layers = alt.layer(chart, dots).add_params(alt.param(name="at", value=start))
-    # Widths have no legend; were it shared, Vega-Lite would warn that the layers disagree about it.
-    return layers.resolve_legend(strokeWidth="independent")
+    return alt.layer(chart, dots).add_params(alt.param(name="at", value=start))
+
+
+def _title(chart: alt.Chart | alt.LayerChart) -> alt.Title:
+    """A chart's title, of no text if it has none, with the lines under it as a list."""
+    given = chart.title
+    title = given.copy() if isinstance(given, alt.TitleParams) else alt.Title("" if given is alt.Undefined else given)
+    below = title.subtitle
+    title.subtitle = [] if below is alt.Undefined else [below] if isinstance(below, str) else [*below]
+    return title
+
+
+def level(charts: Sequence[alt.Chart | alt.LayerChart]) -> list[alt.Chart | alt.LayerChart]:
+    """The charts with as many lines under one title as under another, so that side by side they are level."""
+    titles = [_title(chart) for chart in charts]
+    most = max(len(title.subtitle) for title in titles)
+    for title in titles:
+        title.subtitle += [" "] * (most - len(title.subtitle))
+    return [chart.properties(title=title) if title.text else chart for chart, title in zip(charts, titles, strict=True)]
 
 
 def grid(
     charts: Sequence[alt.Chart | alt.LayerChart], columns: int = 2, width: int = 430, height: int = 280
 ) -> alt.ConcatChart:
-    """Charts side by side at a fixed size, for a picture file. Each has a title, with a list of lines under it."""
-    # Titles are level where as much stands between them and their plots: a number at an axis' end would lift one.
-    most = max(len(chart.title.subtitle) for chart in charts)
-
-    def sized(chart):
-        title = chart.title.copy()
-        title.subtitle = [*title.subtitle, *[" "] * (most - len(title.subtitle))]
-        return chart.properties(width=width, height=height, title=title)
-
-    placed = alt.concat(*map(sized, charts), columns=columns).configure_view(strokeOpacity=0.3)
+    """Charts side by side at a fixed size, for a picture file."""
+    sized = [chart.properties(width=width, height=height) for chart in level(charts)]
+    placed = alt.concat(*sized, columns=columns).configure_view(strokeOpacity=0.3)
+    # A number at the end of an axis would lift the title.
     return placed.configure_title(anchor="start", frame="group").configure_axisY(labelFlush=True)
 
 

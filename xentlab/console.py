@@ -196,6 +196,10 @@ def print_facts(row: dict[str, Any], doc: str) -> None:
         _print(out, "\n" + escaped(doc))
 
 
+# Verdicts of several numbers each, which no cell of a table has room for: they are said of one loss at a time.
+LONG = ("low_p_limit", "max_error")
+
+
 def print_audit(found: Any) -> None:
     """One loss's audit: verdict, evidence, witness."""
     print(f"{found.loss}\n")

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from xentlab.audit.numerics import DTYPES
-from xentlab.console import half_interval, verdict_text
+from xentlab.console import LONG, half_interval, verdict_text
 from xentlab.reading import all_seen, covered
 
 if TYPE_CHECKING:
@@ -185,9 +185,8 @@ def audit_table(audits: Mapping[str, Audit]) -> str:
     """Every verdict of every loss; below it, each loss's evidence and witnesses, folded."""
     names = list(audits)
     verdicts = list(next(iter(audits.values())).verdicts)
-    short = [v for v in verdicts if not isinstance(audits[names[0]].verdicts[v].value, dict)]
     body = ""
-    for verdict in short:
+    for verdict in (each for each in verdicts if each not in LONG):
         cells = "".join(f"<td>{html.escape(verdict_text(audits[n].verdicts[verdict].value))}</td>" for n in names)
         body += f'<tr><th scope="row">{verdict.replace("_", " ")}</th>{cells}</tr>'
     folded = "".join(

@@ -168,33 +168,30 @@ def _held_out_logits(finished: StagedRace, seed: int) -> tuple[np.ndarray, np.nd
     return np.asarray(jax.jit(lambda tokens: logits(model, tokens))(held_out[:, :-1])), held_out[:, 1:]
 
 
-def figures(report: Report, losses: list[str], legend: bool = False) -> dict[str, list]:
-    """The report's charts by figure."""
+def figures(report: Report, losses: list[str]) -> dict[str, list]:
+    """The report's charts by figure, each with its legend."""
     from xentlab import charts
     from xentlab.examine import READINGS
 
     curves, table, sources = report.raced["curves"], report.table, list(dict.fromkeys(report.table.source))
     return {
-        "headline": [charts.profile(report.profiles, losses, space, path, legend) for path in PATHS for space in charts.SPACES],
+        "headline": [charts.profile(report.profiles, losses, space, path) for path in PATHS for space in charts.SPACES],
         "budgets": [
-            charts.budget(report.budgets[report.budgets.source == source], losses, f"Budget on {source}", legend)
-            for source in sources
+            charts.budget(report.budgets[report.budgets.source == source], losses, f"Budget on {source}") for source in sources
         ],
-        "curves": [charts.curves(curves, table, losses, source, legend) for source in sources],
+        "curves": [charts.curves(curves, table, losses, source) for source in sources],
         "reliability": [
-            charts.reliability(report.raced["reliability"], losses, source, each, legend)
-            for source in sources
-            for each in READINGS
+            charts.reliability(report.raced["reliability"], losses, source, each) for source in sources for each in READINGS
         ],
-        "rarity": [charts.rarity(report.raced["frequency"], losses, source, legend) for source in sources],
-        "sweep": [charts.sweep(curves[curves.source == source], losses, source, legend) for source in sources],
+        "rarity": [charts.rarity(report.raced["frequency"], losses, source) for source in sources],
+        "sweep": [charts.sweep(curves[curves.source == source], losses, source) for source in sources],
     }
 
 
 def _write_pictures(report: Report, losses: list[str]) -> None:
     from xentlab import charts
 
-    for name, panels in figures(report, losses, legend=True).items():
+    for name, panels in figures(report, losses).items():
         charts.write_png(charts.grid(panels), report.folder / f"{name}.png")
 
 
@@ -243,10 +240,10 @@ def page(report: Report, losses: dict[str, Loss], made: dict) -> str:
 
     names = list(losses)
     sections, specs = [], {}
-    for figure, panels in figures(report, names).items():
+    for figure, panels in figures(report, names).items():  # with legends, which a chart that is saved needs
         title, caption, data = CAPTIONS[figure]
         slots = []
-        for i, chart in enumerate(panels):
+        for i, chart in enumerate(charts.level(panels)):
             key = f"{figure}-{i}"
             chart = chart.properties(width="container", height=270)
             specs[key] = chart.to_dict()

@@ -221,7 +221,7 @@ def _print_audits(command: Audit, audits: list[Any], losses: list[Loss]) -> None
         if command.format == "csv":
             console.print_rows(rows, "csv")
             return
-        columns = [name for name in rows[0] if name not in ("max_error", "low_p_limit")]
+        columns = [name for name in rows[0] if name not in console.LONG]
         if len(rows) > 4:
             console.print_table([{name.replace("_", "\n"): row[name] for name in columns} for row in rows])
         else:

@@ -102,14 +102,14 @@ def pictures(frames: dict[str, Any], folder: pathlib.Path) -> None:
     losses = list(dict.fromkeys(shown.loss))
     if "profiles" in frames:
         paths = dict.fromkeys(shown.rivals)
-        panels = [charts.profile(shown, losses, space, path, legend=True) for path in paths for space in charts.SPACES]
+        panels = [charts.profile(shown, losses, space, path) for path in paths for space in charts.SPACES]
         charts.write_png(charts.grid(panels), folder / "profiles.png")
     if "budgets" in frames:
-        charts.write_png(charts.grid([charts.budget(shown, losses, "Budget", legend=True)]), folder / "budgets.png")
+        charts.write_png(charts.grid([charts.budget(shown, losses, "Budget")]), folder / "budgets.png")
     if "curves" in frames:
         for source in dict.fromkeys(shown.source):
-            panels = [charts.curves(shown, frames["table"], losses, source, True), charts.sweep(shown, losses, source, True)]
+            panels = [charts.curves(shown, frames["table"], losses, source), charts.sweep(shown, losses, source)]
             charts.write_png(charts.grid(panels), folder / "curves.png")
-            panels = [charts.reliability(frames["reliability"], losses, source, each, True) for each in READINGS]
-            panels.append(charts.rarity(frames["frequency"], losses, source, True))
+            panels = [charts.reliability(frames["reliability"], losses, source, each) for each in READINGS]
+            panels.append(charts.rarity(frames["frequency"], losses, source))
             charts.write_png(charts.grid(panels), folder / "predictions.png")

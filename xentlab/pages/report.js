@@ -17,4 +17,5 @@ for (const [name, look] of Object.entries(looks)) {
   };
   document.getElementById("legend").append(button);
 }
-drawAlways(view => view.signal("shown", shown).runAsync());
+const withoutLegend = spec => JSON.parse(JSON.stringify(spec, (key, value) => key === "legend" ? null : value));
+drawAlways(view => view.signal("shown", shown).runAsync(), withoutLegend);
