@@ -82,7 +82,8 @@ def test_a_damaged_file_is_an_error(coded):
     for broken in (coded.file[:-4], coded.file[:-1], head + b"\n" + payload[:100] + b"\x00" + payload[101:]):
         with pytest.raises(LabError, match="damaged or cut off"):
             decode(bigram, broken)
-    for other in (b"", b"hello", b"{}\n", json.dumps({"format": "zip"}).encode() + b"\n"):
+    endless = head.replace(b'"tokens": ', b'"tokens": Infinity, "was": ')
+    for other in (b"", b"hello", b"{}\n", json.dumps({"format": "zip"}).encode() + b"\n", endless + b"\n" + payload):
         with pytest.raises(LabError, match="no file of"):
             decode(bigram, other)
 

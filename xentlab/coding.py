@@ -94,11 +94,11 @@ def decode(predict: Predict, file: bytes) -> Tokens:
         digests = head["payload_sha256"], head["probabilities_sha256"]
         count, vocab, window, lanes = shape.values()
         known = head["format"] == MAGIC and newline and min(shape.values()) > 0 and vocab > 1 and count >= 2 * lanes
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         known = False
     if not known:
         raise LabError("this is no file of xentlab's range coder.")
-    if hashlib.sha256(payload).hexdigest() != digests[0]:
+    if hashlib.sha256(payload).hexdigest() != digests[0] or len(payload) % 4:
         raise LabError("the file is damaged or cut off: its payload has another digest than when it was written.")
     coder, family = constriction.stream.queue.RangeDecoder(np.frombuffer(payload, "<u4").astype(np.uint32)), _family()
     digest = _digest({"format": MAGIC} | shape)
