@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, Literal
 
@@ -71,9 +72,9 @@ def linear_loss(
     Sums and reductions are held in float32 whatever the input (float64 for float64), and the result is; by plan "stream"
     devices' shares of the weight's gradient are added in its own type; a bias or token_weights of integers are cast.
     Differentiable by hidden, weight, bias and token_weights, and a second time, forward over reverse (jax.jvp of jax.grad). To
-    be called under jax.jit: an eager call compiles its loops anew each time. Bad targets raise `LabError` in eager calls; under
-    jit such a loss is NaN, and so are gradients to which it counts. Also raises it for shapes and types that do not fit, a loss
-    that is not one value a token, and a stream form that is another loss.
+    be called under jax.jit: an eager call with a loss of one's own compiles its loops anew each time. Bad targets raise
+    `LabError` in eager calls; under jit such a loss is NaN, and so are gradients to which it counts. Also raises it for shapes
+    and types that do not fit, a loss that is not one value a token, and a stream form that is another loss.
 
     >>> hidden, weight = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 0.0, 0.0], [5.0, 5.0, 5.0]])
     >>> linear_loss(hidden, weight, jnp.array([2]))  # logits 0: log 3
@@ -84,21 +85,29 @@ def linear_loss(
     if reduction not in ("mean", "sum", "none"):
         raise LabError(f"a reduction is mean, sum or none; got {reduction!r}.")
     _refuse_explicit(token_weights)
-    shape, wide = targets.shape, accumulator(hidden.dtype)
-    weights = jnp.ones(shape, wide) if token_weights is None else _real("token_weights", token_weights, wide).astype(wide)
-    if weights.shape != shape:
-        raise LabError(f"token_weights are one a token: targets are {list(shape)}, they are {list(weights.shape)}.")
+    tokens, wide = targets.size, accumulator(hidden.dtype)
+    weights = None if token_weights is None else _real("token_weights", token_weights, wide).astype(wide)
+    if weights is not None and weights.shape != targets.shape:
+        raise LabError(f"token_weights are one a token: targets are {list(targets.shape)}, they are {list(weights.shape)}.")
     _refuse_bad_targets(targets, weights, vocab, " Tokens to leave out have a weight of 0 in token_weights.")
-    tokens = targets.size
-    hidden, weight, bias, targets, weights = together(hidden, weight, bias, as_index(targets), weights)
-    hidden, flat, flat_weights = _level(head, hidden, targets, weights)
-    if tokens and (token_weights is not None or len(flat) > tokens):
-        hidden, flat = _without_those_out(hidden, flat, flat_weights, bias)
     chosen = explain_plan(tokens, hidden.shape[-1], vocab, loss, hidden.dtype, plan, tiles, reduction == "none", head.devices)
-    stream = stream_of(loss)
     _try(loss, vocab, wide)
+    # What a loss of one's own closes over may be another value at the next call.
+    run = _compiled if is_catalogued(loss) else _by_plan
+    return run(loss, head, chosen, reduction, hidden, weight, bias, as_index(targets), weights)
+
+
+def _by_plan(loss, head, chosen, reduction, hidden, weight, bias, targets, weights):
+    """`linear_loss` of arguments that fit, by the plan that is chosen; weights: None for tokens that all count alike."""
+    shape, tokens, vocab, wide = targets.shape, targets.size, weight.shape[head.vocab_axis], accumulator(hidden.dtype)
+    counts = jnp.ones(shape, wide) if weights is None else weights
+    hidden, weight, bias, targets, counts = together(hidden, weight, bias, targets, counts)
+    hidden, flat, flat_weights = _level(head, hidden, targets, counts)
+    if tokens and (weights is not None or len(flat) > tokens):
+        hidden, flat = _without_those_out(hidden, flat, flat_weights, bias)
+    stream = stream_of(loss)
     if chosen.name == "tokens":
-        score, values = scored(loss, stream, vocab, wide, mesh, varies(hidden))
+        score, values = scored(loss, stream, vocab, wide, head.mesh, varies(hidden))
         how = How(score, stream and stream.reductions, head, *chosen.tiles)
     if not tokens:
         each = jnp.zeros(0, wide)
@@ -118,6 +127,10 @@ def linear_loss(
         counts = flat_weights != 0  # both wheres: of one that is infinite 0 times would be a NaN in the gradient by its weight
         return jnp.where(counts, jnp.where(counts, each, 0) * flat_weights, 0)[:tokens].reshape(shape)
     return weighted_mean(each, flat_weights)[0] if reduction == "mean" else weighted_sum(each, flat_weights)
+
+
+# An eager call is one program, kept for the next one, and not one an operation, with its loops compiled anew each time.
+_compiled = jax.jit(_by_plan, static_argnums=(0, 1, 2, 3))
 
 
 def linear_log_probs(
@@ -144,10 +157,17 @@ def linear_log_probs(
     """
     spread = (mesh, token_axis, vocab_axis)
     hidden, weight, targets, bias, head, vocab = _checked(hidden, weight, targets, bias, softcap, vocab_first, spread)
-    _refuse_bad_targets(targets, jnp.ones(targets.shape), vocab)
-    hidden, weight, bias, targets = together(hidden, weight, bias, as_index(targets))
+    _refuse_bad_targets(targets, None, vocab)
+    tile = explain_plan(targets.size, hidden.shape[-1], vocab, nll, hidden.dtype, "stream", tiles, layout=head.devices).tiles[1]
+    return _log_probs(head, tile, hidden, weight, bias, as_index(targets))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _log_probs(head, tile, hidden, weight, bias, targets):
+    """`linear_log_probs` of arguments that fit."""
+    vocab = weight.shape[head.vocab_axis]
+    hidden, weight, bias, targets = together(hidden, weight, bias, targets)
     flat, flat_targets, _ = _level(head, hidden, targets, jnp.ones(targets.shape))
-    tile = explain_plan(targets.size, flat.shape[-1], vocab, nll, flat.dtype, "stream", tiles, layout=head.devices).tiles[1]
     found = streamed(reductions_of(("rivals", "entropy"), {}, level=False), head, tile, flat, weight, bias, flat_targets)
     found = {name: value[: targets.size].reshape(targets.shape) for name, value in found.items()}
     log_p, entropy = log_p_and_entropy(found["rivals"], found["target"], found["entropy"])
@@ -297,7 +317,11 @@ def _refuse_explicit(*arrays) -> None:
 
 
 def _refuse_bad_targets(targets, weights, vocab, more="") -> None:
-    """In an eager call a target that counts and lies outside [0, V) is an error; a traced one cannot be looked at."""
+    """In an eager call a target that counts and lies outside [0, V) is an error; a traced one cannot be looked at.
+
+    Nor is one that jax.jit closes over: what comes of it may be masked there. weights: None where all count.
+    """
+    weights = jnp.ones(()) if weights is None else weights  # traced within jax.jit
     if isinstance(targets, jax.core.Tracer) or isinstance(weights, jax.core.Tracer):
         return
     flat = np.asarray(targets).reshape(-1)
