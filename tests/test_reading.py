@@ -150,7 +150,7 @@ def test_a_coded_file_is_compared_with_its_cross_entropy_in_per_cent():
     said = " ".join(board(["nll", "mae"], codes))
     assert "nll wrote the least, 2.0000 bits a token, mae the most, 3.0000." in said
     assert "cross entropy differ by at most 2%" in said
-    assert "tokens; nll wrote 2.0000 bits a token. Coded" in " ".join(board(["nll"], codes[:1]))
+    assert "tokens; nll wrote 2.0000 bits a token. Each" in " ".join(board(["nll"], codes[:1]))
     endless = " ".join(board(["nll"], codes[:1].assign(model_bits=math.inf)))
     assert "bits a token." in endless
     assert "a cross entropy is a file size" not in endless

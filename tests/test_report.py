@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -11,11 +12,13 @@ import pytest
 from browser import luminance
 
 from xentlab import charts, reading
+from xentlab.audit import Audit, Verdict
 from xentlab.catalogue import resolve_all
 from xentlab.program import windows
 from xentlab.recipe import Recipe
-from xentlab.report import _held_out_logits, make_report
+from xentlab.report import _held_out_logits, _not_their_values, make_report
 from xentlab.report import page as page_of
+from xentlab.scoreboard import Scoreboard
 from xentlab.scoreboard.reading import _numerics
 from xentlab.sources import MarkovSource, Text
 from xentlab.stages import Stage, run_stage, standard_stages
@@ -160,16 +163,28 @@ def test_what_learned_nothing_is_told():
 def test_what_learned_nothing_for_want_of_a_rate_or_of_anything_to_learn_is_not_laid_on_the_loss():
     rows, ended = table(nll=(2.0, 0.1), lazy=(5.5, 0.1)), "On s lazy ended no better than a uniform guess, 5.500 nats: "
     one, two = (pd.DataFrame({"source": "s", "rate": rates}) for rates in ([0.2, 0.2], [0.1, 0.2]))
-    assert reading.races(rows, two)[0] == ended + "does it pull towards the target? `xentlab audit` says where it does not."
+    ask = "does it pull towards the target? `xentlab audit` says where it does not."
+    others = f", so try others first. If they end there too: {ask}"
+    assert reading.races(rows, two)[0] == ended + ask
     at_edge = rows.assign(rate_at_edge=[False, True])
-    assert reading.races(at_edge, two)[0] == ended + "the best rate tried lies at the end of the grid (⇥), so try others first."
+    assert reading.races(at_edge, two)[0] == ended + "the best rate tried lies at the end of the grid (⇥)" + others
     said = reading.races(rows, one)
-    assert said[0] == ended + "only one rate was tried, so try others first."
+    assert said[0] == ended + "only one rate was tried" + others
     assert said[2] == "On s one rate was tried, 0.2, so no loss is tuned: compare them at several."
     assert reading.races(table(nll=(5.5, 0.1), lazy=(5.5, 0.1)), two)[0] == (
         "On s nll and lazy ended no better than a uniform guess, 5.500 nats: with nll among them the race was too short, its "
         "rates do not suit, its targets are noise, or nothing can be learnt from that source."
     )
+
+
+def test_of_whose_gradient_is_another_s_than_its_value_s_nothing_is_said_without_a_warning():
+    def board(**honest):
+        audits = {name: Audit(name, MappingProxyType({"honest_autodiff": Verdict(each, "")})) for name, each in honest.items()}
+        return Scoreboard(pd.DataFrame(), pd.DataFrame(), audits)
+
+    assert _not_their_values(board(nll=True, odd="undecided")) == []
+    (said,) = _not_their_values(board(nll=True, detached=False))
+    assert said.startswith("The gradient that autodiff gives of detached is not the slope of its value")
 
 
 def test_what_is_called_finite_is_not_called_stable():

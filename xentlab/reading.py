@@ -223,11 +223,12 @@ def _no_better(source: str, guesses: pd.DataFrame, one_rate: bool) -> list[str]:
         ]
     untuned = names if one_rate else list(guesses[guesses.rate_at_edge].loss)
     others, said = [name for name in names if name not in untuned], []
+    ask = "does it pull towards the target? `xentlab audit` says where it does not."
     if untuned:
         why = "only one rate was tried" if one_rate else "the best rate tried lies at the end of the grid (⇥)"
-        said.append(f"{ended(untuned)}{why}, so try others first.")
+        said.append(f"{ended(untuned)}{why}, so try others first. If they end there too: {ask}")
     if others:
-        said.append(ended(others) + "does it pull towards the target? `xentlab audit` says where it does not.")
+        said.append(ended(others) + ask)
     return said
 
 

@@ -139,6 +139,19 @@ def _of_one_class(board: Scoreboard) -> list[str]:
     ]
 
 
+def _not_their_values(board: Scoreboard) -> list[str]:
+    """Whose gradient is another one's than their value's, by which all that is said of the value misleads."""
+    names = [name for name, found in board.audits.items() if found.verdicts["honest_autodiff"].value is False]
+    if not names:
+        return []
+    from xentlab.reading import words
+
+    return [
+        f"The gradient that autodiff gives of {words(names)} is not the slope of its value (the audit below has a witness): "
+        "pulls, budgets and training are of that gradient, and the value says nothing of them."
+    ]
+
+
 def _said(
     profiles: pd.DataFrame, budgets: pd.DataFrame, raced: dict[str, pd.DataFrame], board: Scoreboard
 ) -> dict[str, list[str]]:
@@ -147,7 +160,7 @@ def _said(
 
     table = raced["table"]
     return {
-        "headline": [*reading.gradients(profiles), *_of_one_class(board)],
+        "headline": [*reading.gradients(profiles), *_of_one_class(board), *_not_their_values(board)],
         "budgets": reading.budgets(budgets),
         "curves": [*reading.races(table, raced["curves"]), *reading.pairs(raced["pairs"])],
         "reliability": reading.temperatures(table),
@@ -284,7 +297,7 @@ def _download(folder: pathlib.Path, name: str) -> str:
 def _formula(name: str, loss: Loss) -> str:
     facts = facts_of(loss)
     said = (inspect.getdoc(unwrapped(loss)[0]) or "no source is named").splitlines()[0].rstrip(".")
-    source = html.escape(facts.source or f"a loss of yours: {said}")
+    source = html.escape(facts.source or f"A loss of yours: {said}")
     link = html.escape(facts.link_name)
     formula = _math(facts.formula) + "; " if facts.formula else ""
     return f"<dt>{html.escape(name)}</dt><dd>{formula}read through {link}. {source}.</dd>"

@@ -254,7 +254,7 @@ def convex(probe: Probe, honest: bool = True, domain: float = 20.0) -> Verdict:
     # Where all gradients are rounding, their products are.
     size = size + 1e-6 * _scale(probe, np.concatenate(fields)) * np.abs(a - b).max(axis=1)
     worst = int(np.argmin(along / size))
-    domain_words = f"on |z| <= {domain:g}"
+    domain_words = f"on |z| <= {domain:g}" + ("" if honest else ", of the gradient's field and not of the value")
     if along[worst] / size[worst] < -1e-7:
         return no(
             f"the gradient turns back along a chord {domain_words}: (g(a) - g(b)).(a - b) < 0",

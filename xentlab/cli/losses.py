@@ -108,7 +108,7 @@ def run_gradients(command: Gradients) -> None:
     out_of_reach = p[np.isnan(path_logits(p, command.vocab, "one")[0]).any(axis=1)]
     reached = frame[(frame.rivals == "even") | ~frame.p.isin(out_of_reach)]
     if len(reached) < len(frame):
-        print("nan: with one rival rising, p cannot reach 1/(V - 1).", file=sys.stderr)
+        print(f"nan: with one rival rising, p cannot reach 1/(V - 1), V = {command.vocab}.", file=sys.stderr)
     for loss, rows in reached[reached[["value", "dvalue_dlogit"]].isna().any(axis=1)].groupby("loss", sort=False):
         where = ", ".join(f"{p:g}" for p in dict.fromkeys(rows.p))
         print(f"{loss} is no number at p = {where}: `xentlab audit` says more.", file=sys.stderr)
@@ -184,7 +184,8 @@ def run_plan(command: Plan) -> None:
         print("The naive head holds less here: of so few logits a device, a loop's own arrays are more.")
     import jax
 
-    print(f"One device's share of value and gradient, as compiled for {jax.default_backend()}; nothing was run.")
+    where = f"in {command.dtype}, as compiled for {jax.default_backend()}"
+    print(f"One device's share of value and gradient {where}; nothing was run.")
 
 
 def run_audit(command: Audit) -> None:

@@ -191,7 +191,7 @@ def _chosen(loss, streams, per_token, held, streamed, naive):
     each = "as tokens does, for results of each token"
     three = f"four products, {each.replace('tokens', 'stream')}" if per_token else "three products where stream takes four"
     if held <= streamed:  # of many tokens stream sums the hidden states' gradients wide
-        return "tokens", f"it takes {three}, and holds no more than that"
+        return "tokens", f"it takes {three}, and by this estimate holds no more than that"
     if not per_token and held <= _room(naive):
         return "tokens", f"it takes {three}, and holds under 1/{SHARE} of the memory there is"
     return "stream", f"it holds less than tokens does, for four products {each if per_token else 'where tokens takes three'}"

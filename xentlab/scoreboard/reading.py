@@ -92,7 +92,7 @@ def _information(codes: pd.DataFrame) -> list[str]:
         most = f", {worst.loss} the most, {worst.bits_per_token:.4f}" if worst.bits > best.bits else ""
         said.append(
             f"On {source} every file decoded to the same {rows.tokens.iloc[0]} tokens; {who} "
-            f"{best.bits_per_token:.4f} bits a token{known}{most}."
+            f"{best.bits_per_token:.4f} bits a token{known}{most}. Each loss's model is that of its first seed."
         )
         if len(finite):
             said[-1] += f" Coded size and cross entropy differ by at most {cost:.2g}%: a cross entropy is a file size."
