@@ -281,6 +281,8 @@ def test_every_chart_has_marks_and_the_page_fits(opened, width, scheme):
         cut = "[...document.querySelectorAll('.scroll')].filter(each => each.scrollWidth > each.clientWidth + 1).length"
         assert page.evaluate(cut) == 0
     assert (luminance(page) < 200) == (scheme == "dark")
+    drawn = page.evaluate("[theme().background, theme().font, theme().range.category]")
+    assert drawn == [{"light": "#ffffff", "dark": "#1c1f23"}[scheme], "system-ui, sans-serif", list(charts.HUES)]
 
 
 def test_a_legend_click_hides_and_shows_a_loss_everywhere(page):

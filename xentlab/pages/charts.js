@@ -8,8 +8,8 @@ const views = new Map();
 function theme() {
   const style = getComputedStyle(document.documentElement);
   const [ink, soft, line, card] = ["--ink", "--soft", "--line", "--card"].map(name => style.getPropertyValue(name));
-  return {
-    background: card,  // which a chart that is saved takes along view: {stroke: line}, font: "system-ui, sans-serif", range: {category: read("hues")},
+  return {  // not transparent: a chart that is saved takes it along
+    background: card, view: {stroke: line}, font: "system-ui, sans-serif", range: {category: read("hues")},
     axis: {labelColor: soft, titleColor: soft, gridColor: line, domainColor: line, tickColor: line, titleFontWeight: "normal"},
     legend: {labelColor: soft, titleColor: soft, orient: "bottom"},
     title: {color: ink, subtitleColor: soft, anchor: "start", fontSize: 14, subtitleFontSize: 12},
