@@ -114,7 +114,7 @@ def begin(
         if differ := [*before.get("resumed_with", []), *differ, *moved(before, record)]:
             record = record | {"resumed_with": differ}
         whence = "goes on from what is kept there" if has_begun(folder) else "had kept no block yet, and begins anew"
-        print(f"{folder} {whence}.", file=sys.stderr)
+        print(f"xentlab: {folder} {whence}.", file=sys.stderr)
     elif (folder / BEGUN).is_file() and has_begun(folder):
         raise LabError(
             f"{folder} holds an unfinished race. Go on with `xentlab race --resume {runs.quoted(folder)}`, or give another "
