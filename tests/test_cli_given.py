@@ -125,6 +125,7 @@ def test_probabilities_are_no_logits(rows, said, tmp_path, capsys):
 LATE = """
 import gc, signal, sys, threading
 from xentlab import cli
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background has not
 def late(phase, info):
     gc.callbacks.remove(late)
     signal.raise_signal(signal.SIGINT)

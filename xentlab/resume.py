@@ -163,10 +163,9 @@ def _clear(folder: pathlib.Path) -> None:
 def stopping(checkpoints: Checkpoints | None) -> Iterator[None]:
     """Within, the first Ctrl-C lets the block in hand end and be kept; the second one stops at once.
 
-    A process that was begun to ignore it, in a script's background say, still does.
+    Also where the process was begun to ignore it, in a script's background say: `kill -INT` stops it there.
     """
-    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    if checkpoints is None or ignored or threading.current_thread() is not threading.main_thread():
+    if checkpoints is None or threading.current_thread() is not threading.main_thread():
         yield
         return
 
