@@ -219,11 +219,9 @@ def chart(frame: pd.DataFrame) -> alt.VConcatChart:
         bars = base.mark_rule(strokeWidth=3, opacity=0.6).encode(
             alt.X("seconds_q1:Q", title="seconds"), alt.X2("seconds_q3:Q", title="seconds"), hues
         )
-        made, beyond = bars + base.mark_circle(size=60, opacity=1).encode(x, hues), alt.X("seconds_q3:Q", title="seconds")
-        for look in ({"stroke": "white", "strokeWidth": 3}, {"color": "#333333"}):  # a rim, so that no line runs through it
-            number = base.mark_text(align="left", dx=8, fontSize=10, **look)
-            made += number.encode(beyond, text=alt.Text("seconds:Q", format=".2f"))
-        above.append(made.properties(width=300, height=190))
+        dots, beyond = base.mark_circle(size=60, opacity=1).encode(x, hues), alt.X("seconds_q3:Q", title="seconds")
+        written = charts.beside(base, beyond, alt.Text("seconds:Q", format=".2f"))
+        above.append(alt.layer(bars, dots, *written).properties(width=300, height=190))
     for what, axis in ((OURS, "runs"), (f"{OURS}, mesh", "devices")):
         part = rows[(rows.what == what) & rows.to_floor.isna()].assign(each=lambda rows: 1e3 * rows.seconds / rows.runs)
         runs = "by the number of runs" if axis == "runs" else f"{part.runs.iloc[0]} runs on a mesh, by the number of devices"

@@ -216,25 +216,11 @@ def test_a_loss_of_ones_own_through_gradients_budget_and_race(mine, tmp_path, ca
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "batch.npz", logits=rng.standard_normal((50, 7)), targets=rng.integers(0, 7, 50))
     losses = ("--losses", "nll", "./mine.py:my_loss")
+    tiny = ("--markov", 6, "--model", "bigram", "--steps", 10, "--learning-rates", 0.1)
     for command in (
         ("gradients", *losses),
         ("budget", "batch.npz", *losses),
-        (
-            "race",
-            *losses,
-            "--markov",
-            6,
-            "--model",
-            "bigram",
-            "--steps",
-            10,
-            "--seeds",
-            2,
-            "--seed",
-            5,
-            "--learning-rates",
-            0.1,
-        ),
+        ("race", *losses, *tiny, "--seeds", 2, "--seed", 5),
     ):
         folder = tmp_path / "made" / command[0]
         code, out, err = in_process(capsys, *command, "--format", "json", "--out", folder)
@@ -261,6 +247,7 @@ def test_a_loss_of_ones_own_through_gradients_budget_and_race(mine, tmp_path, ca
         },
     }
     assert record["sources"][0]["kind"] == "markov"
+    assert list(pd.read_csv(folder / "tests.csv").seed) == [5, 6] * 2
 
 
 def test_a_command_writes_into_its_own_folder_again(tmp_path, capsys):

@@ -16,7 +16,7 @@ from xentlab.audit import Audit, Verdict
 from xentlab.catalogue import resolve_all
 from xentlab.program import windows
 from xentlab.recipe import Recipe
-from xentlab.report import _held_out_logits, _not_their_values, make_report
+from xentlab.report import _held_out_logits, _warnings, make_report
 from xentlab.report import page as page_of
 from xentlab.scoreboard import Scoreboard
 from xentlab.scoreboard.reading import _numerics
@@ -179,11 +179,12 @@ def test_what_learned_nothing_for_want_of_a_rate_or_of_anything_to_learn_is_not_
 
 def test_of_whose_gradient_is_another_s_than_its_value_s_nothing_is_said_without_a_warning():
     def board(**honest):
-        audits = {name: Audit(name, MappingProxyType({"honest_autodiff": Verdict(each, "")})) for name, each in honest.items()}
+        verdicts = lambda value: {"honest_autodiff": Verdict(value, ""), "permutation_equivariant": Verdict(True, "")}
+        audits = {name: Audit(name, MappingProxyType(verdicts(value))) for name, value in honest.items()}
         return Scoreboard(pd.DataFrame(), pd.DataFrame(), audits)
 
-    assert _not_their_values(board(nll=True, odd="undecided")) == []
-    (said,) = _not_their_values(board(nll=True, detached=False))
+    assert _warnings(board(nll=True, odd="undecided")) == []
+    (said,) = _warnings(board(nll=True, detached=False))
     assert said.startswith("The gradient that autodiff gives of detached is not the slope of its value")
 
 

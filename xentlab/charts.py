@@ -248,10 +248,13 @@ def _dots(rows: pd.DataFrame, order: Sequence[str], value: str, axis: alt.X, for
         layers = [*layers, one, span]
         # Beside the bar, which may reach beyond the dot.
         axis = alt.X(f"{value}_q3:Q")
-    for look in ({"stroke": "white", "strokeWidth": 3}, {"color": "#333333"}):  # a rim, so that no line runs through it
-        number = base.mark_text(align="left", dx=7, fontSize=10, **look)
-        layers.append(number.encode(axis, text=alt.Text(f"{value}:Q", format=form)))
-    return alt.layer(*layers)
+    return alt.layer(*layers, *beside(base, axis, alt.Text(f"{value}:Q", format=form)))
+
+
+def beside(base: alt.Chart, x: alt.X, text: alt.Text) -> list[alt.Chart]:
+    """A number to the right of a mark: two layers, for it has a rim, so that no line runs through it."""
+    looks = {"stroke": "white", "strokeWidth": 3}, {"color": "#333333"}
+    return [base.mark_text(align="left", dx=7, fontSize=10, **look).encode(x, text=text) for look in looks]
 
 
 def heads(frame: pd.DataFrame) -> alt.VConcatChart:

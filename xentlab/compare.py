@@ -10,7 +10,7 @@ import pathlib
 from typing import TYPE_CHECKING, Any
 
 from xentlab.contract import LabError
-from xentlab.runs import BEGUN, RECORD, UNRECORDED, quoted, read_json, shaped
+from xentlab.runs import BEGUN, UNRECORDED, quoted, read_record
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,8 +44,7 @@ def read_run(folder: str | pathlib.Path, lacking: bool = False) -> Run:
         if (folder / BEGUN).is_file():
             raise LabError(f"{folder} holds an unfinished race. Go on with: xentlab race --resume {quoted(folder)}")
         raise LabError(f"{folder} is no run: it has no run.json. A command writes one into its --out.")
-    remedy = "Was it cut short, or edited? Its command makes it anew."
-    record = shaped(read_json(folder / "run.json", remedy), RECORD, folder / "run.json", remedy)
+    record = read_record(folder / "run.json", "Was it cut short, or edited? Its command makes it anew.")
     names, sums = record.get("frames", [path.stem for path in sorted(folder.glob("*.csv"))]), record.get("sums", {})
     frames = {}
     for name in names:

@@ -127,29 +127,21 @@ def make_report(
     return report
 
 
-def _of_one_class(board: Scoreboard) -> list[str]:
-    """Whose profiles are not those of any class."""
-    uneven = [name for name, found in board.audits.items() if found.verdicts["permutation_equivariant"].value is False]
-    if not uneven:
-        return []
+# What a reader of the profiles is told of losses that the audit finds not to be so.
+WARNINGS = {
+    "permutation_equivariant": "The right token is class 0 here, which to {} is not as any other: of another class the pull "
+    "differs.",
+    "honest_autodiff": "The gradient that autodiff gives of {} is not the slope of its value (the audit below has a witness): "
+    "pulls, budgets and training are of that gradient, and the value says nothing of them.",
+}
+
+
+def _warnings(board: Scoreboard) -> list[str]:
+    """By what the profiles of some losses mislead."""
     from xentlab.reading import words
 
-    return [
-        f"The right token is class 0 here, which to {words(uneven)} is not as any other: of another class the pull differs."
-    ]
-
-
-def _not_their_values(board: Scoreboard) -> list[str]:
-    """Whose gradient is another one's than their value's, by which all that is said of the value misleads."""
-    names = [name for name, found in board.audits.items() if found.verdicts["honest_autodiff"].value is False]
-    if not names:
-        return []
-    from xentlab.reading import words
-
-    return [
-        f"The gradient that autodiff gives of {words(names)} is not the slope of its value (the audit below has a witness): "
-        "pulls, budgets and training are of that gradient, and the value says nothing of them."
-    ]
+    found = {what: [name for name, each in board.audits.items() if each.verdicts[what].value is False] for what in WARNINGS}
+    return [WARNINGS[what].format(words(names)) for what, names in found.items() if names]
 
 
 def _said(
@@ -160,7 +152,7 @@ def _said(
 
     table = raced["table"]
     return {
-        "headline": [*reading.gradients(profiles), *_of_one_class(board), *_not_their_values(board)],
+        "headline": [*reading.gradients(profiles), *_warnings(board)],
         "budgets": reading.budgets(budgets),
         "curves": [*reading.races(table, raced["curves"]), *reading.pairs(raced["pairs"])],
         "reliability": reading.temperatures(table),

@@ -33,7 +33,7 @@ def started(folder: pathlib.Path) -> dict[str, Any]:
         if has_begun(folder):
             raise LabError(f"{path} is gone, by which a race goes on. Put it back; else {anew}.")
         raise LabError(f"{folder} holds no unfinished race. `xentlab race` with --out and a folder begins one.")
-    record = runs.shaped(runs.read_json(path, f"Delete it: {anew}."), runs.RECORD, path, f"Delete it: {anew}.")
+    record = runs.read_record(path, f"Delete it: {anew}.")
     if not {"arguments", "losses"} <= set(record):
         raise LabError(f"{path} does not say what the race began with. Delete it: {anew}.")
     return record

@@ -249,13 +249,13 @@ def read_json(path: pathlib.Path, remedy: str) -> dict[str, Any]:
     return content
 
 
-def shaped(record: dict[str, Any], shape: dict[str, Any], path: pathlib.Path, remedy: str) -> dict[str, Any]:
-    """The record, of whose entries those of `shape` that are there are of these types. Raises `LabError` where one is not."""
-    for name, kind in shape.items():
+def read_record(path: pathlib.Path, remedy: str) -> dict[str, Any]:
+    """A run's record. Raises `LabError` as `read_json` does, and for an entry that is not what `RECORD` says."""
+    record = read_json(path, remedy)
+    for name, kind in RECORD.items():
         if name in record and not of_type(record[name], kind):
-            raise LabError(
-                f"{path} is not what was written: its {name} is {json.dumps(record[name], default=str)[:60]}. {remedy}"
-            )
+            said = json.dumps(record[name], default=str)[:60]
+            raise LabError(f"{path} is not what was written: its {name} is {said}. {remedy}")
     return record
 
 

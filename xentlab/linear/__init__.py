@@ -99,7 +99,7 @@ def linear_loss(
 
 def _by_plan(loss, head, chosen, reduction, hidden, weight, bias, targets, weights):
     """`linear_loss` of arguments that fit, by the plan that is chosen; weights: None for tokens that all count alike."""
-    shape, tokens, vocab, wide = targets.shape, targets.size, weight.shape[head.vocab_axis], accumulator(hidden.dtype)
+    shape, tokens, vocab, wide = targets.shape, targets.size, head.vocab(weight), accumulator(hidden.dtype)
     counts = jnp.ones(shape, wide) if weights is None else weights
     hidden, weight, bias, targets, counts = together(hidden, weight, bias, targets, counts)
     hidden, flat, flat_weights = _level(head, hidden, targets, counts)
@@ -165,7 +165,7 @@ def linear_log_probs(
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _log_probs(head, tile, hidden, weight, bias, targets):
     """`linear_log_probs` of arguments that fit."""
-    vocab = weight.shape[head.vocab_axis]
+    vocab = head.vocab(weight)
     hidden, weight, bias, targets = together(hidden, weight, bias, targets)
     flat, flat_targets, _ = _level(head, hidden, targets, jnp.ones(targets.shape))
     found = streamed(reductions_of(("rivals", "entropy"), {}, level=False), head, tile, flat, weight, bias, flat_targets)
