@@ -46,6 +46,23 @@ def test_memory_stays_far_below_the_naive_heads(plan, most, name):
     assert mine < most * memory(lambda h, w, y: jnp.mean(loss(h @ w, y)))
 
 
+@cpus_alone
+@pytest.mark.parametrize(
+    ("names", "tokens", "features", "vocab", "most"),
+    [
+        (("nll", "hinge", "hinge_weston_watkins", "label_smoothing", "confidence_penalty"), 1024, 256, 32_768, 6e6),
+        (("nll",), 2048, 512, 50_304, 16e6),
+        (("nll",), 4096, 512, 128_256, 45e6),
+    ],
+)
+def test_two_tiles_are_held_and_no_third(names, tokens, features, vocab, most):
+    """By losses of two sums too, whose terms would lie side by side."""
+    shapes = (((tokens, features), jnp.float32), ((features, vocab), jnp.float32), ((tokens,), jnp.int32))
+    for name in names:
+        head = compiled(jax.value_and_grad(functools.partial(linear_loss, loss=LOSSES[name], plan="stream"), (0, 1)), *shapes)
+        assert head.memory_analysis().temp_size_in_bytes < most, name
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_a_large_head_fits(dtype):
     """Compiled, not run: what XLA says of N = 8192, D = 2304, V = 256,000, where the naive head holds some 16,000 MB."""

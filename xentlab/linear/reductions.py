@@ -30,6 +30,7 @@ import numpy as np
 from jax import lax
 
 from xentlab.contract import LabError, Loss, facts_of, is_known, layers, name_of, settings_and_defaults, settings_of
+from xentlab.products import on_cpu
 from xentlab.targets import nan_outside, or_nan
 
 LEVELLESS = ("target", "rivals", "total", "entropy", "vocab", "level")
@@ -39,17 +40,20 @@ LOWEST = float(np.finfo(np.float32).min)  # the running maximum of nothing: fini
 class Tile(NamedTuple):
     """A tile of logits as the reductions see it.
 
-    rivals: the logits [N, C], wide, with -inf where no rival is. counts: where one is. below: the rivals less the greatest so
-    far; fallen [N]: by how much that one has risen with this tile, as a number <= 0. Both are free of derivatives of that
-    greatest, a mere shift. target [N]: z_y, where a reduction asks for it. first: the class of its first column.
+    rivals: the logits [N, C], wide, with -inf where no rival is. counts: where one is; count [N]: how many. below: the rivals
+    less the greatest so far; fallen [N]: by how much that one has risen with this tile, as a number <= 0. Both are free of
+    derivatives of that greatest, a mere shift. target [N]: z_y, where a reduction asks for it. first: the class of its first
+    column. known: what the reduction before this one has come to, [N], if one has.
     """
 
     rivals: jax.Array
     counts: jax.Array
+    count: jax.Array
     below: jax.Array
     fallen: jax.Array
     target: jax.Array | None
     first: jax.Array | int
+    known: jax.Array | None = None
 
 
 class Row(NamedTuple):
@@ -92,12 +96,22 @@ def lowest(tokens: int, dtype: Any) -> jax.Array:
     return jnp.full(tokens, LOWEST, dtype)
 
 
-def risen(
-    shift: jax.Array, rivals: jax.Array, counts: jax.Array, target: jax.Array | None, first: jax.Array | int
-) -> tuple[jax.Array, Tile]:
-    """The greatest rival with those of a tile [N, C] of the classes from `first` on, and the tile."""
+def risen(shift: jax.Array, rivals: jax.Array, counts: jax.Array, **rest: Any) -> tuple[jax.Array, Tile]:
+    """The greatest rival with those of a tile [N, C], and the tile; rest: count, target and first, as `Tile` has them."""
     higher = lax.stop_gradient(jnp.maximum(shift, jnp.max(rivals, axis=-1)))
-    return higher, Tile(rivals, counts, rivals - higher[:, None], shift - higher, target, first)
+    return higher, Tile(rivals, counts, below=rivals - higher[:, None], fallen=shift - higher, **rest)
+
+
+def after(known: jax.Array | None, array: jax.Array) -> jax.Array:
+    """The array [N, C], made when these sums [N] are known, if there are any; a row whose sum is NaN is NaN.
+
+    Of two sums that wait for nothing XLA's CPU backend makes both terms first, and holds a tile for each.
+
+    >>> after(jnp.array([3.0, jnp.nan]), jnp.ones((2, 2)))
+    Array([[ 1.,  1.],
+           [nan, nan]], dtype=float32)
+    """
+    return array if known is None or not on_cpu() else array + jnp.where(jnp.isnan(known), known, 0)[:, None]
 
 
 def greatest(value: jax.Array, axis: str) -> jax.Array:
@@ -136,8 +150,10 @@ def _hinges(term: Callable[[jax.Array], jax.Array], slope: Callable[[jax.Array],
     """The sum of a margin's term, and beside it the sum of its slope: by how much all rivals push the target."""
 
     def add(state, tile):
+        sums, slopes = state
         margins = _margins(tile.rivals, tile.target[:, None])
-        return tuple(sums + jnp.sum(each(margins), axis=-1) for sums, each in zip(state, (term, slope), strict=True))
+        more = jnp.sum(term(margins), axis=-1)
+        return sums + more, slopes + jnp.sum(slope(after(more, margins)), axis=-1)
 
     return Reduction(
         start=lambda tokens, dtype: (_zeros(tokens, dtype), _zeros(tokens, dtype)),
@@ -194,8 +210,8 @@ def _total_below() -> Reduction:
 
     def add(state, tile):
         total, count = state
-        below = jnp.sum(jnp.where(tile.counts, tile.below, 0), axis=-1)
-        return total + count * tile.fallen + below, count + jnp.sum(tile.counts, axis=-1, dtype=count.dtype)
+        below = jnp.sum(jnp.where(tile.counts, after(tile.known, tile.below), 0), axis=-1)
+        return total + count * tile.fallen + below, count + tile.count.astype(count.dtype)
 
     def merge(state, fallen, axis):
         total, count = state
@@ -220,9 +236,10 @@ def _entropy() -> Reduction:
 
     def add(state, tile):
         mass, moment = shrunk(state, tile.fallen)
-        share = jnp.exp(tile.below)
-        below = jnp.where(share > 0, tile.below, 0)
-        return mass + jnp.sum(share, axis=-1), moment + jnp.sum(share * below, axis=-1)
+        more = jnp.sum(jnp.exp(tile.below), axis=-1)
+        below = after(more, tile.below)
+        share = jnp.exp(below)
+        return mass + more, moment + jnp.sum(jnp.where(share > 0, share * below, 0), axis=-1)
 
     def finish(state, shift):
         mass, moment = state
@@ -249,9 +266,11 @@ def _top() -> Reduction:
         # A tie shares the slope, as JAX's own max does; what ties with nothing yet is at -inf. A NaN, which a CPU's vectorised
         # maximum loses, is in no order with the top, and shows here.
         ordered = jnp.where(tile.rivals <= higher[:, None], 0, jnp.nan).astype(top.dtype)
-        at_top, still = (tile.rivals == higher[:, None]) & tile.counts, top == higher
-        tied = jnp.sum(jnp.where(at_top, 1, ordered), axis=-1)
-        found = jnp.sum(jnp.where(at_top, _columns(tile.first, tile.rivals), 0), axis=-1)
+        equal, still = lambda each: (tile.rivals == each[:, None]) & tile.counts, top == higher
+        tied = jnp.sum(jnp.where(equal(higher), 1, ordered), axis=-1)
+        # Of one alone, which is to be known first: side by side XLA would hold two tiles for both sums.
+        alone = equal(jnp.where(tied == 1, higher, jnp.nan))
+        found = jnp.sum(jnp.where(alone, _columns(tile.first, tile.rivals), 0), axis=-1)
         return higher, jnp.where(still | jnp.isnan(ties), ties, 0) + tied, jnp.where(still, place, 0) + found
 
     def merge(state, fallen, axis):

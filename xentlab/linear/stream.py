@@ -66,8 +66,12 @@ def reduce(
         # From where they are kept, so that z is copied there before it is written into.
         own = read_at(z if kept is None else kept_tile(kept, start, tokens, tile), places)
         rivals = rivals_of(z, places, own, overlap)
-        shift, seen_as = risen(shift, rivals, counts, ahead, first + start)
-        states = {name: reduction.add(states[name], seen_as) for name, reduction in reductions.items()}
+        count = tile - (0 if overlap is None else overlap) - ((places >= 0) & (places < tile)).astype(places.dtype)
+        shift, seen_as = risen(shift, rivals, counts, count=count, target=ahead, first=first + start)
+        states = dict(states)
+        for name, reduction in reductions.items():
+            states[name] = reduction.add(states[name], seen_as)
+            seen_as = seen_as._replace(known=next(iter(jax.tree.leaves(states[name])), None))
         return states, shift, target + own, kept
 
     states = {name: reduction.start(tokens, dtype) for name, reduction in reductions.items()}
