@@ -1,5 +1,7 @@
 """What a head does of tokens that cannot be scored or do not count, and of logits where nothing is left of a margin."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -14,22 +16,21 @@ HIDDEN, WEIGHT = jnp.asarray([[1.0, 2.0], [1.0, 2.0]]), jnp.asarray([[-3.0, -4.0
 HINGES = ("hinge", "perceptron", "hinge_weston_watkins", "squared_hinge")
 
 
-def slopes(loss, plan, hidden, weight, targets, **more):
-    """By hidden states and the weight, of the sum, as under jit: an eager call refuses bad targets."""
-    of = lambda h, w: linear_loss(h, w, targets, loss=loss, plan=plan, reduction="sum", tiles=(2, 2), **more)
-    return jax.jit(jax.value_and_grad(of, (0, 1)))(hidden, weight)
+def slopes(loss, plan):
+    """Of the sum and its gradient by hidden states and the weight, as under jit: an eager call refuses bad targets."""
+    of = functools.partial(linear_loss, loss=loss, plan=plan, reduction="sum", tiles=(2, 2))
+    return jax.jit(jax.value_and_grad(of, (0, 1)))
 
 
 @every_plan
 def test_a_bad_target_is_in_every_gradient(loss, plan):
     """A loss that is flat where it is, as a hinge beyond its margin, would let no NaN through."""
+    run, targets, weights = slopes(loss, plan), jnp.array([0, 7]), jnp.array([1.0, 0.0])
     for scale in (1.0, 0.0, -10.0):
-        value, (to_hidden, to_weight) = slopes(loss, plan, HIDDEN, scale * WEIGHT, jnp.array([0, 7]))
+        value, (to_hidden, to_weight) = run(HIDDEN, scale * WEIGHT, targets)
         assert np.isnan([value, *to_hidden[1], *to_weight.ravel()]).all()
         assert np.isfinite(to_hidden[0]).all()
-        _, (to_hidden, to_weight) = slopes(
-            loss, plan, HIDDEN, scale * WEIGHT, jnp.array([0, 7]), token_weights=jnp.array([1.0, 0.0])
-        )
+        _, (to_hidden, to_weight) = run(HIDDEN, scale * WEIGHT, targets, token_weights=weights)
         assert np.isfinite(to_hidden).all()
         assert np.isfinite(to_weight).all()
 
@@ -37,7 +38,7 @@ def test_a_bad_target_is_in_every_gradient(loss, plan):
 def test_a_bad_target_of_one_s_own_loss_is_in_every_gradient():
     """`at_target` alone has no gradient there: nothing is at the target."""
     cubic = lambda logits, targets: -(at_target(jax.nn.log_softmax(logits), targets) ** 3)
-    _, (to_hidden, to_weight) = slopes(cubic, "tokens", HIDDEN, WEIGHT, jnp.array([0, -1]))
+    _, (to_hidden, to_weight) = slopes(cubic, "tokens")(HIDDEN, WEIGHT, jnp.array([0, -1]))
     assert np.isnan([*to_hidden[1], *to_weight.ravel()]).all()
     assert np.isfinite(to_hidden[0]).all()
 
