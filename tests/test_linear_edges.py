@@ -87,24 +87,24 @@ def test_classes_that_a_bias_forbids(plan, name):
     """All rivals at -inf: certain, and no gradient."""
     hidden, weight = jnp.ones((1, 2)), jnp.ones((2, 3))
     head = lambda bias: linear_loss(hidden, weight, jnp.array([0]), bias=bias, loss=LOSSES[name], plan=plan)
+    plain = lambda bias: jnp.mean(LOSSES[name](hidden @ weight + bias[None], jnp.array([0])))
     value, slope = jax.jit(jax.value_and_grad(head))(jnp.array([0.0, -jnp.inf, -jnp.inf]))
-    right, exact = jax.value_and_grad(lambda bias: jnp.mean(LOSSES[name](hidden @ weight + bias[None], jnp.array([0]))))(
-        jnp.array([0.0, -jnp.inf, -jnp.inf])
-    )
+    right, exact = jax.jit(jax.value_and_grad(plain))(jnp.array([0.0, -jnp.inf, -jnp.inf]))
     assert float(value) == pytest.approx(float(right), abs=1e-6)
     np.testing.assert_allclose(slope, exact, atol=1e-6)
 
 
 @both
-@pytest.mark.parametrize("level", [1e3, 1e4, -1e3])
-def test_a_common_level_costs_no_gradient_its_digits(plan, level):
+def test_a_common_level_costs_no_gradient_its_digits(plan):
     """Of a loss that asks for the level, z_loss; and the shares of rivals for one that is not known to be free of it."""
     run = lambda loss: jax.jit(jax.grad(lambda w: linear_loss(jnp.ones((1, 1)), w, jnp.array([3]), loss=loss, plan=plan)))
-    weight, at_3 = jnp.full((1, 11), level), np.arange(11) == 3
-    pinned = (1 + 2e-4 * (level + np.log(11))) / 11 - at_3  # p (1 + 2 c lse) - e
-    np.testing.assert_allclose(run(LOSSES["z_loss"])(weight)[0], pinned, rtol=1e-6)
     rivals = loss(stream=lambda rivals: rivals)(lambda z, y: jax.nn.logsumexp(off_target(z, y, -jnp.inf), axis=-1))
-    np.testing.assert_allclose(run(rivals)(weight)[0], np.where(at_3, 0, 0.1), rtol=1e-6)
+    at_3, by_z_loss, by_rivals = np.arange(11) == 3, run(LOSSES["z_loss"]), run(rivals)
+    for level in (1e3, 1e4, -1e3):
+        weight = np.full((1, 11), level, np.float32)
+        pinned = (1 + 2e-4 * (level + np.log(11))) / 11 - at_3  # p (1 + 2 c lse) - e
+        np.testing.assert_allclose(by_z_loss(weight)[0], pinned, rtol=1e-6)
+        np.testing.assert_allclose(by_rivals(weight)[0], np.where(at_3, 0, 0.1), rtol=1e-6)
 
 
 def test_a_form_that_asks_for_the_level_asks_for_nothing_that_has_one():
@@ -174,11 +174,13 @@ def test_classes_may_be_masked_by_the_least_number(plan, name):
     """Of finfo.min, as masks are written: all rivals, and the first tiles."""
     hidden, weight, _ = batch(6, 4, 40)
     least, targets = jnp.finfo(jnp.float32).min, jnp.full(6, 30)
+    head = lambda w, bias: linear_loss(hidden, w, targets, loss=LOSSES[name], bias=bias, plan=plan, tiles=(4, 8))
+    plain = lambda w, bias: jnp.mean(LOSSES[name](hidden @ w + bias[None], targets))
+    run, naive = jax.jit(jax.value_and_grad(head)), jax.jit(jax.value_and_grad(plain))
+    log_probs = jax.jit(functools.partial(linear_log_probs, tiles=(4, 8)))
     for bias in (jnp.full(40, least).at[30].set(0.0), jnp.where(jnp.arange(40) < 20, least, 0.0)):
-        run = lambda w, bias=bias: linear_loss(hidden, w, targets, loss=LOSSES[name], bias=bias, plan=plan, tiles=(4, 8))
-        plain = lambda w, bias=bias: jnp.mean(LOSSES[name](hidden @ w + bias[None], targets))
-        close(jax.jit(jax.value_and_grad(run))(weight), jax.jit(jax.value_and_grad(plain))(weight))
-        log_p, entropy = jax.jit(functools.partial(linear_log_probs, tiles=(4, 8)))(hidden, weight, targets, bias=bias)
+        close(run(weight, bias), naive(weight, bias))
+        log_p, entropy = log_probs(hidden, weight, targets, bias=bias)
         exact = jax.nn.log_softmax(hidden @ weight + bias[None])
         close((log_p, entropy), (exact[:, 30], -jnp.sum(jnp.where(exact > -1e30, jnp.exp(exact) * exact, 0), -1)))
 

@@ -67,12 +67,13 @@ def test_a_setting_that_the_stream_form_lacks_is_told():
     def scaled(logits, targets, *, scale=1.0):
         return scale * NLL(logits, targets)
 
-    hidden, weight, targets = batch()
-    close(linear_loss(hidden, weight, targets, loss=scaled), reference(NLL, targets, hidden, weight)[0])
+    arrays = hidden, weight, targets = batch()
+    head = lambda loss: jax.jit(functools.partial(linear_loss, loss=loss))
+    close(head(scaled)(*arrays), reference(NLL, targets, hidden, weight)[0])
     with pytest.raises(LabError, match="takes no scale"):
-        linear_loss(hidden, weight, targets, loss=functools.partial(scaled, scale=3.0))
+        head(functools.partial(scaled, scale=3.0))(*arrays)
     around = lambda logits, targets: scaled(logits, targets, scale=3.0)
-    close(linear_loss(hidden, weight, targets, loss=around), 3 * reference(NLL, targets, hidden, weight)[0])
+    close(head(around)(*arrays), 3 * reference(NLL, targets, hidden, weight)[0])
 
 
 @both
