@@ -50,13 +50,13 @@ def test_memory_stays_far_below_the_naive_heads(plan, most, name):
 @pytest.mark.parametrize(
     ("names", "tokens", "features", "vocab", "most"),
     [
-        (("nll", "hinge", "hinge_weston_watkins", "label_smoothing", "confidence_penalty"), 1024, 256, 32_768, 6e6),
+        (("hinge", "hinge_weston_watkins", "label_smoothing", "confidence_penalty", "squentropy"), 1024, 256, 32_768, 6e6),
         (("nll",), 2048, 512, 50_304, 16e6),
         (("nll",), 4096, 512, 128_256, 45e6),
     ],
 )
 def test_two_tiles_are_held_and_no_third(names, tokens, features, vocab, most):
-    """By losses of two sums too, whose terms would lie side by side."""
+    """By losses of several sums, whose terms would lie side by side, as by nll."""
     shapes = (((tokens, features), jnp.float32), ((features, vocab), jnp.float32), ((tokens,), jnp.int32))
     for name in names:
         head = compiled(jax.value_and_grad(functools.partial(linear_loss, loss=LOSSES[name], plan="stream"), (0, 1)), *shapes)

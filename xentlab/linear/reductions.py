@@ -42,8 +42,7 @@ class Tile(NamedTuple):
 
     rivals: the logits [N, C], wide, with -inf where no rival is. counts: where one is; count [N]: how many. below: the rivals
     less the greatest so far; fallen [N]: by how much that one has risen with this tile, as a number <= 0. Both are free of
-    derivatives of that greatest, a mere shift. target [N]: z_y, where a reduction asks for it. first: the class of its first
-    column. known: what the reduction before this one has come to, [N], if one has.
+    derivatives of that greatest, a mere shift. target [N]: z_y, where a reduction asks for it. first: its first column's class.
     """
 
     rivals: jax.Array
@@ -53,7 +52,6 @@ class Tile(NamedTuple):
     fallen: jax.Array
     target: jax.Array | None
     first: jax.Array | int
-    known: jax.Array | None = None
 
 
 class Row(NamedTuple):
@@ -80,6 +78,7 @@ class Reduction:
     by_target(aside): that by z_y, of a reduction that reads it: z_y is found ahead of the tiles then.
     level: whether values are of the logits as they are; else of those less the greatest rival, and so is the target's then.
     What is added to a level of thousands loses its digits, and a loss that no common shift changes need not know it.
+    waits: whether it sees its tile `after` the reduction before; powers of one exponential share theirs.
     """
 
     start: Callable[[int, Any], Any]
@@ -89,6 +88,7 @@ class Reduction:
     slope: Callable[..., jax.Array]
     by_target: Callable[[jax.Array], jax.Array] | None = None
     level: bool = True
+    waits: bool = True
 
 
 def lowest(tokens: int, dtype: Any) -> jax.Array:
@@ -102,8 +102,8 @@ def risen(shift: jax.Array, rivals: jax.Array, counts: jax.Array, **rest: Any) -
     return higher, Tile(rivals, counts, below=rivals - higher[:, None], fallen=shift - higher, **rest)
 
 
-def after(known: jax.Array | None, array: jax.Array) -> jax.Array:
-    """The array [N, C], made when these sums [N] are known, if there are any; a row whose sum is NaN is NaN.
+def after(known: Any, array: jax.Array) -> jax.Array:
+    """The array [N, C], made when all of a tree of sums [N] are known; a row of which one is NaN is NaN.
 
     Of two sums that wait for nothing XLA's CPU backend makes both terms first, and holds a tile for each.
 
@@ -111,7 +111,8 @@ def after(known: jax.Array | None, array: jax.Array) -> jax.Array:
     Array([[ 1.,  1.],
            [nan, nan]], dtype=float32)
     """
-    return array if known is None or not on_cpu() else array + jnp.where(jnp.isnan(known), known, 0)[:, None]
+    zeros = [jnp.where(jnp.isnan(sums), sums, 0) for sums in jax.tree.leaves(known)]
+    return array + sum(zeros)[:, None] if zeros and on_cpu() else array
 
 
 def greatest(value: jax.Array, axis: str) -> jax.Array:
@@ -181,6 +182,7 @@ def _logsumexp(multiple: float, level: bool = True) -> Reduction:
             multiple * _scale(jnp.zeros_like(row.shift), log_mass if level else value) * raised(z - row.shift, row.share)
         ),
         level=level,
+        waits=False,
     )
 
 
@@ -210,7 +212,7 @@ def _total_below() -> Reduction:
 
     def add(state, tile):
         total, count = state
-        below = jnp.sum(jnp.where(tile.counts, after(tile.known, tile.below), 0), axis=-1)
+        below = jnp.sum(jnp.where(tile.counts, tile.below, 0), axis=-1)
         return total + count * tile.fallen + below, count + tile.count.astype(count.dtype)
 
     def merge(state, fallen, axis):
@@ -239,7 +241,9 @@ def _entropy() -> Reduction:
         more = jnp.sum(jnp.exp(tile.below), axis=-1)
         below = after(more, tile.below)
         share = jnp.exp(below)
-        return mass + more, moment + jnp.sum(jnp.where(share > 0, share * below, 0), axis=-1)
+        # Both wheres: 0 times -inf has no derivative, and of a bare product XLA's CPU backend would hold both factors.
+        product = jnp.where(share > 0, share * jnp.where(share > 0, below, 0), 0)
+        return mass + more, moment + jnp.sum(product, axis=-1)
 
     def finish(state, shift):
         mass, moment = state
