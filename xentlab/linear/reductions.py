@@ -102,17 +102,28 @@ def risen(shift: jax.Array, rivals: jax.Array, counts: jax.Array, **rest: Any) -
     return higher, Tile(rivals, counts, below=rivals - higher[:, None], fallen=shift - higher, **rest)
 
 
-def after(known: Any, array: jax.Array) -> jax.Array:
-    """The array [N, C], made when all of a tree of sums [N] are known; a row of which one is NaN is NaN.
+def after(known: list[jax.Array], array: jax.Array) -> jax.Array:
+    """The array [N, C], made when all of these sums [N] are known; a row of which one is NaN is NaN.
 
     Of two sums that wait for nothing XLA's CPU backend makes both terms first, and holds a tile for each.
 
-    >>> after(jnp.array([3.0, jnp.nan]), jnp.ones((2, 2)))
+    >>> after([jnp.array([3.0, jnp.nan])], jnp.ones((2, 2)))
     Array([[ 1.,  1.],
            [nan, nan]], dtype=float32)
     """
-    zeros = [jnp.where(jnp.isnan(sums), sums, 0) for sums in jax.tree.leaves(known)]
-    return array + sum(zeros)[:, None] if zeros and on_cpu() else array
+    if not known or not on_cpu():
+        return array
+    return array + functools.reduce(or_nan, known, jnp.zeros_like(known[0]))[:, None]
+
+
+def taken_in(reductions: Mapping[str, Reduction], states: Mapping[str, Any], tile: Tile) -> dict[str, Any]:
+    """The reductions' states with a tile taken in, by one after another."""
+    new, known = {}, []
+    for name, reduction in reductions.items():
+        later = tile._replace(rivals=after(known, tile.rivals), below=after(known, tile.below)) if reduction.waits else tile
+        new[name] = reduction.add(states[name], later)
+        known = jax.tree.leaves(new[name]) or known
+    return new
 
 
 def greatest(value: jax.Array, axis: str) -> jax.Array:
@@ -154,7 +165,7 @@ def _hinges(term: Callable[[jax.Array], jax.Array], slope: Callable[[jax.Array],
         sums, slopes = state
         margins = _margins(tile.rivals, tile.target[:, None])
         more = jnp.sum(term(margins), axis=-1)
-        return sums + more, slopes + jnp.sum(slope(after(more, margins)), axis=-1)
+        return sums + more, slopes + jnp.sum(slope(after([more], margins)), axis=-1)
 
     return Reduction(
         start=lambda tokens, dtype: (_zeros(tokens, dtype), _zeros(tokens, dtype)),
@@ -239,7 +250,7 @@ def _entropy() -> Reduction:
     def add(state, tile):
         mass, moment = shrunk(state, tile.fallen)
         more = jnp.sum(jnp.exp(tile.below), axis=-1)
-        below = after(more, tile.below)
+        below = after([more], tile.below)
         share = jnp.exp(below)
         # Both wheres: 0 times -inf has no derivative, and of a bare product XLA's CPU backend would hold both factors.
         product = jnp.where(share > 0, share * jnp.where(share > 0, below, 0), 0)

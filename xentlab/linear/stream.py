@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from xentlab.linear.logits import Head, once, over_tiles, read_at, rivals_of, write_at
-from xentlab.linear.reductions import LOWEST, Reduction, Row, after, greatest, lowest, risen
+from xentlab.linear.reductions import LOWEST, Reduction, Row, greatest, lowest, risen, taken_in
 from xentlab.products import accumulator, apart, lift, moved_whole
 from xentlab.targets import is_at_target
 
@@ -68,12 +68,7 @@ def reduce(
         rivals = rivals_of(z, places, own, overlap)
         count = tile - (0 if overlap is None else overlap) - ((places >= 0) & (places < tile)).astype(places.dtype)
         shift, seen_as = risen(shift, rivals, counts, count=count, target=ahead, first=first + start)
-        states, known = dict(states), []
-        for name, reduction in reductions.items():
-            later = seen_as._replace(rivals=after(known, rivals), below=after(known, seen_as.below))
-            states[name] = reduction.add(states[name], later if reduction.waits else seen_as)
-            known = jax.tree.leaves(states[name]) or known
-        return states, shift, target + own, kept
+        return taken_in(reductions, states, seen_as), shift, target + own, kept
 
     states = {name: reduction.start(tokens, dtype) for name, reduction in reductions.items()}
     begun = (states, lowest(tokens, dtype), jnp.zeros(tokens, dtype), kept)
