@@ -25,7 +25,7 @@ from bench_peers import PACKAGES, PEERS, SHAPES, THREADS, Call, clocked, jitted,
 from bench_peers import run as sweep
 
 from xentlab import LOSSES, LabError, charts, linear_loss
-from xentlab.linear.reductions import stream_of
+from xentlab.linear.form import stream_of
 from xentlab.products import product, turned
 from xentlab.runs import new_folder, record, write_frame, write_record
 

@@ -9,7 +9,7 @@ import pytest
 
 from xentlab import LOSSES, facts_of, name_of
 from xentlab.linear import linear_loss
-from xentlab.linear.reductions import stream_of
+from xentlab.linear.form import stream_of
 from xentlab.names import with_settings
 
 TOKENS, FEATURES, VOCAB = 23, 5, 97

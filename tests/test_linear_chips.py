@@ -12,7 +12,7 @@ from xentlab import LOSSES
 from xentlab.linear import explain_plan, linear_loss
 from xentlab.linear import logits as logits_module
 from xentlab.linear import plan as plan_module
-from xentlab.linear.reductions import stream_of
+from xentlab.linear.form import stream_of
 
 TRAINS = True  # as in test_linear.py
 

@@ -13,7 +13,7 @@ from naive_heads import NLL, batch
 from xentlab import LOSSES, LabError, facts_of, loss, resolve
 from xentlab.linear import explain_plan, linear_log_probs, linear_loss
 from xentlab.linear.costs import head_costs
-from xentlab.linear.reductions import stream_of
+from xentlab.linear.form import stream_of
 
 HIDDEN, WEIGHT, TARGETS = batch(23, 5, 97)
 both = pytest.mark.parametrize("plan", ["stream", "tokens"])

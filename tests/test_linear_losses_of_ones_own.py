@@ -11,7 +11,7 @@ from naive_heads import NLL, VOCAB, batch, both, close, reference
 
 from xentlab import LOSSES, LabError, facts_of, loss
 from xentlab.linear import explain_plan, linear_log_probs, linear_loss
-from xentlab.linear.reductions import stream_of
+from xentlab.linear.form import stream_of
 
 TRAINS = True  # as in test_linear.py
 

@@ -17,7 +17,7 @@ from xentlab.checks import check_link
 from xentlab.contract import LabError, Loss, link_of, name_of
 from xentlab.examine import Predictor, examiner
 from xentlab.layout import Layout
-from xentlab.linear import check_form
+from xentlab.linear.form import check_form
 from xentlab.metrics import SMOOTHING
 from xentlab.models import check_causal, resolve_model
 from xentlab.names import FUNCTIONS, is_own, unplaced

@@ -15,8 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from xentlab.checks import checked
 from xentlab.contract import LabError, Loss
 from xentlab.linear import linear_loss
+from xentlab.linear.form import stream_of
 from xentlab.linear.plan import counted, explain_plan
-from xentlab.linear.reductions import stream_of
 from xentlab.losses.likelihood import nll
 
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute")

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from xentlab.contract import LabError, Loss, name_of
+from xentlab.linear.form import stream_of
 from xentlab.linear.logits import turns
-from xentlab.linear.reductions import stream_of
 from xentlab.losses.likelihood import nll
 from xentlab.memory import machine_memory
 from xentlab.products import accumulator, moved_whole, on_cpu

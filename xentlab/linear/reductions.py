@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -29,11 +28,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from xentlab.contract import LabError, Loss, facts_of, is_known, layers, name_of, settings_and_defaults, settings_of
+from xentlab.contract import LabError, is_known
 from xentlab.products import on_cpu
-from xentlab.targets import nan_outside, or_nan
+from xentlab.targets import or_nan
 
-LEVELLESS = ("target", "rivals", "total", "entropy", "vocab", "level")
 LOWEST = float(np.finfo(np.float32).min)  # the running maximum of nothing: finite, so that no -inf - -inf arises
 
 
@@ -339,52 +337,6 @@ REDUCTIONS: dict[str, Reduction] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Stream:
-    """A loss's stream form with its settings bound: the reductions it needs by name, and the function of their values."""
-
-    reductions: Mapping[str, Reduction]
-    names: tuple[str, ...]
-    function: Callable[..., jax.Array]
-
-    def __call__(self, found: Mapping[str, jax.Array], vocab: int) -> jax.Array:
-        """Each token's loss [N] from the reductions' values [N]."""
-        each = self.function(*(float(vocab) if name == "vocab" else found[name] for name in self.names))
-        if jnp.shape(each) != found["target"].shape:
-            raise LabError(
-                f"a stream form gives one value a token, {list(found['target'].shape)}; it gave {list(jnp.shape(each))}. Leave "
-                "sums and means to the head."
-            )
-        for value in found.values():  # whatever a maximum in the form has lost of it
-            each = or_nan(each, value.astype(each.dtype))
-        return each
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def or_nan_outside(each: jax.Array, seen: Any, targets: jax.Array, vocab: int) -> jax.Array:
-    """Each token's value [N], and NaN where its target lies outside [0, vocab); seen: arrays [N, ...] that it was made of.
-
-    So is what flows back to such a token, but where nothing does: one that is masked afterwards spoils no gradient. And back to
-    what it was made of, by a way of its own: a loss that is flat there, below a hinge's margin say, would let no NaN through.
-    """
-    return each + nan_outside(targets, vocab, each.dtype)
-
-
-def _nan_outside_forward(each, seen, targets, vocab):
-    bad = nan_outside(targets, vocab, each.dtype)
-    return each + bad, (bad, seen)
-
-
-def _nan_outside_backward(vocab, kept, cotangent):
-    bad, seen = kept
-    spoil = lambda to: jnp.where(cotangent == 0, 0, to + bad)
-    along = lambda array: spoil(0).reshape(-1, *[1] * (array.ndim - 1)).astype(array.dtype)
-    return spoil(cotangent), jax.tree.map(lambda array: jnp.broadcast_to(along(array), array.shape), seen), None
-
-
-or_nan_outside.defvjp(_nan_outside_forward, _nan_outside_backward)
-
-
 def reductions_of(names: tuple[str, ...], settings: Mapping[str, Any], level: bool = True) -> dict[str, Reduction]:
     """The reductions of these names; level: as `Reduction` has it. Raises `LabError` for a name that is none."""
     found: dict[str, Reduction] = {}
@@ -413,38 +365,3 @@ def reductions_of(names: tuple[str, ...], settings: Mapping[str, Any], level: bo
             known = ", ".join(["target", "vocab", "rivals", *REDUCTIONS, "rivals_<number or setting>"])
             raise LabError(f"a stream form's parameters are reductions; {name!r} is none of {known}.")
     return found
-
-
-def stream_of(loss: Loss) -> Stream | None:
-    """The stream form of a loss at its own settings, or None if it has none.
-
-    >>> from xentlab import resolve
-    >>> sorted(stream_of(resolve("brier")).reductions)
-    ['rivals', 'rivals_2']
-    """
-    form = facts_of(loss).stream
-    *partials, _ = layers(loss)
-    if form is None or any(each.args for each in partials):  # of what is given by place a form knows nothing
-        return None
-    settings = settings_and_defaults(loss)
-    kinds = inspect.signature(form).parameters.values()
-    settings = {p.name: p.default for p in kinds if p.kind is p.KEYWORD_ONLY and p.default is not p.empty} | settings
-    names = tuple(p.name for p in kinds if p.kind is not p.KEYWORD_ONLY)
-    keywords = [p.name for p in kinds if p.kind is p.KEYWORD_ONLY]
-    if lacking := [name for name in keywords if name not in settings]:
-        raise LabError(f"{name_of(loss)}: its stream form wants {', '.join(lacking)}, which is no setting of the loss.")
-    bound = {name: settings[name] for name in keywords}
-    taken = {*bound, *(name.partition("_")[2] for name in names)}
-    if ignored := [name for name in settings_of(loss) if name not in taken]:
-        raise LabError(
-            f"{name_of(loss)}: its stream form takes no {ignored[0]}, and would be another loss. Give the form a keyword of "
-            "that name, or the head a function around the loss."
-        )
-    # Of a loss that no common shift changes, or that asks for the level. What else it asks for has one in any case, or none.
-    level = any(name.partition("_")[0] not in LEVELLESS for name in names)
-    if level and "level" in names:
-        raise LabError(
-            f"{name_of(loss)}: beside level its stream form may ask for {', '.join(LEVELLESS[:-1])} and rivals_... alone."
-        )
-    level = level or not (facts_of(loss).shift is True or "level" in names)
-    return Stream(reductions_of(names, settings, level), names, functools.partial(form, **bound))

@@ -12,7 +12,7 @@ from jax.extend.core import jaxpr_as_fun
 from jax.sharding import Mesh
 
 from xentlab.contract import FAILURES, LabError, Loss, in_short, name_of
-from xentlab.linear.reductions import Stream, or_nan_outside
+from xentlab.linear.form import Stream, or_nan_outside
 from xentlab.products import accumulator
 
 Score = Callable[[Any, jax.Array, list[jax.Array]], jax.Array]
