@@ -35,7 +35,7 @@ def test_a_loss_that_knows_its_vocabulary_is_judged_there_alone():
     at_four, at_eight = audit(weighted), audit(weighted, vocab=8)
     assert {verdict.value for verdict in at_four.verdicts.values()} == {"undecided"}
     assert at_four.verdicts["elementwise"].evidence.endswith(
-        "Has it a vocabulary of its own? It was tried at V = 4; ask there, with --vocab or vocab=."
+        "Has it a vocabulary of its own? It was tried at V = 4; ask at its own, by --vocab or vocab= where there is one."
     )
     found = {name: verdict.value for name, verdict in at_eight.verdicts.items()}
     assert "undecided" not in found.values()

@@ -67,7 +67,7 @@ def test_a_float64_array_of_numpy_s_may_be_closed_over():
         (optax.losses.poly_loss_cross_entropy, r"takes one-hot targets: wrap it, loss\(logits, jax\.nn\.one_hot\("),
         (lambda z, y: NLL(z, y)[..., None], r"Take the last axis away: \[\.\.\., 0\]"),
         (lambda z, y: jnp.argmax(z, axis=-1) != y, "Cast it, and mind that what only compares has no gradient"),
-        (by_prior, r"vocabulary of its own\? It was tried at V = 5; ask there, with --vocab"),
+        (by_prior, r"vocabulary of its own\? It was tried at V = 5; ask at its own, by --vocab"),
     ],
 )
 def test_each_is_told_what_it_lacks(function, said):
@@ -110,7 +110,7 @@ def test_a_loss_that_knows_its_vocabulary_is_shown_there(tmp_path, capsys):
     (tmp_path / "mine.py").write_text(OWN)
     with pytest.raises(SystemExit):
         main(["show", f"{tmp_path}/mine.py:by_prior"])
-    assert "It was tried at V = 5; ask there, with --vocab" in capsys.readouterr().err
+    assert "It was tried at V = 5; ask at its own, by --vocab" in capsys.readouterr().err
     main(["show", f"{tmp_path}/mine.py:by_prior", "--vocab", "4"])
     assert "mine.py:6" in capsys.readouterr().out
 

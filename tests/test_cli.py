@@ -76,7 +76,7 @@ def test_an_audit_of_what_needs_more_classes_says_so(tmp_path, capsys):
     )
     _, out, _ = in_process(capsys, "audit", "nll", "top.py:top")
     assert re.search(
-        r"top: the question failed: .*Has it a vocabulary of its own\? It was tried at V = 4; ask there, with --vocab",
+        r"top: the question failed: .*Has it a vocabulary of its own\? It was tried at V = 4; ask at its own, by --vocab",
         out,
     )
     assert "What is claimed of nll is what was found." in out

@@ -28,7 +28,8 @@ def checked(loss: Loss, vocab: int = 5, shape: tuple[int, ...] = (2, 3), dtype: 
             raise LabError(f"{name_of(loss)} fails on {shown}: {error} {other_way}") from error
         raise
     except FAILURES as error:
-        own = f" Has it a vocabulary of its own? It was tried at V = {vocab}; ask there, with --vocab or vocab=."
+        where = f"It was tried at V = {vocab}; ask at its own, by --vocab or vocab= where there is one."
+        own = f" Has it a vocabulary of its own? {where}"
         of_a_value = isinstance(error, jax.errors.JAXTypeError)  # which shows a shape too
         own *= not of_a_value and any(word in str(error) for word in SIZES)
         remedy = "It is a function of (logits [..., V], targets [...])." + own
