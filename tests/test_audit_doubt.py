@@ -121,3 +121,12 @@ def test_claims_are_of_the_settings_that_they_name():
     assert all(has_facts(functools.partial(LOSSES["poly1"], **each)) for each in facts_of(LOSSES["poly1"]).settings)
     assert not has_facts(curved)
     assert disagreements(audit(curved), curved) == []  # no longer convex, of which nobody said that it is
+
+
+def test_a_loss_is_judged_by_what_it_reads_now():
+    """JAX keeps what it compiles of a function; what that reads may be another number at the next audit."""
+    factor = [1.0]
+    heated = lambda z, y: LOSSES["nll"](z * factor[0], y)
+    assert autodiff.elementwise(make_probe(heated)).value is True
+    factor[0] = 2.0
+    assert autodiff.elementwise(make_probe(heated)).value is True

@@ -249,6 +249,11 @@ def test_what_one_rival_cannot_reach_is_nan_in_every_column():
     assert np.isfinite(numbers[found.p == 0.01]).all(axis=None)
 
 
+def test_what_cannot_be_reached_is_not_asked_of_a_loss():
+    with jax.debug_nans(True):
+        assert len(gradient_profile(["nll"], [0.9, 0.01], 4, "both")) == 4
+
+
 def test_an_infinite_gradient_is_kept_and_not_drawn():
     """Logits taken for probabilities: at p = 1/V they are 0, where -log is infinite, and so is its slope."""
     taken = lambda logits, targets: -jnp.log(at_target(logits, targets))

@@ -1,5 +1,7 @@
 """The head without jax.jit around it: one program a call, and what a loss of one's own reads at each."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,3 +42,15 @@ def test_what_a_loss_of_ones_own_reads_is_what_stands_there_at_the_call(plan):
     run = lambda: linear_loss(jnp.ones((2, 3)), jnp.ones((3, 5)), jnp.arange(2), loss=own, plan=plan)
     once, factor[0] = float(run()), 2.0
     assert float(run()) == pytest.approx(2 * once, rel=1e-6)
+
+
+@both
+def test_a_setting_that_was_changed_is_the_one_that_counts(plan):
+    gamma = np.array(1.0)
+    focal = functools.partial(LOSSES["focal"], gamma=gamma)
+    hidden, weight, targets = jnp.ones((2, 3)), jnp.arange(15.0).reshape(3, 5) / 9, jnp.arange(2)
+    run = lambda loss: float(linear_loss(hidden, weight, targets, loss=loss, plan=plan))
+    fresh = lambda gamma: pytest.approx(run(functools.partial(LOSSES["focal"], gamma=gamma)), rel=1e-6)
+    assert run(focal) == fresh(1.0)
+    gamma[...] = 4.0
+    assert run(focal) == fresh(4.0) != fresh(1.0)

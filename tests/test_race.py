@@ -1,6 +1,9 @@
 """A race is fair, its metrics are through each loss's own link, and it says where it falls short."""
 
+import dataclasses
+
 import hypothesis
+import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 import scipy.stats
 from hypothesis import strategies as st
 
-from xentlab import LOSSES, LabError
+from xentlab import LOSSES, LabError, loss, reading
 from xentlab.checkpoints import Checkpoints, Stopped
 from xentlab.defaults import quiet
 from xentlab.examine import TEST_METRICS, Examined
@@ -315,6 +318,20 @@ def made(final, diverged=(-1, -1, -1, -1)):
     return Trained(rates, np.array([0, 1, 0, 1]), np.array([9]), nll, nll, np.zeros(4, int), np.array(diverged), None)
 
 
+def test_of_equal_rates_the_best_is_the_one_beyond_which_others_may_be_better():
+    """What has not moved has too small a rate, what ends alike from another place too great a one."""
+    same = made([2.0] * 4)
+    unmoved, moved = (dataclasses.replace(same, validation_nll=np.array([[first, 2.0]] * 4)) for first in (2.0, 5.0))
+    assert (best_rate(unmoved), best_rate(moved)) == (1.0, 0.1)
+
+
+def test_a_mean_over_seeds_keeps_what_float32_would_lose():
+    """Of seeds that differ in their last digit the means differ, too."""
+    digit = np.float32(2**-22)
+    close = dataclasses.replace(made([5.0] * 4), validation_nll=np.float32([[4.0], [4.0 + 2 * digit], [4.0], [4.0 + digit]]))
+    assert best_rate(close) == 1.0
+
+
 def test_a_rate_with_a_diverged_run_is_out():
     assert best_rate(made([2.0, 2.0, 1.0, 1.0])) == 1.0
     assert best_rate(made([2.0, 2.0, 1.0, np.nan], (-1, -1, -1, 5))) == 0.1
@@ -339,6 +356,27 @@ def test_a_race_refuses():
     ):
         with pytest.raises(LabError, match=message):
             race(["nll"], SOURCE, "bigram", **arguments)
+
+
+def test_numbers_may_be_arrays_of_jax(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    one, other = (
+        race(["nll"], SOURCE, "bigram", numbers([0.1, 0.2]), numbers([0, 1]), numbers(4), batch=numbers(4), extensions=0)
+        for numbers in (jnp.asarray, lambda each: each)
+    )
+    pd.testing.assert_frame_equal(one.table, other.table)
+
+
+def test_a_link_is_read_as_it_is_at_the_race():
+    factor = [1.0]
+    own = loss(link=lambda z: jax.nn.softmax(factor[0] * z))(lambda z, y: LOSSES["nll"](z, y))
+
+    def surest():
+        (predictor,) = race([own], SOURCE, "bigram", [0.1], [0], 4, validation_tokens=500).predictors.values()
+        return float(predictor(jnp.arange(4)).max() / (1 - predictor.smoothing))
+
+    once, factor[0] = surest(), 30.0
+    assert surest() > 2 * once
 
 
 def test_progress_counts_the_steps_of_each_loss():
@@ -376,6 +414,8 @@ def test_it_stops_between_examinations(tmp_path):
         ((["nll"], MarkovSource(8), "bigram", [0.01, 0.0100000001]), "the learning rates repeat"),
         ((["nll"], MarkovSource(8), "bigram", [1e39]), "positive and finite"),
         ((["nll"], MarkovSource(8), "bigram", [1e-300]), "positive and finite"),
+        ((["nll"], MarkovSource(8), "bigram", [0.1], [0.5]), "seeds are whole numbers"),
+        ((["nll"], MarkovSource(8), "bigram", [0.1], [0], 4, quiet, None, 1.5), "grows by some rates or by none; got extens"),
     ],
 )
 def test_what_no_race_can_be_run_with_is_told_before(arguments, message, monkeypatch):
@@ -384,9 +424,12 @@ def test_what_no_race_can_be_run_with_is_told_before(arguments, message, monkeyp
         race(*arguments)
 
 
-def test_where_rates_change_nothing_no_other_is_asked_for():
-    """Of a loss without a pull every rate is as good, and the least is taken."""
+def test_of_a_loss_without_a_pull_no_rate_is_said_to_be_best():
+    """Every rate is as good, as where all of them are too small: greater ones are tried, and none is known to be enough."""
     still = lambda logits, targets: 0.0 * LOSSES["nll"](logits, targets)
-    row = race({"still": still}, SOURCE, "bigram", [0.1, 1.0], [0], 4, optimizer="sgd").table.iloc[0]
-    assert not row.rate_at_edge
+    raced = race({"still": still}, SOURCE, "bigram", [0.1, 1.0], [0], 4, optimizer="sgd", extensions=1)
+    assert sorted(set(raced.curves.rate)) == [0.1, 1.0, 10.0]
+    row = raced.table.iloc[0]
+    assert row.rate_at_edge
     assert row.perplexity >= 1
+    assert "try others first. If they end there too: does it pull" in reading.races(raced.table, raced.curves)[0]

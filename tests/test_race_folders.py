@@ -12,8 +12,7 @@ from scripts import in_process
 from xentlab import LOSSES, LabError, contract, resume, runs
 from xentlab.catalogue import program_of
 from xentlab.checkpoints import Checkpoints, Grid
-from xentlab.race import beyond, race
-from xentlab.sources import MarkovSource
+from xentlab.race import beyond
 
 TRAINS = True
 RACE = ("race", "--losses", "nll", "brier", "--markov", "8", "--model", "bigram", "--steps", "4", "--seeds", "0", "1")
@@ -201,12 +200,9 @@ def test_what_is_no_folder_is_no_place_for_checkpoints(tmp_path):
         resume.kept(tmp_path / "r", 10.0)
 
 
-def test_a_grid_ends_where_rates_change_nothing_or_are_no_numbers():
+def test_a_grid_ends_where_rates_are_no_numbers():
     assert beyond([1e-30, 1e-3], 1e-30) is None  # 1e-57
     assert beyond([1.0, 1e30], 1e30) is None
-    flat = lambda logits, targets: jnp.sum(0 * logits, axis=-1)
-    found = race([flat], MarkovSource(vocab=4, tokens=400), "bigram", (1e-3, 1e-2), (0,), steps=2, batch=2, window=4)
-    assert sorted(set(found.curves.rate)) == [1e-3, 1e-2]
 
 
 @pytest.mark.parametrize(("rates", "best"), [([0.1, 0.1000001], 0.1000001), ([3e-3, 3.000004e-3], 3e-3)])

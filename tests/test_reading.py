@@ -52,7 +52,15 @@ def test_unlikely_tokens_are_those_up_to_the_edge_and_both_ends_are_named():
 
 
 # A race's row beside what a test gives of it.
-REST = {"source": "s", "uniform_nll": 5.5, "best_rate": 0.1, "rate_at_edge": False, "diverged": 0, "smoothing": 0.0}
+REST = {
+    "source": "s",
+    "uniform_nll": 5.5,
+    "tempered_nll": NAN,
+    "best_rate": 0.1,
+    "rate_at_edge": False,
+    "diverged": 0,
+    "smoothing": 0.0,
+}
 
 
 def test_the_least_is_told_in_nats_and_in_bits_and_the_most_is_another_s():
@@ -77,6 +85,7 @@ def test_the_least_is_told_in_nats_and_in_bits_and_the_most_is_another_s():
             "least test NLL is nll's, 2.000 nats a token. The most is mae's and twin's, 3.000.",
         ),
         ({"mae": 2.0, "nll": 3.0}, "least test NLL is mae's, 2.000 nats a token; nll itself is 1.000 behind."),
+        ({"nll": 2.0, "mae": 2.0001}, "least test NLL is nll's, 2.000 nats a token. The most is mae's, by 1.0e-04 more."),
     ],
 )
 def test_what_is_equal_shares_its_place_and_one_alone_has_none(nll, said):
@@ -91,6 +100,29 @@ def test_what_costs_less_than_its_law_asks_is_told_beyond_chance_alone():
         "all). So does no prediction of what it has not seen: a model or a link of one's own reads what it is to predict, the "
         "test part is known to it, or the source's law is not the one that drew them."
     ]
+
+
+def test_what_one_temperature_cures_is_not_said_to_pull_nowhere():
+    rest = REST | {"uniform_nll": 2.0, "tempered_nll": [1.5, 2.0]}
+    rows = pd.DataFrame({"loss": ["hard", "still"], "test_nll": [9.0, 2.0]}).assign(bits_per_byte=NAN, beyond_law=NAN, **rest)
+    misread, pulls, _ = reading.races(rows)
+    assert misread.startswith(
+        "On s hard ended no better than a uniform guess, 2.000 nats: one temperature brings hard to 1.500"
+    )
+    assert pulls.startswith("On s still ended no better")
+    assert "does it pull towards the target?" in pulls
+
+
+def test_an_interval_s_numbers_are_told_apart():
+    assert reading.all_seen(0.15876, 0.15847, 0.15905) == ["+0.1588", "+0.1585", "+0.1590"]
+    assert reading.all_seen(12.3456, 12.3455, 12.3457) == ["+12.3456", "+12.3455", "+12.3457"]
+    assert reading.all_seen(-0.00123, 0.0, 1e-5) == ["-1.2e-03", "+0.0e+00", "+1.0e-05"]
+
+
+def test_of_few_losses_one_seed_of_a_pair_speaks_for_that_pair_alone():
+    rows = pd.DataFrame({"loss": ["b", "c"], "seeds": [3, 1], "difference": 0.5, "tells_apart": [True, False]})
+    (said,) = reading.pairs(rows.assign(source="s", against="nll", metric="test_nll", low=0.4, high=0.6))
+    assert "over 3 seeds: behind it b" in said
 
 
 def test_less_is_ahead_and_more_is_behind():

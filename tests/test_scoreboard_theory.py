@@ -3,6 +3,7 @@
 import functools
 import math
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -247,3 +248,20 @@ def test_margins_are_positive_numbers():
     for margins in ([0.0], [np.nan, 1.0]):
         with pytest.raises(LabError, match="margins are positive"):
             escape_time(LOSSES["nll"], margins)
+
+
+def test_a_loss_is_judged_by_what_it_reads_now_and_may_be_an_object_of_arrays():
+    truth, weights = make_truth(points=64), [jnp.ones(16)]
+    own = lambda z, y: weights[0][y] * LOSSES["nll"](z, y)
+    assert efficiency(own, truth).bias < CONSISTENT
+    weights[0] = jnp.linspace(0.2, 3, 16)
+    biased = efficiency(own, truth).bias
+    assert biased > 0.05
+
+    class Weighted(eqx.Module):
+        weights: jax.Array
+
+        def __call__(self, z, y):
+            return self.weights[y] * LOSSES["nll"](z, y)
+
+    assert efficiency(Weighted(weights[0]), truth).bias == biased

@@ -8,8 +8,9 @@ import hashlib
 import importlib
 import importlib.metadata
 import pkgutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from types import MappingProxyType, ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,14 +73,14 @@ def resolve(loss: str | Loss, check: bool = True, vocab: int = 5) -> Loss:
     """
     if not callable(loss) and not isinstance(loss, str):
         raise LabError(f"a loss is a name, 'nll' say, or a function of (logits, targets); got {type(loss).__name__}.")
-    function = _hashable(loss) if callable(loss) else _named(loss)
+    function = hashable(loss) if callable(loss) else _named(loss)
     if check and not is_catalogued(checked(function, vocab)):
         check_gradient(function, vocab)
         check_alone(function, vocab)
     return function
 
 
-def _hashable(loss: Loss) -> Loss:
+def hashable(loss: Loss) -> Loss:
     """The loss; of an object of arrays, which has no hash, a partial: what is compiled is kept by its function."""
     try:
         hash(loss)
@@ -174,6 +175,30 @@ def _within(loss: Loss) -> Loss:
     """The function under a loss's settings, and what of it is compiled."""
     *_, function = layers(loss)
     return function.__wrapped__ if isinstance(function, jax.stages.Wrapped) else function
+
+
+def settled(loss: Loss) -> Loss | None:
+    """A loss of the catalogue by which what is compiled of it may be kept; None for another, and where a setting may change.
+
+    One object for all settings that are alike; but with an array of JAX's, the loss itself. One of NumPy's may hold other
+    numbers the next time.
+
+    >>> settled(resolve("focal(gamma=1.0)")) is settled(functools.partial(LOSSES["focal"], gamma=1.0))
+    True
+    >>> settled(functools.partial(LOSSES["focal"], gamma=np.array(1.0)))
+    """
+    if not is_catalogued(loss):
+        return None
+    settings = settings_of(loss)
+    try:
+        return _settled(_within(loss), **settings)
+    except TypeError:  # an array has no hash
+        return loss if all(isinstance(each, jax.Array | Hashable) for each in settings.values()) else None
+
+
+@functools.lru_cache(maxsize=256, typed=True)
+def _settled(function: Loss, /, **settings: Any) -> Loss:
+    return functools.partial(function, **settings)
 
 
 def own_files(losses: Iterable[str | Loss], vocab: int = 5) -> dict[str, dict[str, str | None]]:

@@ -86,9 +86,10 @@ def gradient_profile(
     z, dz = map(np.concatenate, zip(*(path_logits(p, vocab, path) for path in paths), strict=True))
     frames = []
     unreachable = np.isnan(z).any(axis=-1)
-    for name, (value, gradient) in zip(found, _values_and_gradients(found.values(), z), strict=True):
+    reached = np.where(unreachable[:, None], 0, z)  # under jax.debug_nans a NaN would be the loss's fault
+    for name, (value, gradient) in zip(found, _values_and_gradients(found.values(), reached), strict=True):
         value = np.where(unreachable, np.nan, value)
-        gradient = np.where(unreachable[:, None], np.nan, gradient)  # which may not read the logits at all
+        gradient = np.where(unreachable[:, None], np.nan, gradient)
         # Of a gradient that is infinite where the path stands still, and of a slope that is beyond float64.
         with np.errstate(invalid="ignore", over="ignore"):
             along = np.sum(gradient * dz, axis=-1)
@@ -246,7 +247,9 @@ def load_batch(logits: Batch, targets: Batch | None = None) -> tuple[np.ndarray,
 
     Logits are in float64 where they are wider than float32, though none is beyond it, else in float32.
     """
-    where = "the logits"
+    where = "what was given"
+    if logits is None:
+        raise LabError("logits are an array [..., V], or a file of one; got None.")
     if isinstance(logits, str | pathlib.Path):
         where = str(logits)
         loaded = _load(pathlib.Path(logits))
@@ -263,7 +266,8 @@ def load_batch(logits: Batch, targets: Batch | None = None) -> tuple[np.ndarray,
             logits = loaded
     if targets is None:
         raise LabError(
-            f"{where} holds logits alone; give the targets too (--targets FILE.npy), or one .npz with logits and targets."
+            f"{where} holds logits alone; give the targets too (targets=, --targets FILE.npy), or one .npz with logits and "
+            "targets."
         )
     if isinstance(targets, str | pathlib.Path):
         targets = _load(pathlib.Path(targets))

@@ -91,13 +91,16 @@ def reliability(
 ) -> list[dict[str, float]]:
     """A reliability diagram's rows, by equal bins of confidence: bin_low, bin_high, tokens, and means of both.
 
-    Empty bins have no row, and confidences that are NaN are in none. Raises `LabError` for less than one bin.
+    Empty bins have no row, and confidences that are NaN are in none. Raises `LabError` for less than one bin, and for
+    two numbers of tokens.
 
     >>> reliability(np.array([0.9, 0.92]), np.array([1.0, 0.0]), bins=2)
     [{'bin_low': 0.5, 'bin_high': 1.0, 'tokens': 2, 'confidence': 0.91, 'accuracy': 0.5}]
     """
     bins = whole(bins, 1, f"bins are a whole number of at least 1; got {bins!r}.")
     confidence, correct = np.ravel(np.asarray(confidence, np.float64)), np.ravel(np.asarray(correct, np.float64))
+    if confidence.shape != correct.shape:
+        raise LabError(f"confidence and correct are of the same tokens; got {confidence.size} and {correct.size}.")
     known = ~np.isnan(confidence)
     confidence, correct = confidence[known], correct[known]
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)

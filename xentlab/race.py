@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from itertools import count
@@ -14,7 +15,7 @@ from jax.sharding import Mesh
 from xentlab import defaults
 from xentlab.catalogue import is_catalogued, program_of, resolve_all
 from xentlab.checks import check_link
-from xentlab.contract import LabError, Loss, link_of, name_of
+from xentlab.contract import LabError, Loss, link_of, name_of, softmax_link, whole
 from xentlab.examine import Predictor, examiner
 from xentlab.layout import Layout
 from xentlab.linear.form import check_form
@@ -23,7 +24,7 @@ from xentlab.models import check_causal, resolve_model
 from xentlab.names import FUNCTIONS, is_own, unplaced
 from xentlab.program import Program, program, programs, windows
 from xentlab.recipe import Recipe
-from xentlab.results import Finished, Race, as_frames, best_rate, is_flat
+from xentlab.results import Finished, Race, as_frames, best_rate
 from xentlab.sources import Source, checked_source, identity
 from xentlab.training import Trained, check_grid, joined, train
 
@@ -71,6 +72,8 @@ def race(
     def raced(name, loss):
         compiled, grids = training_of(loss), count()
         link = link_of(loss)  # once: what is compiled of a link goes by its identity
+        if not (link is softmax_link or is_catalogued(loss)):
+            link = functools.partial(link)  # this race's: it may close over another value than in the one before
 
         def at(rates):
             made = all_made[name] | {"learning rates": [float(rate) for rate in rates]}
@@ -113,10 +116,9 @@ def planned(
                 check_form(loss, source.vocab)
     check_grid(learning_rates, seeds)
     for what, values in (("learning rates", learning_rates), ("seeds", seeds)):
-        if len({np.float32(value) if what == "learning rates" else value for value in values}) != len(values):
+        if len({np.float32(value) if what == "learning rates" else int(value) for value in values}) != len(values):
             raise LabError(f"the {what} repeat: {list(values)}. Each counts once.")
-    if extensions < 0:
-        raise LabError(f"a grid grows by some rates or by none; got extensions={extensions}.")
+    whole(extensions, 0, f"a grid grows by some rates or by none; got extensions={extensions!r}.")
     # Does the model fit, do windows, do devices share a batch?
     training_of = programs(source, model, whole_recipe, mesh)
     if callable(model) or is_own(model):
@@ -144,7 +146,7 @@ def _tuned(at: Callable[[list[float]], Trained], rates: Sequence[float], extensi
     found = at(rates)
     for _ in range(extensions):
         further = beyond(found.rates, best_rate(found))
-        if further is None or is_flat(found):
+        if further is None:
             break
         found = joined(found, at([further]))
     return found

@@ -150,8 +150,7 @@ def races(table: pd.DataFrame, curves: pd.DataFrame | None = None) -> list[str]:
                 "no number from the start `xentlab audit` says where."
             )
         guesses = rows[rows.test_nll > rows.uniform_nll - 0.01]
-        if len(guesses):
-            sentences += _no_better(source, guesses, one_rate)
+        sentences += _no_better(source, guesses, one_rate)
         if ranked.empty:
             continue
         first = ranked.iloc[0]
@@ -164,7 +163,9 @@ def races(table: pd.DataFrame, curves: pd.DataFrame | None = None) -> list[str]:
             behind = ranked.set_index("loss").test_nll["nll"] - first.test_nll
             sentence += f"; nll itself is {seen(behind)} behind"
         if most != least and (most != ["nll"] or len(ranked) > 2):
-            sentence += f". The most is {_of(most)}, {ranked.test_nll.iloc[-1]:.3f}"
+            low, high = first.test_nll, ranked.test_nll.iloc[-1]
+            by = f"by {seen(high - low)} more" if f"{low:.3f}" == f"{high:.3f}" else f"{high:.3f}"
+            sentence += f". The most is {_of(most)}, {by}"
         sentences.append(sentence + ".")
         if one_rate:
             sentences.append(
@@ -207,27 +208,33 @@ def _of(names: list[str]) -> str:
 def _no_better(source: str, guesses: pd.DataFrame, one_rate: bool) -> list[str]:
     """Of losses that ended no better than a uniform guess, or hardly, the likeliest cause."""
 
-    def ended(names):
-        rows = guesses[guesses.loss.isin(names)]
+    def ended(rows):
         better = rows.test_nll < rows.uniform_nll
         who = words([f"{r.loss} ({r.test_nll:.3f})" if r.test_nll < r.uniform_nll else r.loss for r in rows.itertuples()])
         how = "hardly better" if better.all() else "no better, or hardly," if better.any() else "no better"
         return f"On {source} {who} ended {how} than a uniform guess, {rows.uniform_nll.iloc[0]:.3f} nats: "
 
-    names = list(guesses.loss)
-    if "nll" in names:
+    said, misread = [], guesses[guesses.tempered_nll < guesses.uniform_nll - 0.01]
+    rest = guesses.drop(misread.index)
+    if len(misread):
+        cured = words([f"{r.loss} to {r.tempered_nll:.3f}" for r in misread.itertuples()])
+        said.append(
+            f"{ended(misread)}one temperature brings {cured}, so something was learnt, and is read too surely or too faintly: "
+            "by a link that does not fit, or after too great a rate."
+        )
+    if "nll" in set(rest.loss):
         return [
-            ended(names)
-            + "with nll among them the race was too short, its rates do not suit, its targets are noise, or nothing can be "
-            "learnt from that source."
+            *said,
+            f"{ended(rest)}with nll among them the race was too short, its rates do not suit, its targets are noise, or "
+            "nothing can be learnt from that source.",
         ]
-    untuned = names if one_rate else list(guesses[guesses.rate_at_edge].loss)
-    others, said = [name for name in names if name not in untuned], []
+    untuned = rest if one_rate else rest[rest.rate_at_edge]
+    others = rest.drop(untuned.index)
     ask = "does it pull towards the target? `xentlab audit` says where it does not."
-    if untuned:
+    if len(untuned):
         why = "only one rate was tried" if one_rate else "the best rate tried lies at the end of the grid (⇥)"
         said.append(f"{ended(untuned)}{why}, so try others first. If they end there too: {ask}")
-    if others:
+    if len(others):
         said.append(ended(others) + ask)
     return said
 
@@ -238,20 +245,23 @@ def seen(nats: float, sign: str = "") -> str:
 
 
 def all_seen(*nats: float) -> list[str]:
-    """With their signs, all in the one notation or the other: by powers of ten where one is small, or two would look alike.
+    """With their signs, all in one notation, by powers of ten where one is small, and to digits that tell unlike ones apart.
 
-    >>> all_seen(-0.00123, -0.00141), all_seen(0.1, 0.2)
-    (['-1.2e-03', '-1.4e-03'], ['+0.100', '+0.200'])
+    >>> all_seen(0.1, 0.2), all_seen(0.1588, 0.1585, 0.159), all_seen(0.1, 0.0002)
+    (['+0.100', '+0.200'], ['+0.1588', '+0.1585', '+0.1590'], ['+1.0e-01', '+2.0e-04'])
     """
-    shown = [seen(each, "+") for each in nats]
-    alike = len(set(shown)) < len(set(nats))
-    return [f"{each:+.1e}" for each in nats] if alike or any("e" in each for each in shown) else shown
+    kind = "e" if any(0 < abs(each) < 5e-4 for each in nats) else "f"
+    for digits in range(1 if kind == "e" else 3, 8):
+        shown = [f"{each:+.{digits}{kind}}" for each in nats]
+        if len(set(shown)) == len(set(nats)):
+            break
+    return shown
 
 
 def pairs(frame: pd.DataFrame) -> list[str]:
     """How each loss stands to the one it is compared with, seed by seed: ahead, behind, or not told from it."""
     sentences = []
-    if alone := list(dict.fromkeys(frame[frame.seeds == 1].source)):
+    if alone := [source for source, here in frame.groupby("source", sort=False) if here.seeds.max() == 1]:
         sentences.append(f"On {words(alone)} each loss has one seed, which tells none from another: take more.")
     for source, here in frame[frame.seeds > 1].groupby("source", sort=False):
         tests, tempered = (here[here.metric == metric] for metric in ("test_nll", "tempered_nll"))

@@ -82,9 +82,11 @@ class Recipe:
 
     def __post_init__(self):
         for field in ("steps", "batch", "window", "blocks", "validation_tokens"):
-            value = getattr(self, field)
-            if whole(value, 1, f"{field} is a whole number of at least 1; got {value}.") >= 2**31:
+            given = getattr(self, field)
+            value = whole(given, 1, f"{field} is a whole number of at least 1; got {given}.")
+            if value >= 2**31:
                 raise LabError(f"{field} is counted in 32 bits, up to {2**31 - 1}; got {value}.")
+            object.__setattr__(self, field, value)  # one of JAX's would be traced
         if self.clip is not None and not (hasattr(self.clip, "__float__") and 0 < self.clip < math.inf):
             raise LabError(f"clip is a positive and finite length, or none; got {self.clip!r}.")
         if not (hasattr(self.label_noise, "__float__") and 0 <= self.label_noise <= 1):

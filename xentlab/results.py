@@ -129,7 +129,7 @@ def _summarised(finished: Finished, vocab: int) -> dict[str, Any]:
         "rate_at_edge": _at_edge(trained, best),
         "runs": len(runs),
         "diverged": int((trained.diverged_at >= 0).sum()),
-        "validation_nll": trained.validation_nll[runs, -1].mean() if runs else float("nan"),
+        "validation_nll": trained.validation_nll[runs, -1].mean(dtype=np.float64) if runs else float("nan"),
         "smoothing": np.mean([SMOOTHING[each] for each in trained.smoothing[runs]]) if runs else float("nan"),
     }
     for metric in TEST_METRICS:
@@ -146,27 +146,29 @@ def _summarised(finished: Finished, vocab: int) -> dict[str, Any]:
 
 
 def _at_edge(trained: Trained, best: float) -> bool:
-    """Whether a better rate may lie outside of the grid: the best is one of its ends, and those beside it are not as good."""
+    """Whether a better rate may lie outside of the grid: the best one is one of its ends."""
     rates = np.unique(trained.rates)
-    return len(rates) > 1 and best in (rates[0], rates[-1]) and not is_flat(trained)
+    return len(rates) > 1 and best in (rates[0], rates[-1])
 
 
 def best_rate(trained: Trained) -> float:
-    """The rate with the least mean validation NLL at the end, or NaN if every rate has a run that diverged."""
+    """The rate with the least mean validation NLL at the end, or NaN if every rate has a run that diverged.
+
+    Of rates that are equally good the one beyond which others may be better: the greatest where no run of theirs has moved, for
+    the least of them are too small; else the least, for all of them are so large that they end alike.
+    """
     rates, means = final_means(trained)
-    return float(rates[np.argmin(means)]) if np.isfinite(means).any() else float("nan")
-
-
-def is_flat(trained: Trained) -> bool:
-    """Whether the best rate has a neighbour that is exactly as good: rates change nothing there, and none beyond will."""
-    _, means = final_means(trained)
-    best = int(np.argmin(means))
-    return bool(np.isfinite(means[best]) and (means[max(0, best - 1) : best + 2] == means[best]).sum() > 1)
+    if not np.isfinite(means).any():
+        return float("nan")
+    equal = rates[means == means.min()]
+    curves = trained.validation_nll[np.isin(trained.rates, equal)]
+    still = len(equal) > 1 and (curves == curves[:, :1]).all()
+    return float(equal[-1 if still else 0])
 
 
 def final_means(trained: Trained) -> tuple[np.ndarray, np.ndarray]:
-    """Each rate, rising, and its mean validation NLL at the end; infinity where a run of it diverged."""
-    final = np.where(trained.diverged_at >= 0, np.inf, trained.validation_nll[:, -1])
+    """Each rate, rising, and its mean validation NLL at the end, in float64; infinity where a run of it diverged."""
+    final = np.where(trained.diverged_at >= 0, np.inf, trained.validation_nll[:, -1].astype(np.float64))
     final = np.where(np.isfinite(final), final, np.inf)
     rates = np.unique(trained.rates)
     return rates, np.array([final[trained.rates == rate].mean() for rate in rates])

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from xentlab.contract import LabError, Loss
+from xentlab.contract import LabError, Loss, whole
 from xentlab.defaults import quiet
 from xentlab.layout import Layout, Spread, fitted, memory_limit, preferred
 from xentlab.products import on_cpu
@@ -93,7 +93,7 @@ def train(
     recipe = recipe or Recipe()
     check_grid(learning_rates, seeds)
     compiled = compiled or program(loss, checked_source(source), model, recipe, mesh)
-    pairs = [(rate, seed) for rate in learning_rates for seed in seeds]
+    pairs = [(rate, int(seed)) for rate in learning_rates for seed in seeds]
     layout, count = _layout(compiled, len(pairs), mesh), len(pairs)
     laid_out(layout)
     # A call takes `width` runs: the last one again where they do not divide.
@@ -136,11 +136,12 @@ def check_grid(learning_rates: Sequence[float], seeds: Sequence[int]) -> None:
     if np.ndim(learning_rates) != 1 or np.ndim(seeds) != 1 or not len(learning_rates) or not len(seeds):
         raise LabError(f"a grid needs learning rates and seeds, a list of each; got {learning_rates} and {seeds}.")
     with np.errstate(over="ignore"):
-        whole = all(hasattr(rate, "__float__") and 0 < np.float32(rate) < np.inf for rate in learning_rates)
-    if not whole:
+        fit = all(hasattr(rate, "__float__") and 0 < np.float32(rate) < np.inf for rate in learning_rates)
+    if not fit:
         raise LabError(f"learning rates are positive and finite; got {list(learning_rates)}.")
-    if not all(hasattr(seed, "__index__") and 0 <= seed < 2**32 for seed in seeds):
-        raise LabError(f"seeds are whole numbers from 0 to {2**32 - 1}; got {list(seeds)}.")
+    message = f"seeds are whole numbers from 0 to {2**32 - 1}; got {list(seeds)}."
+    if any(whole(seed, 0, message) >= 2**32 for seed in seeds):
+        raise LabError(message)
 
 
 def _layout(compiled: Program, runs: int, mesh: Mesh | None) -> Layout:

@@ -64,7 +64,9 @@ def _in_rows(probe: Probe, z: np.ndarray, y: np.ndarray) -> np.ndarray:
     """The values of tokens [N] as a batch [2, N / 2]: what is right along one axis may not be along two."""
     with jax.enable_x64(True):
         logits, targets = jnp.asarray(z.reshape(2, -1, probe.vocab)), jnp.asarray(y.reshape(2, -1), jnp.int32)
-        return np.asarray(jax.jit(probe.loss, compiler_options=quickly(0))(logits, targets), np.float64).ravel()
+        # A function of its own: JAX keeps what it compiles by the function, and what the loss closes over may have changed.
+        compiled = jax.jit(lambda *batch: probe.loss(*batch), compiler_options=quickly(0))
+        return np.asarray(compiled(logits, targets), np.float64).ravel()
 
 
 def honest_autodiff(probe: Probe) -> Verdict:

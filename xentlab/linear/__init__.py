@@ -12,7 +12,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Integer
 
-from xentlab.catalogue import is_catalogued
+from xentlab.catalogue import settled
 from xentlab.contract import AnyArray, LabError, Loss
 from xentlab.information import divisor, weighted_mean, weighted_sum
 from xentlab.linear.arguments import as_real, fitting, refuse_bad_targets, refuse_explicit
@@ -90,8 +90,9 @@ def linear_loss(
     chosen = explain_plan(tokens, hidden.shape[-1], vocab, loss, hidden.dtype, plan, tiles, reduction == "none", head.devices)
     try_out(loss, vocab, wide)
     # What a loss of one's own closes over may be another value at the next call.
-    run = _compiled if is_catalogued(loss) else _by_plan
-    return run(loss, head, chosen, reduction, hidden, weight, bias, as_index(targets), weights)
+    fixed = settled(loss)
+    run = _by_plan if fixed is None else _compiled
+    return run(fixed or loss, head, chosen, reduction, hidden, weight, bias, as_index(targets), weights)
 
 
 def _by_plan(loss, head, chosen, reduction, hidden, weight, bias, targets, weights):

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xentlab.catalogue import hashable, program_of, settled
 from xentlab.contract import Loss, link_of, value_and_gradient
 from xentlab.information import kl_divergence
 from xentlab.metrics import SMOOTHING, mean_and_interval, smooth
@@ -82,7 +83,7 @@ def efficiency(loss: Loss, truth: Truth) -> Efficiency:
     1.000000, 52.500000
     """
     with jax.enable_x64(True):
-        compiled = _compiled(loss)
+        compiled = _compiled(loss, truth.weights.shape[1])
         weights, _ = _minimise(functools.partial(_expected, compiled, truth), truth.weights, 200, 1e-9)
         weights = _polish(compiled, weights, truth)
         bias, share = _bias(compiled, weights, truth)
@@ -119,7 +120,7 @@ def simulate(
     """
     import pandas as pd
 
-    rows, compiled = [], _compiled(loss)
+    rows, compiled = [], _compiled(loss, truth.weights.shape[1])
     with jax.enable_x64(True):
         weights, law = jnp.asarray(truth.weights), truth.law
         for size in sizes:
@@ -218,8 +219,14 @@ class Compiled:
     read_slope: Callable
 
 
+def _compiled(loss: Loss, vocab: int) -> Compiled:
+    """What is compiled of a loss, kept while it is the same: one of one's own may close over another value than before."""
+    fixed = settled(loss)
+    return _kept(hashable(loss), program_of(loss, vocab)) if fixed is None else _kept(fixed, None)
+
+
 @functools.lru_cache(maxsize=64)
-def _compiled(loss: Loss) -> Compiled:
+def _kept(loss: Loss, program: str | None) -> Compiled:
     def every(z):
         shape = (len(z), z.shape[-1], z.shape[-1])
         targets = jnp.broadcast_to(jnp.arange(z.shape[-1], dtype=jnp.int32), shape[:2])
@@ -228,13 +235,13 @@ def _compiled(loss: Loss) -> Compiled:
     def on_sample(weights, features, targets):
         return jnp.mean(loss(features @ weights, targets))
 
-    return Compiled(jax.jit(every), jax.jit(jax.value_and_grad(on_sample)), *_compiled_link(link_of(loss)))
+    return Compiled(jax.jit(every), jax.jit(jax.value_and_grad(on_sample)), *_kept_link(link_of(loss), program))
 
 
 @functools.lru_cache(maxsize=64)
-def _compiled_link(link: Callable) -> tuple[Callable, Callable]:
-    """By itself: most losses have the same."""
-    return jax.jit(link), jax.jit(jax.vmap(jax.jacfwd(link)))
+def _kept_link(link: Callable, program: str | None) -> tuple[Callable, Callable]:
+    """By itself: most losses of the catalogue have the same."""
+    return jax.jit(lambda z: link(z)), jax.jit(jax.vmap(jax.jacfwd(link)))
 
 
 @jax.jit

@@ -41,7 +41,7 @@ def escape_time(loss: Loss, margins: np.ndarray | list[float]) -> np.ndarray:
     >>> escape_time(LOSSES["nll"], [2.0, 12.0]).round(3)  # m + 1 - e^-m
     array([ 2.865, 13.   ])
     """
-    margins = np.asarray(margins, np.float64)
+    margins = np.atleast_1d(np.asarray(margins, np.float64))
     if not (margins > 0).all():
         raise LabError(f"margins are positive: how far the start is on the wrong side; got {margins.tolist()}.")
 

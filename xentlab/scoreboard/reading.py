@@ -83,13 +83,13 @@ def _information(codes: pd.DataFrame) -> list[str]:
     said = []
     for source, rows in codes.groupby("source", sort=False) if len(codes) else []:
         best, worst = rows.loc[rows.bits.idxmin()], rows.loc[rows.bits.idxmax()]
+        equal, longest = (list(rows.loss[rows.bits == end.bits]) for end in (best, worst))
         finite = rows[rows.model_bits.abs() < math.inf]
         cost = 100 * (finite.bits / finite.model_bits - 1).abs().max()
         floor = rows.floor_bits_per_token.iloc[0]
         known = "" if floor != floor else f" (the chain's own entropy: {floor:.4f})"
-        equal = list(rows.loss[rows.bits == best.bits])
         who = f"{words(equal)} wrote" + " the least," * (len(equal) < len(rows))
-        most = f", {worst.loss} the most, {worst.bits_per_token:.4f}" if worst.bits > best.bits else ""
+        most = f", {words(longest)} the most, {worst.bits_per_token:.4f}" if worst.bits > best.bits else ""
         said.append(
             f"On {source} every file decoded to the same {rows.tokens.iloc[0]} tokens; {who} "
             f"{best.bits_per_token:.4f} bits a token{known}{most}. Each loss's model is that of its first seed."
