@@ -251,8 +251,9 @@ def test_the_page_fits_and_has_marks_and_no_serious_violation(opened, width, sch
     assert serious == []
 
 
-def test_no_legend_is_cut_where_the_page_is_narrow(opened):
-    page = opened(390)
+@pytest.mark.parametrize("width", [390, 800])
+def test_no_legend_is_cut_where_the_page_is_narrow(opened, width):
+    page = opened(width)
     cut = """[...document.querySelectorAll('.chart svg .role-legend')].filter(legend => {
         const chart = legend.closest('.chart').getBoundingClientRect(), own = legend.getBoundingClientRect();
         return own.right > chart.right || own.left < chart.left;
@@ -295,6 +296,30 @@ def test_the_slider_of_p_agrees_with_a_fresh_profile(page, stations):
         np.testing.assert_allclose(shown, fresh[["value", "dvalue_dp", "dvalue_dlogit"]], rtol=1e-6)
 
 
+def test_what_is_said_of_a_slider_has_no_digits_of_its_own(page):
+    """To four digits, and no fifth one: 10^-4.25 is 5.623e-5 and not 5.6230e-5."""
+    assert page.evaluate("[10 ** -4.25, 1e-6, 1234567, 0.123456].map(brief)") == ["5.623e-5", "1e-6", "1234567", "0.1235"]
+
+
+def test_the_curve_of_a_typed_loss_has_every_decade_and_what_is_flat(page):
+    page.locator("#formula").fill("min(1,-log(p))")
+    rows = page.evaluate("curves().filter(row => row.loss === 'yours')")
+    p = np.array([row["p"] for row in rows])
+    assert (np.diff(np.log10(p)) < 0.15).all()
+    assert p[0] == pytest.approx(1e-6)
+    assert all(row["value"] == 1 and row["dp"] is None for row in rows if row["p"] < 0.3)
+    assert all(row["dp"] > 0 for row in rows if row["p"] > 0.4)
+
+
+def test_on_paper_charts_and_tables_are_whole(opened):
+    page = opened(1280)
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 718, "height": 1000})  # an A4 page between its margins
+    cut = """[...document.querySelectorAll('.chart svg.marks, .scroll > table')].filter(each =>
+        each.getBoundingClientRect().right > each.parentElement.getBoundingClientRect().right + 1).length"""
+    assert page.evaluate(cut) == 0
+
+
 def test_a_slider_goes_by_keyboard(page):
     slider = page.locator("#claim-14-0-slider")
     move(page, "claim-14-0", 1)
@@ -330,6 +355,8 @@ def test_a_typed_loss_has_the_librarys_gradients(page, formula, tmp_path):
         ("(-log(p))^1.2", "grows"),
         ("-log(p) * log(1-log(p))", "grows"),
         ("1/p - 1", "grows"),
+        ("1/p^3", "grows"),
+        ("p^-3", "grows"),
         ("min(1,-log(p))", "is 0 at"),
         ("-log(p) * (1-p)^2", "holds as p goes to 0, near 1 "),
         ("-log(p^3)", "holds as p goes to 0, near 3 "),

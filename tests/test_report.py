@@ -286,6 +286,24 @@ def test_every_chart_has_marks_and_the_page_fits(opened, width, scheme):
     assert drawn == [{"light": "#ffffff", "dark": "#1c1f23"}[scheme], "system-ui, sans-serif", list(charts.HUES)]
 
 
+def test_on_paper_charts_and_tables_are_whole(opened):
+    page = opened(1280)
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 718, "height": 1000})  # an A4 page between its margins
+    cut = """[...document.querySelectorAll('.chart svg.marks, .scroll > table')].filter(each =>
+        each.getBoundingClientRect().right > each.parentElement.getBoundingClientRect().right + 1).length"""
+    assert page.locator(".chart svg.marks").count() == 16
+    assert page.evaluate(cut) == 0
+
+
+def test_what_gets_the_focus_is_not_under_the_legend(page):
+    link = page.get_by_role("link", name="Download curves.csv").first
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    link.evaluate("each => each.focus()")
+    covered = "document.getElementById('legend').getBoundingClientRect().bottom"
+    assert link.evaluate("each => each.getBoundingClientRect().top") >= page.evaluate(covered)
+
+
 def test_a_legend_click_hides_and_shows_a_loss_everywhere(page):
     button = page.get_by_role("button", name="brier")
     before = {chart: lines(page, chart) for chart in ("headline-0", "budgets-1", "curves-0")}

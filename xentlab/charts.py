@@ -204,7 +204,7 @@ def reliability(frame: pd.DataFrame, losses: Sequence[str], source: str, reading
     axis = alt.Scale(domain=[0, 1])
     x = alt.X("confidence:Q", title="how sure: the greatest probability").scale(axis)
     y = alt.Y("accuracy:Q", title="how often right").scale(axis)
-    diagonal = alt.Chart().mark_rule(strokeDash=[3, 3], color="#777777")
+    diagonal = alt.Chart().mark_rule(strokeDash=[3, 3], color="#777777", aria=False)
     diagonal = diagonal.encode(alt.XDatum(0).scale(axis), alt.YDatum(0).scale(axis), x2=alt.datum(1), y2=alt.datum(1))
     tips = ["loss:N", *[alt.Tooltip(f"{name}:Q", format=".3f") for name in ("confidence", "accuracy")], "tokens:Q"]
     line = alt.Chart(rows).mark_line(strokeWidth=2.2, point={"size": 40, "filled": True})

@@ -291,7 +291,7 @@ def _formula(name: str, loss: Loss) -> str:
     said = (inspect.getdoc(unwrapped(loss)[0]) or "no source is named").splitlines()[0].rstrip(".")
     source = html.escape(facts.source or f"A loss of yours: {said}")
     link = html.escape(facts.link_name)
-    formula = _math(facts.formula) + "; " if facts.formula else ""
+    formula = f'<span class="formula">{_math(facts.formula)}</span>; ' if facts.formula else ""
     return f"<dt>{html.escape(name)}</dt><dd>{formula}read through {link}. {source}.</dd>"
 
 

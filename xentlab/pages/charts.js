@@ -12,6 +12,7 @@ function theme() {
     background: card, view: {stroke: line}, font: "system-ui, sans-serif", range: {category: read("hues")},
     axis: {labelColor: soft, titleColor: soft, gridColor: line, domainColor: line, tickColor: line, titleFontWeight: "normal"},
     legend: {labelColor: soft, titleColor: soft, orient: "bottom"},
+    text: {color: ink},
     title: {color: ink, subtitleColor: soft, anchor: "start", fontSize: 14, subtitleFontSize: 12},
   };
 }

@@ -100,14 +100,14 @@ function evaluate(tree, p) {
     case "+": return [a + b, da + db];
     case "-": return [a - b, da - db];
     case "*": return [a * b, da * b + a * db];
-    case "/": return [a / b, (da * b - a * db) / (b * b)];
+    case "/": return [a / b, (da === 0 ? 0 : da / b) - (db === 0 ? 0 : a / b * (db / b))];  // b * b may be below the least float
     case "^": return [a ** b, (da === 0 ? 0 : b * a ** (b - 1) * da) + (db === 0 ? 0 : a ** b * Math.log(a) * db)];
   }
 }
 
 function python(tree) {
   if (tree.variable) return "p";
-  if ("number" in tree) return String(tree.number);
+  if ("number" in tree) return Number.isFinite(tree.number) ? String(tree.number) : "jnp.inf";
   if (tree.constant) return CONSTANTS[tree.constant][1];
   if (["log", "ln"].includes(tree.call) && tree.parts[0].variable) return "log_p";
   const parts = tree.parts.map(python);

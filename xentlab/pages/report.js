@@ -1,5 +1,5 @@
 // The legend: a button a loss, which hides and shows it in every chart.
-const looks = read("looks");
+const looks = read("looks"), legend = document.getElementById("legend");
 let shown = Object.keys(looks);
 
 for (const [name, look] of Object.entries(looks)) {
@@ -15,7 +15,9 @@ for (const [name, look] of Object.entries(looks)) {
     button.ariaPressed = String(shown.includes(name));
     await Promise.all([...views.values()].map(view => view.signal("shown", shown).runAsync()));
   };
-  document.getElementById("legend").append(button);
+  legend.append(button);
 }
+// What gets the focus is not under it.
+new ResizeObserver(() => { document.documentElement.style.scrollPaddingTop = `${legend.offsetHeight + 8}px`; }).observe(legend);
 const withoutLegend = spec => JSON.parse(JSON.stringify(spec, (key, value) => key === "legend" ? null : value));
 drawAlways(view => view.signal("shown", shown).runAsync(), withoutLegend);

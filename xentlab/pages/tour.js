@@ -1,8 +1,9 @@
 // Sliders show what the library computed for each position; the last station reads a formula.
 const sliders = read("sliders");
 const OWN_POINTS = [.99, .9, .5, .1, .01, 1e-3, 1e-6];
-const show = x => typeof x !== "number" ? x ?? "–" : x !== 0 && (Math.abs(x) >= 1e7 || Math.abs(x) < 1e-4) ? x.toExponential(4) : String(+x.toPrecision(7));
-const brief = x => show(typeof x === "number" && !Number.isInteger(x) ? +x.toPrecision(4) : x);
+const show = (x, digits = 7) => typeof x !== "number" ? x ?? "–"
+  : x !== 0 && (Math.abs(x) >= 1e7 || Math.abs(x) < 1e-4) ? (+x.toPrecision(Math.min(digits, 5))).toExponential() : String(+x.toPrecision(digits));
+const brief = x => show(x, Number.isInteger(x) ? 7 : 4);
 const chosen = {};
 
 function cell(tag, content, scope) {
@@ -43,7 +44,7 @@ function profile(tree, points) {
 }
 
 const CROSS_ENTROPY = parse("-log(p)");
-const CURVE = [...Array.from({length: 61}, (_, i) => 10 ** (-6 + i / 12)).slice(0, -12), ...Array.from({length: 34}, (_, i) => .1 + i * .027)];
+const CURVE = [...Array.from({length: 61}, (_, i) => 10 ** (-6 + i / 12)).slice(0, -1), ...Array.from({length: 34}, (_, i) => .1 + i * .027)];
 let own = CROSS_ENTROPY;
 
 const LOW = [1e-8, 1e-16, 1e-64];  // not less: p^4 is still a number there
@@ -63,12 +64,13 @@ function limit(tree) {
   return `its pull in the logit vanishes as p goes to 0 (${at}): the surer the mistake, the less it teaches`;
 }
 
+// What has no place on a logarithmic axis is left out.
+const drawn = x => Math.abs(x) > 1e-9 && Number.isFinite(x) ? Math.abs(x) : null;
+
 function curves() {
-  const rows = [["cross entropy", CROSS_ENTROPY], ["yours", own]].flatMap(([loss, tree]) => profile(tree, CURVE).map(row => ({
-    loss, p: row.p, value: row.value, dp: Math.abs(row.dp), dz: Math.abs(row.dz),
+  return [["cross entropy", CROSS_ENTROPY], ["yours", own]].flatMap(([loss, tree]) => profile(tree, CURVE).map(row => ({
+    loss, p: row.p, value: Number.isFinite(row.value) ? row.value : null, dp: drawn(row.dp), dz: drawn(row.dz),
   })));
-  // What has no place on a logarithmic axis is left out.
-  return rows.filter(row => Number.isFinite(row.value) && row.dp > 1e-9 && row.dz > 1e-9 && Number.isFinite(row.dp));
 }
 
 async function feed(view, id) {
@@ -94,7 +96,7 @@ async function readFormula() {
   const low = rows.at(-3), high = both.at(-3);
   said.className = broken ? "wrong" : "";
   said.textContent = broken ? `At p = ${show(broken.p)} this is no finite number.`
-    : `At p = 0.01 it pulls with ${show(+Math.abs(low.dz).toPrecision(3))} in the logit, cross entropy with ${show(+Math.abs(high.dz).toPrecision(3))}; ${limit(own)}.`
+    : `At p = 0.01 it pulls with ${show(Math.abs(low.dz), 3)} in the logit, cross entropy with ${show(Math.abs(high.dz), 3)}; ${limit(own)}.`
       + (rows.some(row => row.dp > 0) ? " Somewhere it rises with p: there it pulls away from the right token." : "");
   fillTable(document.querySelector("#own-table tbody"), rows.map((row, i) =>
     [row.p, row.value, row.dp, row.dz, both[i].value, both[i].dp, both[i].dz].map(x => Number.isNaN(x) ? null : Math.abs(x) === Infinity ? (x > 0 ? "∞" : "-∞") : x)));
@@ -115,17 +117,20 @@ for (const button of document.querySelectorAll(".examples button")) {
   button.onclick = () => { document.getElementById("formula").value = button.textContent; readFormula(); };
 }
 readFormula();
-// On a narrow page a legend of three or more columns would be cut.
-function narrow(spec) {
-  if (spec && typeof spec === "object") Object.values(spec).forEach(narrow);
-  if (spec?.legend?.columns) delete spec.legend.columns;
-}
-if (innerWidth < 600) {
-  for (const spec of Object.values(specs)) {
-    narrow(spec.encoding);
-    narrow(spec.layer);
-    spec.config = {...spec.config, legend: {...spec.config?.legend, columns: 2}};
+// A legend has as many columns as its names leave room for.
+function fit(spec, width) {
+  if (!spec || typeof spec !== "object") return;
+  if (spec.legend?.columns) {
+    const longest = Math.max(0, ...(spec.scale?.domain ?? []).map(name => String(name).length));
+    spec.legend.columns = Math.max(1, Math.min(spec.legend.columns, Math.floor(width / (45 + 6.5 * longest))));
   }
+  Object.values(spec).forEach(each => fit(each, width));
+}
+for (const [id, spec] of Object.entries(specs)) {
+  const width = document.getElementById(id).clientWidth;
+  fit(spec.encoding, width);
+  fit(spec.layer, width);
+  if (width < 480) spec.config = {...spec.config, legend: {...spec.config?.legend, columns: 2}};
 }
 drawAlways(feed);
 

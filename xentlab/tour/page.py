@@ -183,10 +183,11 @@ def _figure(key: str, figure: Figure, station: Station, specs: dict, sliders: di
         groups = [rows[columns].values.tolist() for _, rows in by_place]
         sliders[key] = {"names": by_place[named].first().tolist(), "rows": groups, "charts": names}
         label = html.escape(figure.slider.label)
+        said = f"{figure.words}: numbers at the chosen {figure.slider.label}"
         control = (
             f'<div class="slider"><label for="{key}-slider">{label}</label><input id="{key}-slider" type="range" min="0" '
             f'max="{len(groups) - 1}" step="1" value="{figure.slider.start}"><output for="{key}-slider"></output></div>'
-            f'<div aria-live="polite">{scroll(columns, "", f"Numbers at the chosen {figure.slider.label}")}</div>'
+            f'<div aria-live="polite">{scroll(columns, "", said)}</div>'
         )
     return (
         f'<figure id="{key}" aria-label="{html.escape(station.title)}: {html.escape(figure.words)}">'
