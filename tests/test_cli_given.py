@@ -1,11 +1,13 @@
 """What the command makes of what a shell gives it, and of streams that know few characters."""
 
+import io
 import json
 import os
 import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from scripts import in_process, process
 
@@ -110,6 +112,63 @@ def test_where_a_users_own_code_failed_is_told(own, capsys):
 def test_an_audit_that_can_ask_nothing_says_why(own, capsys):
     code, out, _ = in_process(capsys, "audit", "./own.py:branches")
     assert (code, "take jnp.where in place of an if" in out, "a vocabulary of its own" in out) == (1, True, False)
+
+
+PRINTS = """
+import jax
+
+print("as it is imported")
+
+
+def prints(logits, targets):
+    jax.debug.print("as it runs {}", logits.sum())
+    return -jax.numpy.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
+"""
+
+
+@pytest.mark.parametrize("command", ["gradients --quick --losses ./own.py:prints", "audit ./own.py:prints"])
+def test_what_a_users_own_code_prints_is_in_no_data(tmp_path, capsys, command):
+    (tmp_path / "own.py").write_text(PRINTS)
+    _, out, err = in_process(capsys, *command.split(), "--format", "json")
+    assert len(json.loads(out))
+    assert "as it is imported" in err
+    assert "as it runs" in err
+
+
+def test_an_audit_s_cells_hold_one_value_each(capsys):
+    (row,) = pd.read_csv(io.StringIO(in_process(capsys, "audit", "squared_hinge", "--format", "csv")[1])).to_dict("records")
+    assert (row["elementwise"], row["bounded"], row["low_p_limit_even"]) == (True, False, np.inf)
+    assert row["finite_float16"] is False
+    assert 0 < row["max_error_bfloat16_value"] < 0.02
+    assert np.isnan(row["proper_through"])
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("audit hinge ./own.py:weighted --all", "catalogue; leave it out, or hinge, ./own.py:weighted."),
+        ("scoreboard --all --losses hinge", "leave it out, or --losses hinge."),
+        ("show ./own:weighted", "give it one that ends in .py."),
+        ("show ./empty.py:f", "./empty.py has no function 'f'; none is there."),
+        ("show ~nosuchuser/own.py:f", "no home of that user is known here."),
+        ("gradients --out ~nosuchuser/r", "no home of that user is known here."),
+        (f"compare {'a' * 300} b", "File name too long. Is the path right, and may you read and write there?"),
+        ("budget both.npz --targets targets.npy", "both.npz holds targets too, beside those that are given."),
+        ("show --vocab 1.5 nll", "see xentlab show --help."),
+    ],
+)
+def test_what_was_not_meant_is_a_line(own, tmp_path, capsys, line, said):
+    (tmp_path / "own").write_text(OWN)
+    (tmp_path / "empty.py").write_text("")
+    np.savez(tmp_path / "both.npz", logits=np.zeros((3, 4)), targets=np.zeros(3, int))
+    np.save(tmp_path / "targets.npy", np.zeros(3, int))
+    code, _, err = in_process(capsys, *line.split())
+    assert (code, err.count("\n")) == (2, 1)
+    assert said in err
+
+
+def test_a_version_is_told_whatever_else_is_off(capsys):
+    assert in_process(capsys, "--no-cache", "--version")[1].startswith("xentlab ")
 
 
 @pytest.mark.parametrize(

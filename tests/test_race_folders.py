@@ -131,6 +131,7 @@ def test_ctrl_c_while_results_are_written_says_how_to_go_on(tmp_path, capsys, mo
 def test_a_run_takes_another_s_place_whole_or_not_at_all(tmp_path):
     (tmp_path / "run.json").write_text("old")
     (tmp_path / "table.csv").write_text("old")
+    (tmp_path / "text-hinge.coded").write_text("old")
     (tmp_path / ".new").mkdir()
     (tmp_path / ".new" / "left.csv").write_text("by one that was killed")
 
@@ -142,7 +143,8 @@ def test_a_run_takes_another_s_place_whole_or_not_at_all(tmp_path):
 
     with pytest.raises(LabError, match="full"):
         fails()
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"run.json": "old", "table.csv": "old"}
+    kept = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert kept == {"run.json": "old", "table.csv": "old", "text-hinge.coded": "old"}
     with runs.replacing(tmp_path) as staged:
         for name in ("run.json", "table.csv"):
             (staged / name).write_text("new")

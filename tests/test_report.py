@@ -131,6 +131,7 @@ def table(**nll):
             **{"source": "s", "loss": loss, "test_nll": mean, "test_nll_low": mean - half, "test_nll_high": mean + half},
             **{
                 "uniform_nll": 5.5,
+                "tempered_nll": float("nan"),
                 "best_rate": mean / 10,
                 "bits_per_byte": float("nan"),
                 "beyond_law": float("nan"),

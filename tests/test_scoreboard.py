@@ -9,6 +9,7 @@ from types import MappingProxyType, SimpleNamespace
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scripts import in_process
 
 from xentlab import LabError, console, resolve
 from xentlab.audit import Audit
@@ -44,6 +45,20 @@ def test_the_command_prints_data_and_writes_its_folder(commanded):
     assert rows[2]["tokens_needed"] is None
     coded = {f"{source}-{row['loss']}.coded" for source in ("text", "markov") for row in rows}
     assert {path.name for path in folder.iterdir()} == {".lock", "scoreboard.csv", "codes.csv", "run.json"} | coded
+
+
+def test_one_that_is_stopped_leaves_the_folder_as_it_was(commanded, capsys, monkeypatch):
+    def stopped(losses, races, seed, replicates, folder, tell):
+        (folder / "text-nll.coded").write_bytes(b"of another seed")
+        raise KeyboardInterrupt
+
+    folder = commanded[2]
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr("xentlab.scoreboard.scoreboard", stopped)
+    monkeypatch.setattr("xentlab.stages.run_stage", lambda *_: None)
+    code, _, _ = in_process(capsys, "scoreboard", "--quick", "--out", folder)
+    assert code == 130
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_every_loss_is_a_row_and_every_door_a_number(board):

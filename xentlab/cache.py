@@ -5,6 +5,8 @@ import os
 import pathlib
 import warnings
 
+from xentlab.names import expanded
+
 OFF, ON = ("0", "off", "no", "false"), ("1", "on", "yes", "true")
 JAXS_OWN = ("-cache", "-atime")  # how the names end that JAX gives to programs, and to notes of when they were read
 LIMIT = 2 << 30  # bytes; what was used last stays
@@ -20,7 +22,7 @@ def folder() -> pathlib.Path | None:
     if said.lower() in OFF:
         return None
     if said and said.lower() not in ON:
-        return pathlib.Path(said).expanduser() / "compiled"
+        return expanded(said) / "compiled"
     import platformdirs
 
     return pathlib.Path(platformdirs.user_cache_dir("xentlab")) / "compiled"
@@ -37,8 +39,8 @@ def keep_compiled() -> pathlib.Path | None:
         tidy(place)
     except OSError:  # a home that cannot be written: everything works, and is compiled each time
         return None
-    # What another process is just writing, or did not live to, is compiled again.
-    warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
+    # What another process is just writing, or did not live to, is compiled again; so is what finds no room here.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
     jax.config.update("jax_compilation_cache_dir", str(place))
     # JAX would skip what compiles in less than a second, which is nearly all of a small program.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

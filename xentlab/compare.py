@@ -10,6 +10,7 @@ import pathlib
 from typing import TYPE_CHECKING, Any
 
 from xentlab.contract import LabError
+from xentlab.names import expanded
 from xentlab.runs import BEGUN, UNRECORDED, quoted, read_record
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def read_run(folder: str | pathlib.Path, lacking: bool = False) -> Run:
     """
     import pandas as pd
 
-    folder = pathlib.Path(folder).expanduser()
+    folder = expanded(folder)
     if not (folder / "run.json").is_file():
         if (folder / BEGUN).is_file():
             raise LabError(f"{folder} holds an unfinished race. Go on with: xentlab race --resume {quoted(folder)}")

@@ -82,20 +82,37 @@ def _upright(names: list[str], lines: list[list[str]], room: int) -> Iterator[An
         yield table
 
 
+_DATA: list[Any] = []  # where `data_alone` has put the stdout that it found
+
+
+@contextlib.contextmanager
+def data_alone() -> Iterator[None]:
+    """Within, what is printed goes to stderr, and to stdout what `print_rows` and `print_json` are given alone."""
+    _DATA.append(sys.stdout)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _DATA.pop()
+
+
 def print_rows(rows: list[dict[str, Any]], form: Format) -> None:
     """Rows as csv or json on stdout, and nothing else."""
     if form == "csv":
         import pandas as pd
 
-        sys.stdout.write(pd.DataFrame(rows).to_csv(index=False))
+        _data().write(pd.DataFrame(rows).to_csv(index=False))
     else:
-        json.dump(
-            [{key: _plain(value) for key, value in row.items()} for row in rows],
-            sys.stdout,
-            indent=1,
-            default=lambda number: number.item(),
-        )
-        print()
+        print_json([{key: _plain(value) for key, value in row.items()} for row in rows])
+
+
+def print_json(content: Any) -> None:
+    """JSON on stdout."""
+    print(json.dumps(content, indent=1, default=lambda number: number.item()), file=_data())
+
+
+def _data() -> Any:
+    return _DATA[-1] if _DATA else sys.stdout
 
 
 def _plain(value: Any) -> Any:

@@ -260,6 +260,8 @@ def load_batch(logits: Batch, targets: Batch | None = None) -> tuple[np.ndarray,
                     f"{where} holds {', '.join(sorted(loaded)) or 'nothing'}; it needs arrays named logits and targets. "
                     "Write it with numpy.savez(file, logits=..., targets=...)."
                 )
+            if targets is not None and "targets" in loaded:
+                raise LabError(f"{where} holds targets too, beside those that are given. Give one of them.")
             logits = loaded["logits"]
             targets = loaded["targets"] if targets is None else targets
         else:
@@ -332,6 +334,8 @@ def _load(path: pathlib.Path):
                 return loaded
             # Of the rest, which may be large or no plain arrays, the names.
             return {name: loaded[name] if name in ("logits", "targets") else None for name in loaded.files}
+    except PermissionError as error:
+        raise LabError(f"cannot read {path}: {error.strerror}.") from error
     except Exception as error:  # of damage each of NumPy, zipfile, zlib and Python's parser has its own
         # NumPy's own words would recommend to load it unsafely.
         raise LabError(

@@ -66,7 +66,7 @@ def near_names(name: str, names: Iterable[str]) -> str:
         or difflib.get_close_matches(name, names, n=4, cutoff=0.5)
         or [n for n in names if name and name in n][:4]
     )
-    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}."
+    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}." if names else "none is there."
 
 
 def with_settings(
@@ -104,7 +104,7 @@ def own(name: str, what: str) -> tuple[Callable, dict[str, Any]]:
     if not where:
         raise LabError(f"{name!r} names no file: a {what} of your own is ./file.py:function, or package.module:function.")
     if _is_path(where):
-        module = _module_at(pathlib.Path(where).expanduser(), what)
+        module = _module_at(expanded(where), what)
     else:
         try:
             module = importlib.import_module(where)
@@ -132,7 +132,7 @@ def placed(name: str) -> str:
     >>> placed("focal(gamma=1)"), placed("/made/./mine.py:cubic(power=2)")
     ('focal(gamma=1)', '/made/mine.py:cubic(power=2)')
     """
-    return _with_file(name, lambda path: path.expanduser().absolute())
+    return _with_file(name, lambda path: expanded(path).absolute())
 
 
 def unplaced(name: str) -> str:
@@ -160,6 +160,18 @@ def file_of(function: Callable) -> dict[str, str | None]:
         return {"file": None, "sha256": None}
 
 
+def expanded(path: str | pathlib.Path) -> pathlib.Path:
+    """A path, ~ being a user's home. Raises `LabError` where that user has none.
+
+    >>> expanded("made/mine.py").name
+    'mine.py'
+    """
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError:
+        raise LabError(f"{path}: no home of that user is known here. Write the folder out.") from None
+
+
 def _is_path(where: str) -> bool:
     """Whether what stands before a function's name is a file, and no module."""
     return where.endswith(".py") or "/" in where
@@ -168,6 +180,8 @@ def _is_path(where: str) -> bool:
 def _module_at(path: pathlib.Path, what: str) -> ModuleType:
     if not path.is_file():
         raise LabError(f"no file {path}. A {what} in a file is named ./file.py:function.")
+    if path.suffix != ".py":
+        raise LabError(f"{path} is no Python file by its name: give it one that ends in .py.")
     name = f"xentlab_user_{path.stem}_{abs(hash(str(path.resolve()))):x}"
     folder = path.parent.absolute()
     if name in sys.modules and _as_read(sys.modules[name].__xentlab_files__):

@@ -31,7 +31,7 @@ from xentlab.recipe import Recipe
 from xentlab.scoreboard import REPLICATES, Scoreboard, scoreboard
 from xentlab.scoreboard.reading import sentences
 from xentlab.sources import Text
-from xentlab.stages import StagedRace, run_stage, standard_stages
+from xentlab.stages import Stage, StagedRace, run_stage, standard_stages
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,8 +74,6 @@ def make_report(
     a PNG of each figure, and report.html, one file that opens without any network. quick: tiny races, to see that all
     works.
     """
-    import pandas as pd
-
     begun = time.perf_counter()
     found = resolve_all(losses)
     files = own_files(found.values())  # now: they may be edited while it runs
@@ -83,48 +81,53 @@ def make_report(
     stages = standard_stages(text, seed, quick)
     folder = runs.new_folder("report", out)
 
-    for left in folder.glob("*.coded"):  # of a report that was here, of other losses maybe
-        left.unlink()
+    with runs.replacing(folder) as staged:
+        profiles, budgets, raced, board = _measured(found.values(), stages, seed, quick, staged, progress)
+        progress("pages and pictures", 0, 1)
+        frames = {"profiles": profiles, "budgets": budgets, **raced, "scoreboard": board.table, "codes": board.codes}
+        for name, frame in frames.items():
+            runs.write_frame(staged, name, frame)
+        runs.write_bytes(staged / "audits.json", json.dumps(as_json(list(board.audits.values())), indent=1).encode())
+        said = _said(profiles, budgets, raced, board)
+        made = runs.record(
+            {"losses": list(found), "seed": seed, "quick": quick},
+            [stage.source.describe() for stage in stages],
+            time.perf_counter() - begun,
+            kind="report",
+            losses=files,
+            races=[{"source": s.source.name, "model": s.model, "rates": s.learning_rates, "steps": s.steps} for s in stages],
+            reading=said,
+        )
+        report = Report(staged, profiles, budgets, raced, board, said)
+        _write_pictures(report, list(found))
+        runs.write_bytes(staged / "report.html", page(report, found, made).encode())
+        made["seconds"] = round(time.perf_counter() - begun, 2)
+        runs.write_record(staged, made)
+    progress("pages and pictures", 1, 1)
+    return dataclasses.replace(report, folder=folder)
+
+
+def _measured(
+    losses: Iterable[Loss], stages: list[Stage], seed: int, quick: bool, folder: pathlib.Path, progress: Progress
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, pd.DataFrame], Scoreboard]:
+    """A report's profiles, budgets, frames of its races, and scoreboard; folder: where texts that are coded are kept."""
+    import pandas as pd
+
     progress("profiles", 0, 1)
-    profiles = gradient_profile(found.values(), profile_points(), PROFILE_VOCAB, "both")
+    profiles = gradient_profile(losses, profile_points(), PROFILE_VOCAB, "both")
     progress("profiles", 1, 1)
     budgets, races = [], []
     for stage in stages:
         name = stage.source.name
-        races.append(run_stage(stage, found.values(), seed, quick, progress))
+        races.append(run_stage(stage, losses, seed, quick, progress))
         progress(f"{name}: budget", 0, 1)
-        budget = gradient_budget(found.values(), *_held_out_logits(races[-1], seed))
+        budget = gradient_budget(losses, *_held_out_logits(races[-1], seed))
         budgets.append(budget.assign(source=name)[["source", *budget.columns]])
         progress(f"{name}: budget", 1, 1)
-    raced = {
-        part: pd.concat([each.race.frames()[part] for each in races], ignore_index=True) for part in races[0].race.frames()
-    }
-    budgets = pd.concat(budgets, ignore_index=True)
-    board = scoreboard(found.values(), races, seed, replicates=0 if quick else REPLICATES, folder=folder, progress=progress)
-
-    progress("pages and pictures", 0, 1)
-    frames = {"profiles": profiles, "budgets": budgets, **raced, "scoreboard": board.table, "codes": board.codes}
-    for name, frame in frames.items():
-        runs.write_frame(folder, name, frame)
-    runs.write_bytes(folder / "audits.json", json.dumps(as_json(list(board.audits.values())), indent=1).encode())
-    said = _said(profiles, budgets, raced, board)
-    arguments = {"losses": list(found), "seed": seed, "quick": quick}
-    made = runs.record(
-        arguments,
-        [stage.source.describe() for stage in stages],
-        time.perf_counter() - begun,
-        kind="report",
-        losses=files,
-        races=[{"source": s.source.name, "model": s.model, "rates": s.learning_rates, "steps": s.steps} for s in stages],
-        reading=said,
-    )
-    report = Report(folder, profiles, budgets, raced, board, said)
-    _write_pictures(report, list(found))
-    runs.write_bytes(folder / "report.html", page(report, found, made).encode())
-    made["seconds"] = round(time.perf_counter() - begun, 2)
-    runs.write_record(folder, made)
-    progress("pages and pictures", 1, 1)
-    return report
+    frames = [each.race.frames() for each in races]
+    raced = {part: pd.concat([each[part] for each in frames], ignore_index=True) for part in frames[0]}
+    board = scoreboard(losses, races, seed, replicates=0 if quick else REPLICATES, folder=folder, progress=progress)
+    return profiles, pd.concat(budgets, ignore_index=True), raced, board
 
 
 # What a reader of the profiles is told of losses that the audit finds not to be so.

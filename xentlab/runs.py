@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from xentlab.contract import LabError
 from xentlab.memory import usable_cores
+from xentlab.names import expanded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,7 +59,7 @@ def new_folder(kind: str, out: str | pathlib.Path | None = None, replace: bool =
     Raises `LabError` if it is no folder, holds files that are no run's and that one could write over, holds another command's
     unfinished race, or, but for replace, holds a run of another kind, or one that cannot be read.
     """
-    folder = pathlib.Path(out).expanduser() if out else pathlib.Path("runs") / f"{kind}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    folder = expanded(out) if out else pathlib.Path("runs") / f"{kind}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -154,7 +155,8 @@ def write_bytes(path: pathlib.Path, content: bytes, before: Callable[[], None] =
 def replacing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """A folder for a run's files, which take their places together at the end: until then, and on an error, all is as it was.
 
-    The record of a run that was there goes first: half of it and half of another are no run.
+    The record of a run that was there goes first: half of it and half of another are no run. So do the texts that it coded,
+    whose names are those of its losses.
     """
     staged = folder / STAGED
     shutil.rmtree(staged, ignore_errors=True)  # of a process that was killed
@@ -164,7 +166,8 @@ def replacing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         raise LabError(f"cannot write into {folder}: {error.strerror}. Make room, or give another --out.") from error
     try:
         yield staged
-        (folder / "run.json").unlink(missing_ok=True)
+        for each in (folder / "run.json", *folder.glob("*.coded")):
+            each.unlink(missing_ok=True)
         for each in sorted(staged.iterdir(), key=lambda path: path.name == "run.json"):
             os.replace(each, folder / each.name)
     finally:
@@ -289,7 +292,7 @@ def find_page(run: str | pathlib.Path | None = None) -> pathlib.Path:
         if not pages:
             raise LabError("no run with a page under runs/. Make one with `xentlab report` or `xentlab tour`.")
         return max(pages, key=lambda page: page.stat().st_mtime)
-    run = pathlib.Path(run).expanduser()
+    run = expanded(run)
     if run.is_file():
         return run
     for name in PAGES:

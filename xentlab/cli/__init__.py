@@ -17,6 +17,7 @@ from typing import Any
 
 import tyro
 
+from xentlab import console
 from xentlab.cache import keep_compiled
 from xentlab.cli.race import as_begun
 from xentlab.cli.writing import kind_of
@@ -50,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
         _drop_output()
     except OSError as error:
         if error.filename is not None:  # a file's; who writes one says so by a LabError
-            raise
+            _fail(f"{error.filename}: {error.strerror}. Is the path right, and may you read and write there?")
         _drop_output()
         _fail(
             f"cannot write the output: {error.strerror or error}. Send it to a place with room, or write files with --out.", 1
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _do(arguments: list[str]) -> None:
     try:
-        if arguments == ["--version"]:
+        if [each for each in arguments if each != NO_CACHE] == ["--version"]:
             print("\n".join(f"{name} {version}" for name, version in versions().items()))
             return
         command = _parse([each for each in arguments if each != NO_CACHE])
@@ -112,10 +113,15 @@ def _drop_output() -> None:
 
 
 def run(command: Any) -> None:
-    """Does what a command says."""
+    """Does what a command says.
+
+    Where data is asked for, what else is printed, by a loss of one's own say, goes to stderr.
+    """
     name = kind_of(command)
     place = next(place for place, names in PLACES.items() if name in names)
-    getattr(importlib.import_module(f"xentlab.cli.{place}"), f"run_{name}")(command)
+    does = getattr(importlib.import_module(f"xentlab.cli.{place}"), f"run_{name}")
+    with console.data_alone() if getattr(command, "format", "table") != "table" else contextlib.nullcontext():
+        does(command)
 
 
 def _fail(message: str, code: int = 2) -> None:
@@ -154,7 +160,7 @@ def _parse(arguments: list[str]) -> Any:
         _, *lines = said.getvalue().strip().splitlines()
         parts = re.split(r"[─-]{4,}", " ".join(line.strip("│╰╯ ") for line in lines))
         text = "; ".join(part.strip(" .") for part in parts if part.strip(" .")) + "."
-        _fail(text.replace("run xentlab --help", f"run xentlab {' '.join(arguments[:1])} --help"))
+        _fail(re.sub("(run|see) xentlab --help", rf"\1 xentlab {' '.join(arguments[:1])} --help", text))
 
 
 def _hint(arguments: list[str]) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 from xentlab import console
 from xentlab.commands import COMMANDS, Compare, Rerun
 from xentlab.contract import LabError
+from xentlab.names import expanded
 
 MOST_ROWS = 40  # of a table, unless all are asked for
 
@@ -30,7 +31,7 @@ def run_rerun(command: Rerun) -> None:
 
     found = read_run(command.run, lacking=True)
     again = _recorded(found)
-    if command.out and (command.out.expanduser() / "run.json").exists():
+    if command.out and (expanded(command.out) / "run.json").exists():
         raise LabError(f"{command.out} holds a run; a rerun would overwrite it. Give another folder with --out.")
     with runs.using(runs.new_folder("rerun", command.out)) as folder:
         with contextlib.redirect_stdout(io.StringIO()):

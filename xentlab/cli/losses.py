@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import inspect
-import json
 import math
 import pathlib
 import sys
@@ -16,6 +15,7 @@ from xentlab import console
 from xentlab.cli.writing import finish
 from xentlab.commands import Audit, Budget, Gradients, List, Plan, Show
 from xentlab.contract import LabError, Loss
+from xentlab.names import expanded
 
 QUICK = (0.9, 0.1, 1e-6)
 
@@ -137,7 +137,7 @@ def run_budget(command: Budget) -> None:
 
 def _batch(path: pathlib.Path) -> dict[str, str]:
     """What a record says of a file of logits: where it was, and by what hash another one is told from it."""
-    path = path.expanduser().absolute()
+    path = expanded(path).absolute()
     with path.open("rb") as file:
         return {"kind": "batch", "path": str(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
@@ -193,6 +193,8 @@ def run_audit(command: Audit) -> None:
     from xentlab.audit import FAILED, audit
     from xentlab.catalogue import LOSSES, resolve
 
+    if command.all and command.losses:
+        raise LabError(f"--all is every loss of the catalogue; leave it out, or {', '.join(command.losses)}.")
     names = tuple(LOSSES) if command.all else command.losses
     if not names:
         raise LabError("no losses given; name some, or take --all.")
@@ -211,17 +213,16 @@ def _print_audits(command: Audit, audits: list[Any], losses: list[Loss]) -> None
     from xentlab.audit import as_json, claims
 
     if command.format == "json":
-        json.dump(as_json(audits), sys.stdout, indent=1)
-        print()
+        console.print_json(as_json(audits))
         return
-    if command.format == "csv" or len(audits) > 1:
+    if command.format == "csv":
+        console.print_rows([{"loss": each.loss, **_cells(each)} for each in audits], "csv")
+        return
+    if len(audits) > 1:
         rows = [
             {"loss": each.loss, **{name: console.verdict_text(verdict.value) for name, verdict in each.verdicts.items()}}
             for each in audits
         ]
-        if command.format == "csv":
-            console.print_rows(rows, "csv")
-            return
         columns = [name for name in rows[0] if name not in console.LONG]
         if len(rows) > 4:
             console.print_table([{name.replace("_", "\n"): row[name] for name in columns} for row in rows])
@@ -237,6 +238,17 @@ def _print_audits(command: Audit, audits: list[Any], losses: list[Loss]) -> None
     if claims(losses[0]):
         print()
         _print_claims(audits, losses)
+
+
+def _cells(found: Any) -> dict[str, Any]:
+    """An audit's verdicts, one value a cell: what has several, an error by dtype say, in as many columns."""
+
+    def cells(name, value):
+        if not isinstance(value, dict):
+            return {name: value}
+        return {key: each for part in value for key, each in cells(f"{name}_{part}", value[part]).items()}
+
+    return {key: each for name, verdict in found.verdicts.items() for key, each in cells(name, verdict.value).items()}
 
 
 def _print_claims(audits: list[Any], losses: list[Loss]) -> None:

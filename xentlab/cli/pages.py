@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import pathlib
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -25,15 +27,19 @@ def run_scoreboard(command: Scoreboard) -> None:
     from xentlab.stages import run_stage, standard_stages
 
     begun = time.perf_counter()
+    if command.all and command.losses != Scoreboard.losses:
+        raise LabError(f"--all is every loss of the catalogue; leave it out, or --losses {' '.join(command.losses)}.")
     losses = resolve_all(tuple(LOSSES) if command.all else command.losses).values()
     stages = standard_stages(Text(command.text), command.seed, command.quick)
-    folder = folder_of(command) if command.out else None
-    with runs.using(folder) if folder else contextlib.nullcontext(), console.progress() as tell:
-        races = [run_stage(stage, losses, command.seed, command.quick, tell) for stage in stages]
-        board = scoreboard(losses, races, command.seed, 0 if command.quick else REPLICATES, folder, tell)
-    frames = {"scoreboard": board.table, "codes": board.codes}
-    sources = [stage.source.describe() for stage in stages]
-    finish(command, frames, "scoreboard", begun, sources, console.scoreboard_rows(board.table, board.codes))
+    replicates = 0 if command.quick else REPLICATES
+    # What is coded takes its place with the rest, at the end.
+    with runs.using(folder_of(command)) if command.out else contextlib.nullcontext(), tempfile.TemporaryDirectory() as kept:
+        with console.progress() as tell:
+            races = [run_stage(stage, losses, command.seed, command.quick, tell) for stage in stages]
+            board = scoreboard(losses, races, command.seed, replicates, pathlib.Path(kept), tell)
+        frames = {"scoreboard": board.table, "codes": board.codes}
+        sources, rows = [stage.source.describe() for stage in stages], console.scoreboard_rows(board.table, board.codes)
+        finish(command, frames, "scoreboard", begun, sources, rows, pathlib.Path(kept))
     if command.format == "table":
         for sentence in sentences(board.table, board.codes):
             print(f"- {sentence}")

@@ -14,6 +14,7 @@ from xentlab import console
 from xentlab.cli.writing import folder_of, record_of, show, write
 from xentlab.commands import Race
 from xentlab.contract import LabError
+from xentlab.names import expanded
 
 LEGEND = """±: 95% over seeds. calibration: the expected error of how sure it was. smoothing: the share of the uniform that
 validation mixed in. at T: test NLL after one temperature, in brackets. ⇥: the end of the
@@ -232,5 +233,5 @@ def as_begun(arguments: list[str]) -> Race | None:
     for place, each in enumerate(arguments):
         name, _, folder = each.partition("=")
         if name == "--resume" and (folder := folder or "".join(arguments[place + 1 : place + 2])):
-            return dataclasses.replace(as_command(started(pathlib.Path(folder).expanduser()), Race), out=None, mesh=None)
+            return dataclasses.replace(as_command(started(expanded(folder)), Race), out=None, mesh=None)
     return None

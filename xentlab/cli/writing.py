@@ -11,7 +11,7 @@ from typing import Any
 from xentlab import console
 from xentlab.commands import COMMANDS
 from xentlab.contract import LabError
-from xentlab.names import FUNCTIONS, file_of, is_own, own, placed
+from xentlab.names import FUNCTIONS, expanded, file_of, is_own, own, placed
 from xentlab.runs import UNRECORDED
 
 
@@ -21,7 +21,7 @@ def arguments_of(command: Any) -> dict[str, Any]:
     read = [key for key, value in found.items() if isinstance(value, pathlib.Path) and key != "out"]
     found |= {"losses": tuple(map(placed, found["losses"]))} if "losses" in found else {}
     found |= {what: placed(found[what]) for what in FUNCTIONS if what in found}
-    return found | {key: found[key].expanduser().absolute() for key in read}
+    return found | {key: expanded(found[key]).absolute() for key in read}
 
 
 def finish(
@@ -31,19 +31,32 @@ def finish(
     begun: float,
     sources: list[dict] | None = None,
     rows: list[dict] | None = None,
+    beside: pathlib.Path | None = None,
 ) -> None:
     """Writes a command's frames into --out, if there is one, and prints the one that is asked for, as `rows` in a table."""
-    write(command, frames, begun, sources)
+    write(command, frames, begun, sources, beside)
     show(command, frames[shown], rows)
 
 
-def write(command: Any, frames: dict[str, Any], begun: float, sources: list[dict] | None = None, **more: Any) -> None:
-    """Writes a command's frames, their pictures and its record, with what else is to be in it, into --out, if there is one."""
+def write(
+    command: Any,
+    frames: dict[str, Any],
+    begun: float,
+    sources: list[dict] | None = None,
+    beside: pathlib.Path | None = None,
+    **more: Any,
+) -> None:
+    """Writes a command's frames, their pictures and its record, with what else is to be in it, into --out, if there is one.
+
+    beside: a folder whose files go there too.
+    """
     if not command.out:
         return
     from xentlab import runs
 
     with runs.using(folder_of(command)) as folder, runs.replacing(folder) as staged:
+        for each in beside.iterdir() if beside else ():
+            runs.write_bytes(staged / each.name, each.read_bytes())
         for name, frame in frames.items():
             runs.write_frame(staged, name, frame)
         pictures(frames, staged)
@@ -68,7 +81,7 @@ def folder_of(command: Any) -> pathlib.Path:
     from xentlab import runs
 
     text = getattr(command, "text", None)
-    whole, out = lambda path: path.expanduser().resolve(), command.out or pathlib.Path("runs")
+    whole, out = lambda path: expanded(path).resolve(), command.out or pathlib.Path("runs")
     if text and text.is_dir() and whole(out).is_relative_to(whole(text)):
         raise LabError(
             f"{out} lies in --text {text}: what is written would be read as text. Give a folder outside of it by --out."

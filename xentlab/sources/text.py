@@ -12,6 +12,7 @@ import numpy as np
 
 from xentlab import defaults
 from xentlab.contract import LabError, whole
+from xentlab.names import expanded
 from xentlab.sources.source import PARTS, part_of
 
 PIECE = 100_000  # characters of a long text, which the tokenizer takes one at a time
@@ -47,7 +48,7 @@ def read_text(path: str | pathlib.Path) -> str:
     """
     if not isinstance(path, str | os.PathLike):
         raise LabError(f"a text is given as the path of a UTF-8 file or of a folder of them; got {path!r}.")
-    path = pathlib.Path(path).expanduser()
+    path = expanded(path)
     if path.is_dir():
         if not (files := _files(path)):
             raise LabError(f"{path} has no files in it. Give a UTF-8 text file, or a folder of them.")

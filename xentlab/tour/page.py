@@ -36,9 +36,6 @@ def make_tour(
     folder = runs.new_folder("tour", out)
     walked = walk(quick, progress)
     stations = [station for each in walked for station in each.stations]
-    write_stations(stations, folder)
-    checks = json.dumps(as_json(check_rows(stations)), indent=1)
-    runs.write_bytes(folder / "tour.json", checks.encode())
     arguments = {"quick": quick}
     experiments = [
         {
@@ -53,8 +50,11 @@ def make_tour(
         for each in walked
     ]
     made = runs.record(arguments, [], time.perf_counter() - begun, kind="tour", experiments=experiments)
-    runs.write_bytes(folder / "tour.html", page(walked, made).encode())
-    runs.write_record(folder, made)
+    with runs.replacing(folder) as staged:
+        write_stations(stations, staged)
+        runs.write_bytes(staged / "tour.json", json.dumps(as_json(check_rows(stations)), indent=1).encode())
+        runs.write_bytes(staged / "tour.html", page(walked, made).encode())
+        runs.write_record(staged, made)
     return folder, walked
 
 
