@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -13,6 +14,9 @@ from xentlab.audit.minimisers import LAWS, STARTS, Minimiser, anywhere, is_polyh
 from xentlab.audit.probe import NO, UNDECIDED, YES, Probe, Verdict, no, plain
 from xentlab.contract import facts_of, link_of, softmax_link
 from xentlab.losses.sparse import entmax15_link, sparsemax_link
+from xentlab.products import quickly
+
+SPARSE = {"sparsemax": sparsemax_link, "entmax15": entmax15_link}
 
 
 def links(probe: Probe) -> dict[str, Callable]:
@@ -23,13 +27,18 @@ def links(probe: Probe) -> dict[str, Callable]:
         "sigmoid": jax.nn.sigmoid,
         "softmax(2z)": lambda z: jax.nn.softmax(2 * z),
         "(1+z)/2": lambda z: (1 + z) / 2,
-        "sparsemax": sparsemax_link,
-        "entmax15": entmax15_link,
+        **_sparse_links(),
     }
     own = facts_of(probe.loss).link
-    if own not in (softmax_link, sparsemax_link, entmax15_link):
+    if own not in (softmax_link, *SPARSE.values()):
         found["its own"] = link_of(probe.loss)
     return found
+
+
+@functools.cache
+def _sparse_links() -> dict[str, Callable]:
+    """Compiled once: called as they are, their loops would be for every loss that is asked about."""
+    return {name: jax.jit(link, compiler_options=quickly(0)) for name, link in SPARSE.items()}
 
 
 def _scaled(minimiser: Minimiser) -> dict[str, Callable]:
