@@ -118,3 +118,16 @@ def test_zeros_stay_zeros(examine):
     sparse = lambda logits: jax.nn.softmax(jnp.where(logits < jnp.max(logits, -1, keepdims=True) - 1, -jnp.inf, logits))
     found = examine(Predictor(sharpened(1.0), sparse, 0.01)).scores
     assert np.isfinite([found["test_nll"], found["tempered_nll"], found["temperature"]]).all()
+
+
+def test_a_temperature_changes_no_one_s_lead(examine):
+    """Of two classes a rounding apart, which a temperature may bring together: what was right stays so."""
+
+    def near_ties(logits):
+        p = jax.nn.softmax(logits[..., :6])
+        return jnp.concatenate([p[..., :1], p[..., :1] * (1 + 2.0**-22), p[..., 2:]], axis=-1) / (1 + p[..., :1] - p[..., 1:2])
+
+    table = Table(jnp.asarray(np.random.default_rng(0).normal(size=(6, 6)) / 9, jnp.float32).at[:, 0].set(1))
+    raw, tempered = examine(Predictor(table, near_ties, 0.0)).reliability.values()
+    right = lambda rows: round(sum(row["tokens"] * row["accuracy"] for row in rows))
+    assert right(raw) == right(tempered)

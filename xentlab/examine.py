@@ -82,8 +82,10 @@ def examiner(source: Source, window: int, validation_tokens: int) -> Callable[[P
     def of_window(link, model, share, temperature, window):
         batch = window[None]
         predictions = predict(link, model, share, batch[:, :-1])
-        log_p = jnp.log(predictions) if temperature is None else temper(predictions, temperature)
-        found = score(log_p, batch[:, 1:], law_after(source, batch[:, :-1]))
+        scored = lambda log_p: score(log_p, batch[:, 1:], law_after(source, batch[:, :-1]))
+        found = scored(jnp.log(predictions))
+        if temperature is not None:  # who leads stays, but for rounding, which may make two of them alike
+            found = scored(temper(predictions, temperature)) | {"correct": found["correct"]}
         return jax.tree.map(lambda leaf: leaf[0], found)
 
     # A few windows at a time: [all tokens, V] of a large vocabulary would not fit.
