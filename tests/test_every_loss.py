@@ -446,16 +446,22 @@ def test_a_setting_may_be_a_jax_array(name):
         jax.jit(functools.partial(loss, **{key: jnp.float32(-3)}))(logits, targets)
 
 
-@every_loss
+WITHOUT_PRIOR = [loss for loss in CASES if not any(np.ndim(each) for each in settings_of(loss).values())]  # it has a length
+
+
+@functools.cache
+def in_both_types(vocab):
+    """Value and gradient of all losses in bfloat16, and in float32 at the same logits: a program a type."""
+    z, y = jnp.asarray(3 * np.random.default_rng(0).standard_normal((4, vocab)), jnp.bfloat16), jnp.arange(4)
+    run = jax.jit(lambda z: [value_and_gradient(loss, z, y) for loss in WITHOUT_PRIOR])
+    return run(z), run(z.astype(jnp.float32))
+
+
+@pytest.mark.parametrize("loss", WITHOUT_PRIOR, ids=name_of)
 @pytest.mark.parametrize("vocab", [50, 4096])
 def test_bfloat16_costs_the_rounding_of_its_result(loss, vocab):
     """Of the gradient at its largest entry: everything within is float32's."""
-    if any(np.ndim(each) for each in settings_of(loss).values()):  # a prior has a length
-        return
-    rng = np.random.default_rng(0)
-    z, y = jnp.asarray(3 * rng.standard_normal((4, vocab)), jnp.bfloat16), jnp.arange(4)
-    narrow, slope = jax.jit(functools.partial(value_and_gradient, loss))(z, y)
-    value, right = jax.jit(functools.partial(value_and_gradient, loss))(z.astype(jnp.float32), y)
+    (narrow, slope), (value, right) = (each[WITHOUT_PRIOR.index(loss)] for each in in_both_types(vocab))
     assert narrow.dtype == slope.dtype == jnp.bfloat16
     wide = lambda each: np.asarray(each, np.float64)
     np.testing.assert_allclose(wide(narrow), wide(value), rtol=2**-8, atol=2**-9)
