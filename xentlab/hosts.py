@@ -36,7 +36,6 @@ def join(hosts: str | None) -> int:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # Its notifier would take SIGTERM for a notice that nobody here reads: a process that is told to end ends.
     jax.config.update("jax_enable_preemption_service", False)
-    _own_stdout()
     try:
         jax.distributed.initialize(**named, heartbeat_timeout_seconds=HEARTBEAT, initialization_timeout=120)
     except (RuntimeError, ValueError) as error:
@@ -44,8 +43,8 @@ def join(hosts: str | None) -> int:
     return int(found[2]) if found else jax.process_count()
 
 
-def _own_stdout() -> None:
-    """Gloo greets on the process's stdout, which is for data: what is not Python's goes to stderr."""
+def own_stdout() -> None:
+    """Before a process joins others: gloo greets on its stdout, which is for data. What is not Python's goes to stderr then."""
     sys.stdout.flush()
     sys.stdout = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

@@ -17,7 +17,7 @@ from typing import Any
 
 import tyro
 
-from xentlab import console
+from xentlab import console, hosts
 from xentlab.cache import keep_compiled
 from xentlab.cli.race import as_begun
 from xentlab.cli.writing import kind_of
@@ -120,6 +120,8 @@ def run(command: Any) -> None:
     name = kind_of(command)
     place = next(place for place, names in PLACES.items() if name in names)
     does = getattr(importlib.import_module(f"xentlab.cli.{place}"), f"run_{name}")
+    if getattr(command, "hosts", None):
+        hosts.own_stdout()
     with console.data_alone() if getattr(command, "format", "table") != "table" else contextlib.nullcontext():
         does(command)
 
