@@ -48,6 +48,16 @@ def watched(browser, file):
     assert troubles == []
 
 
+def cut_on_paper(page):
+    """How many charts and tables reach beyond what holds them, where the page is printed."""
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 718, "height": 1000})  # an A4 page between its margins
+    return page.evaluate(
+        """[...document.querySelectorAll('.chart svg.marks, .scroll > table')].filter(each =>
+        each.getBoundingClientRect().right > each.parentElement.getBoundingClientRect().right + 1).length"""
+    )
+
+
 def luminance(page):
     """The sum of the ground's red, green and blue."""
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")

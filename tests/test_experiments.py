@@ -10,7 +10,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 import pytest
-from browser import luminance
+from browser import cut_on_paper, luminance
 from scripts import documents
 
 from xentlab import LabError, cli
@@ -313,11 +313,7 @@ def test_the_curve_of_a_typed_loss_has_every_decade_and_what_is_flat(page):
 
 def test_on_paper_charts_and_tables_are_whole(opened):
     page = opened(1280)
-    page.emulate_media(media="print")
-    page.set_viewport_size({"width": 718, "height": 1000})  # an A4 page between its margins
-    cut = """[...document.querySelectorAll('.chart svg.marks, .scroll > table')].filter(each =>
-        each.getBoundingClientRect().right > each.parentElement.getBoundingClientRect().right + 1).length"""
-    assert page.evaluate(cut) == 0
+    assert cut_on_paper(page) == 0
 
 
 def test_a_slider_goes_by_keyboard(page):

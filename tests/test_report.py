@@ -9,7 +9,7 @@ from types import MappingProxyType
 import numpy as np
 import pandas as pd
 import pytest
-from browser import luminance
+from browser import cut_on_paper, luminance
 
 from xentlab import charts, reading
 from xentlab.audit import Audit, Verdict
@@ -289,12 +289,8 @@ def test_every_chart_has_marks_and_the_page_fits(opened, width, scheme):
 
 def test_on_paper_charts_and_tables_are_whole(opened):
     page = opened(1280)
-    page.emulate_media(media="print")
-    page.set_viewport_size({"width": 718, "height": 1000})  # an A4 page between its margins
-    cut = """[...document.querySelectorAll('.chart svg.marks, .scroll > table')].filter(each =>
-        each.getBoundingClientRect().right > each.parentElement.getBoundingClientRect().right + 1).length"""
     assert page.locator(".chart svg.marks").count() == 16
-    assert page.evaluate(cut) == 0
+    assert cut_on_paper(page) == 0
 
 
 def test_what_gets_the_focus_is_not_under_the_legend(page):

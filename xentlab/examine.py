@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -83,9 +84,9 @@ def examiner(source: Source, window: int, validation_tokens: int) -> Callable[[P
         batch = window[None]
         predictions = predict(link, model, share, batch[:, :-1])
         scored = lambda log_p: score(log_p, batch[:, 1:], law_after(source, batch[:, :-1]))
-        found = scored(jnp.log(predictions))
-        if temperature is not None:  # who leads stays, but for rounding, which may make two of them alike
-            found = scored(temper(predictions, temperature)) | {"correct": found["correct"]}
+        raw, tempered = scored(jnp.log(predictions)), scored(temper(predictions, temperature))
+        # Who leads stays, but for rounding, which may make two of them alike.
+        found = dict(zip(READINGS, (raw, tempered | {"correct": raw["correct"]}), strict=True))
         return jax.tree.map(lambda leaf: leaf[0], found)
 
     # A few windows at a time: [all tokens, V] of a large vocabulary would not fit.
@@ -94,9 +95,8 @@ def examiner(source: Source, window: int, validation_tokens: int) -> Callable[[P
 
     @eqx.filter_jit
     def scores(link, model, share, temperature):
-        readings = dict(zip(READINGS, (None, temperature), strict=True))
-        both = lambda window: {name: of_window(link, model, share, each, window) for name, each in readings.items()}
-        return jax.tree.map(lambda leaf: leaf.reshape(-1), over(both, held_out))
+        one = functools.partial(of_window, link, model, share, temperature)
+        return jax.tree.map(lambda leaf: leaf.reshape(-1), over(one, held_out))
 
     @eqx.filter_jit
     def slope(link, model, share, inverse):

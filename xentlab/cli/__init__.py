@@ -65,10 +65,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _do(arguments: list[str]) -> None:
     try:
-        if [each for each in arguments if each != NO_CACHE] == ["--version"]:
+        rest = [each for each in arguments if each != NO_CACHE]
+        if rest == ["--version"]:
             print("\n".join(f"{name} {version}" for name, version in versions().items()))
             return
-        command = _parse([each for each in arguments if each != NO_CACHE])
+        command = _parse(rest)
         _each_once(getattr(command, "losses", ()))
         if NO_CACHE not in arguments:
             keep_compiled()

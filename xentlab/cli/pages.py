@@ -34,12 +34,13 @@ def run_scoreboard(command: Scoreboard) -> None:
     replicates = 0 if command.quick else REPLICATES
     # What is coded takes its place with the rest, at the end.
     with runs.using(folder_of(command)) if command.out else contextlib.nullcontext(), tempfile.TemporaryDirectory() as kept:
+        coded = pathlib.Path(kept) if command.out else None
         with console.progress() as tell:
             races = [run_stage(stage, losses, command.seed, command.quick, tell) for stage in stages]
-            board = scoreboard(losses, races, command.seed, replicates, pathlib.Path(kept), tell)
+            board = scoreboard(losses, races, command.seed, replicates, coded, tell)
         frames = {"scoreboard": board.table, "codes": board.codes}
         sources, rows = [stage.source.describe() for stage in stages], console.scoreboard_rows(board.table, board.codes)
-        finish(command, frames, "scoreboard", begun, sources, rows, pathlib.Path(kept))
+        finish(command, frames, "scoreboard", begun, sources, rows, coded)
     if command.format == "table":
         for sentence in sentences(board.table, board.codes):
             print(f"- {sentence}")
